@@ -1,0 +1,49 @@
+"""Sound files to mono waveforms at the rate that the encoder wants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from fedgen.errors import DataError
+
+
+def read_audio(path: Path) -> tuple[np.ndarray, int]:
+    """Decode a sound file and mix its channels down.
+
+    Parameters
+    ----------
+    path : Path
+        A file that libsndfile reads: WAV, OGG, FLAC and others.
+
+    Returns
+    -------
+    tuple[np.ndarray, int]
+        The waveform ``(samples,)``, float32 in -1..1, and its rate in Hz.
+
+    Raises
+    ------
+    DataError
+        The file is missing, cannot be decoded, holds no sample, or holds values that are not finite.
+    """
+    if not path.is_file():
+        raise DataError(f"clip {path} does not exist")
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (samples, channels)
+    except (soundfile.SoundFileError, RuntimeError, OSError, TypeError) as error:
+        raise DataError(f"clip {path} cannot be decoded: {error}") from error
+    if len(samples) == 0:
+        raise DataError(f"clip {path} is empty: it holds no samples")
+    if not np.isfinite(samples).all():
+        raise DataError(f"clip {path} holds samples that are not finite numbers")
+    return samples.mean(axis=1), int(rate)
+
+
+def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
+    """Return ``waveform`` ``(samples,)`` brought from ``rate`` to ``target`` Hz (soxr, high quality), float32."""
+    if rate == target:
+        return waveform
+    return np.asarray(soxr.resample(waveform, rate, target, quality="HQ"), dtype=np.float32)

@@ -1,0 +1,304 @@
+"""Embeddings on disk: every clip is encoded once; training reads half-precision tokens memory-mapped.
+
+A store is a folder with ``index.json`` (identity, classes, clips, shards with checksums) and safetensors shards of up
+to 64 clips. Shards and index are written to a temporary name and moved into place, so an interrupted `prepare` leaves
+a valid beginning that the next one continues.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedgen.data.audio import resample
+from fedgen.data.datasets import Clip, Dataset, DataSettings
+from fedgen.data.encoders import Encoder
+from fedgen.errors import DataError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+SHARD_CLIPS = 64
+PREPARE = "`fedgen prepare` with the same data and encoder"
+
+
+class Store:
+    """A complete embedding store, read memory-mapped.
+
+    Attributes
+    ----------
+    path : Path
+        The store's folder.
+    classes : list[str]
+        Class names; a class's index is its global id.
+    groups : dict[str, list[str]]
+        Named groups of classes.
+    names : list[str]
+        Clip names.
+    labels, folds : np.ndarray
+        Global class ids and 1-based folds, each ``(N,)``, int64.
+    shape : tuple[int, int]
+        ``(S, D)`` of a clip's tokens.
+    identity : dict
+        What made the store: ``{"data": ..., "encoder": ...}``.
+    """
+
+    def __init__(self, path: Path, index: dict[str, Any]) -> None:
+        self.path, self._index = path, index
+        self.identity: dict[str, Any] = index["identity"]
+        self.classes: list[str] = index["classes"]
+        self.groups: dict[str, list[str]] = index["groups"]
+        self.names = [clip["name"] for clip in index["clips"]]
+        self.labels = np.array([clip["label"] for clip in index["clips"]], dtype=np.int64)
+        self.folds = np.array([clip["fold"] for clip in index["clips"]], dtype=np.int64)
+        self.shape = (int(index["shape"][0]), int(index["shape"][1]))
+        self._shards: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def tokens(self, indices: np.ndarray | Tensor | list[int]) -> Tensor:
+        """Return tokens ``(n, S, D)``, float16, on the CPU, of the clips ``indices`` ``(n,)``, in that order."""
+        wanted = torch.as_tensor(indices, dtype=torch.int64)
+        out = torch.empty(len(wanted), *self.shape, dtype=torch.float16)
+        shards = wanted // self._index["shard_clips"]
+        for shard in shards.unique().tolist():
+            rows = (shards == shard).nonzero().squeeze(1)
+            out[rows] = self._shard(shard)[wanted[rows] % self._index["shard_clips"]]
+        return out
+
+    def train_indices(self, test_fold: int) -> np.ndarray:
+        """Return the clips outside ``test_fold``, int64."""
+        return np.flatnonzero(self.folds != self._known(test_fold))
+
+    def test_indices(self, test_fold: int) -> np.ndarray:
+        """Return the clips of ``test_fold``, int64."""
+        return np.flatnonzero(self.folds == self._known(test_fold))
+
+    def verify(self) -> None:
+        """Raise `DataError` unless every shard's content has the checksum in the index."""
+        for number, shard in enumerate(self._index["shards"]):
+            if not _intact(self.path, shard):
+                raise DataError(f"{self.path / shard['file']} is damaged (shard {number}); {PREPARE} writes it again")
+
+    def _known(self, test_fold: int) -> int:
+        if test_fold not in self.folds:
+            choices = sorted(set(self.folds.tolist()))
+            raise DataError(f"data.test_fold={test_fold} is not one of the folds {choices} of the store {self.path}")
+        return test_fold
+
+    def _shard(self, number: int) -> Tensor:
+        if number not in self._shards:  # the tensor keeps the file mapped; pages are read when they are touched
+            file = self.path / self._index["shards"][number]["file"]
+            try:
+                with safe_open(file, framework="pt") as reader:
+                    self._shards[number] = reader.get_tensor("tokens")
+            except (SafetensorError, OSError) as error:
+                raise DataError(f"{file} cannot be read ({error}); {PREPARE} writes it again") from error
+        return self._shards[number]
+
+
+def identity_of(dataset: Dataset, encoder: Encoder) -> dict[str, Any]:
+    """Return what a store of ``dataset`` under ``encoder`` must have been made of; plain JSON."""
+    return {"data": dataset.identity(), "encoder": encoder.identity()}
+
+
+def store_folder(settings: DataSettings, dataset: Dataset, encoder: Encoder) -> Path:
+    """Return ``data.store`` if given, else ``$FEDGEN_HOME/stores/<data>-<encoder>-<hash>`` (``~/.cache/fedgen``)."""
+    if settings.store:
+        return Path(settings.store).expanduser()
+    home = Path(os.environ.get("FEDGEN_HOME") or "~/.cache/fedgen").expanduser()
+    text = json.dumps([FORMAT, identity_of(dataset, encoder)], sort_keys=True)
+    return home / "stores" / f"{dataset.name}-{encoder.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def open_store(folder: Path, expected: dict[str, Any] | None = None) -> Store:
+    """Return the store in ``folder``.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder that `prepare` filled.
+    expected : dict, optional
+        The identity (see `identity_of`) that the store must have.
+
+    Raises
+    ------
+    DataError
+        There is no store, it is not complete, its files do not fit its index, or other data or another encoder made it.
+    """
+    index = _read_index(folder)
+    if index is None:
+        raise DataError(f"{folder} holds no embedding store: make it with {PREPARE}")
+    if expected is not None:
+        _check_identity(folder, index["identity"], expected)
+    missing = _shard_count(index) - len(index["shards"])
+    if missing:
+        raise DataError(f"the store {folder} is not complete, {missing} shards are missing: finish it with {PREPARE}")
+    for shard in index["shards"]:
+        file = folder / shard["file"]
+        if not file.is_file() or file.stat().st_size != shard["bytes"]:
+            raise DataError(f"{file} is missing or damaged; {PREPARE} writes it again")
+    return Store(folder, index)
+
+
+def prepare(dataset: Dataset, encoder: Encoder, folder: Path, progress: bool = True) -> Store:
+    """Encode every clip of ``dataset`` into ``folder``, or what is missing there, and return the store.
+
+    Parameters
+    ----------
+    dataset, encoder : Dataset, Encoder
+        What to encode, and how.
+    folder : Path
+        Where the store is, or will be. Only one process at a time works on it; others wait for it.
+    progress : bool
+        Whether a terminal shows a progress bar; without a terminal the log gets a line per shard.
+
+    Raises
+    ------
+    DataError
+        A clip cannot be read, or ``folder`` holds a store of other data or another encoder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        index = _begun(dataset, encoder, folder)
+        todo = _unfinished(folder, index)
+        if todo:
+            _encode(dataset, encoder, folder, index, todo, progress and sys.stderr.isatty())
+        else:
+            log.info("store %s is complete (%d clips): nothing to do", folder, len(index["clips"]))
+    return open_store(folder)
+
+
+def _begun(dataset: Dataset, encoder: Encoder, folder: Path) -> dict[str, Any]:
+    """Return the index that is in ``folder``, checked to be of this data and encoder, or a new one without shards."""
+    identity = identity_of(dataset, encoder)
+    index = _read_index(folder)
+    if index is not None:
+        _check_identity(folder, index["identity"], identity)
+        return index
+    return {
+        "format": FORMAT,
+        "identity": identity,
+        "shape": list(encoder.shape),
+        "shard_clips": SHARD_CLIPS,
+        "classes": dataset.classes,
+        "groups": dataset.groups,
+        "clips": [vars(clip) for clip in dataset.clips],
+        "shards": [],
+    }
+
+
+def _unfinished(folder: Path, index: dict[str, Any]) -> list[int]:
+    """Return the shards that are damaged or not there yet, in order."""
+    written = index["shards"]
+    damaged = [number for number, shard in enumerate(written) if not _intact(folder, shard)]
+    for number in damaged:
+        log.warning("%s is missing or damaged: it is written again", folder / written[number]["file"])
+    return damaged + list(range(len(written), _shard_count(index)))
+
+
+def _encode(
+    dataset: Dataset, encoder: Encoder, folder: Path, index: dict[str, Any], todo: list[int], bar: bool
+) -> None:
+    size = index["shard_clips"]
+    batches = [dataset.clips[n * size : (n + 1) * size] for n in todo]
+    log.info("encoding %d clips into %s", sum(map(len, batches)), folder)
+    with Progress(disable=not bar) as shown:
+        task = shown.add_task(f"encoding {dataset.name}", total=sum(map(len, batches)))
+        for number, clips in zip(todo, batches, strict=True):
+            waveforms = [_waveform(dataset, clip, encoder.sample_rate) for clip in clips]
+            shard = _write_shard(folder, number, encoder(waveforms))
+            index["shards"][number : number + 1] = [shard]
+            _write_index(folder, index)
+            shown.advance(task, len(clips))
+            if not bar:
+                log.info("encoded shard %d of %d", number + 1, _shard_count(index))
+
+
+def _waveform(dataset: Dataset, clip: Clip, rate: int) -> np.ndarray:
+    waveform, own_rate = dataset.load(clip)
+    return resample(waveform, own_rate, rate)
+
+
+def _write_shard(folder: Path, number: int, tokens: Tensor) -> dict[str, Any]:
+    file = folder / f"shard_{number:05d}.safetensors"
+    temporary = file.with_suffix(".tmp")
+    save_file({"tokens": tokens.contiguous()}, temporary)
+    entry = {"file": file.name, "bytes": temporary.stat().st_size, "sha256": _checksum(temporary)}
+    os.replace(temporary, file)
+    return entry
+
+
+def _write_index(folder: Path, index: dict[str, Any]) -> None:
+    temporary = folder / "index.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(index, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / "index.json")
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    file = folder / "index.json"
+    if not file.is_file():
+        return None
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is damaged ({error}): delete the folder and make it again with {PREPARE}") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise DataError(f"{file} is not an index of format {FORMAT}: delete the folder and use {PREPARE}")
+    return index
+
+
+def _shard_count(index: dict[str, Any]) -> int:
+    return -(-len(index["clips"]) // int(index["shard_clips"]))
+
+
+def _intact(folder: Path, shard: dict[str, Any]) -> bool:
+    file = folder / shard["file"]
+    return file.is_file() and file.stat().st_size == shard["bytes"] and _checksum(file) == shard["sha256"]
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for part in ("encoder", "data"):
+        there, here = found.get(part, {}), expected.get(part, {})
+        keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+        if keys:
+            differ = ", ".join(f"{part}.{key} is {there.get(key)!r}, not {here.get(key)!r}" for key in keys)
+            raise DataError(
+                f"the store {folder} was made by other data or another encoder: {differ}. "
+                "Choose another data.store, or delete the folder"
+            )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process prepares %s: waiting for it", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
