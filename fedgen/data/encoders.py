@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fedgen.data.streams import stream
 from fedgen.errors import choose, require
 
 ENCODERS = ["patches"]
@@ -170,8 +171,8 @@ def _mel_filters() -> Tensor:
     return torch.from_numpy(np.maximum(0.0, np.minimum(rising, falling))).float()
 
 
-def _orthonormal(rows: int, columns: int, seed: int = 0) -> Tensor:
+def _orthonormal(rows: int, columns: int) -> Tensor:
     """Return a fixed ``(rows, columns)`` matrix with orthonormal rows, the same on every machine, float32."""
-    gaussian = np.random.default_rng(seed).standard_normal((columns, rows))
+    gaussian = stream("patch projection").standard_normal((columns, rows))
     basis, triangle = np.linalg.qr(gaussian)  # the sign of each column is LAPACK's choice, so it is fixed here
     return torch.from_numpy((basis * np.sign(np.diag(triangle))).T.copy()).float()

@@ -1,0 +1,195 @@
+"""Which node holds which clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from fedgen.data.streams import stream
+from fedgen.errors import DataError, choose, require
+
+DRAWS = 100
+
+
+@dataclass(frozen=True)
+class PartitionSettings:
+    """How training clips are dealt to nodes.
+
+    Attributes
+    ----------
+    name : str
+        ``by_class``, ``dirichlet``, ``iid`` or ``explicit``.
+    nodes : int
+        Number of nodes.
+    alpha : float
+        Concentration of ``dirichlet``: 0.1 leaves most nodes a few classes, 100 is close to iid.
+    assignment : list[list[str]]
+        The classes of each node, for ``explicit``.
+    """
+
+    name: str = "by_class"
+    nodes: int = 3
+    alpha: float = 0.5
+    assignment: list[list[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        choose(self.name, PARTITIONS, "partition")
+        require(self.nodes >= 1, f"partition.nodes={self.nodes} is not at least 1")
+        require(self.alpha >= 0.01, f"partition.alpha={self.alpha} is not at least 0.01")
+
+
+def partition(
+    labels: np.ndarray, classes: list[str], groups: dict[str, list[str]], settings: PartitionSettings, seed: int
+) -> list[np.ndarray]:
+    """Deal clips to nodes: disjoint, seeded, and complete over the classes in play.
+
+    Parameters
+    ----------
+    labels : np.ndarray
+        Global class ids of the clips, ``(N,)``.
+    classes : list[str]
+        Class names by id.
+    groups : dict[str, list[str]]
+        The data set's named groups, possibly empty.
+    settings : PartitionSettings
+        How to deal.
+    seed : int
+        Decides every random choice.
+
+    Returns
+    -------
+    list[np.ndarray]
+        For each node the ascending positions in ``labels`` that it holds, int64.
+
+    Raises
+    ------
+    ConfigError
+        There are fewer classes or clips than nodes, or ``partition.assignment`` names what there is not.
+    DataError
+        A node would have no clip.
+    """
+    labels = np.asarray(labels)
+    parts = PARTITIONS[settings.name](labels, classes, groups, settings, stream("partition", settings.name, seed))
+    for node, part in enumerate(parts):
+        if len(part) == 0:
+            raise DataError(
+                f"node {node} has no clip with partition={settings.name} partition.nodes={settings.nodes}: "
+                f"fewer nodes, other classes or more clips are needed"
+            )
+    return [np.sort(part).astype(np.int64) for part in parts]
+
+
+def label_distribution(labels: np.ndarray, parts: list[np.ndarray], classes: list[str]) -> dict[str, dict[str, int]]:
+    """Return the number of clips by node (``node_0`` ...) and class name, zeros included."""
+    counts = [np.bincount(np.asarray(labels)[part], minlength=len(classes)).tolist() for part in parts]
+    return {f"node_{node}": dict(zip(classes, row, strict=True)) for node, row in enumerate(counts)}
+
+
+def by_class(
+    labels: np.ndarray,
+    classes: list[str],
+    groups: dict[str, list[str]],
+    settings: PartitionSettings,
+    rng: np.random.RandomState,
+) -> list[np.ndarray]:
+    """Give each node classes of its own: its group if there are as many groups as nodes, else neighbours in order.
+
+    Ten classes on three nodes are dealt 3, 3 and 4: the last nodes get the extra ones.
+    """
+    nodes = settings.nodes
+    require(nodes <= len(classes), f"partition.nodes={nodes} is more than the {len(classes)} classes to deal by_class")
+    grouped = len(groups) == nodes and sorted(name for names in groups.values() for name in names) == sorted(classes)
+    if grouped:
+        assignment = list(groups.values())
+    else:
+        edges = [node * len(classes) // nodes for node in range(nodes + 1)]
+        assignment = [classes[low:high] for low, high in pairwise(edges)]
+    return _assigned(labels, classes, assignment, rng)
+
+
+def explicit(
+    labels: np.ndarray,
+    classes: list[str],
+    groups: dict[str, list[str]],
+    settings: PartitionSettings,
+    rng: np.random.RandomState,
+) -> list[np.ndarray]:
+    """Give each node the classes that ``partition.assignment`` lists for it; classes that no node lists are left out.
+
+    A class that several nodes list is shared: each of them gets clips that no other one has, as evenly as possible.
+    """
+    nodes = settings.nodes
+    require(
+        len(settings.assignment) == nodes,
+        f"partition.assignment lists the classes of {len(settings.assignment)} nodes, partition.nodes={nodes}",
+    )
+    for node, names in enumerate(settings.assignment):
+        for name in names:
+            choose(name, classes, f"partition.assignment[{node}]")
+        require(len(set(names)) == len(names), f"partition.assignment[{node}]={names} names a class twice")
+    return _assigned(labels, classes, settings.assignment, rng)
+
+
+def dirichlet(
+    labels: np.ndarray,
+    classes: list[str],
+    groups: dict[str, list[str]],
+    settings: PartitionSettings,
+    rng: np.random.RandomState,
+) -> list[np.ndarray]:
+    """Share each class over the nodes in proportions drawn from Dirichlet(alpha), drawn again while a node has none.
+
+    Source: Hsu et al., Measuring the Effects of Non-Identical Data Distribution, 2019 (1909.06335).
+    """
+    nodes = settings.nodes
+    require(nodes <= len(labels), f"partition.nodes={nodes} is more than the {len(labels)} clips to deal")
+    for _ in range(DRAWS):
+        parts: list[list[np.ndarray]] = [[] for _ in range(nodes)]
+        for label in np.unique(labels):
+            clips = rng.permutation(np.flatnonzero(labels == label))
+            shares = rng.dirichlet(np.full(nodes, settings.alpha))
+            cuts = np.round(np.cumsum(shares)[:-1] * len(clips)).astype(int)
+            for part, piece in zip(parts, np.split(clips, cuts), strict=True):
+                part.append(piece)
+        dealt = [np.concatenate(part) for part in parts]
+        if all(len(part) for part in dealt):
+            return dealt
+    raise DataError(
+        f"{DRAWS} draws with partition.alpha={settings.alpha} and partition.nodes={nodes} all left a node without a "
+        f"clip of the {len(labels)}: raise partition.alpha or lower partition.nodes"
+    )
+
+
+def iid(
+    labels: np.ndarray,
+    classes: list[str],
+    groups: dict[str, list[str]],
+    settings: PartitionSettings,
+    rng: np.random.RandomState,
+) -> list[np.ndarray]:
+    """Deal all clips at random, as evenly as possible, whatever their class."""
+    nodes = settings.nodes
+    require(nodes <= len(labels), f"partition.nodes={nodes} is more than the {len(labels)} clips to deal")
+    return np.array_split(rng.permutation(len(labels)), nodes)
+
+
+def _assigned(
+    labels: np.ndarray, classes: list[str], assignment: list[list[str]], rng: np.random.RandomState
+) -> list[np.ndarray]:
+    """Return each node's clips of its classes; a class of several nodes is shuffled and shared out."""
+    parts: list[list[np.ndarray]] = [[np.empty(0, dtype=np.int64)] for _ in assignment]
+    for label, name in enumerate(classes):
+        owners = [node for node, names in enumerate(assignment) if name in names]
+        clips = rng.permutation(np.flatnonzero(labels == label))
+        for owner, piece in zip(owners, np.array_split(clips, max(len(owners), 1)), strict=False):
+            parts[owner].append(piece)
+    return [np.concatenate(part) for part in parts]
+
+
+Partitioner = Callable[
+    [np.ndarray, list[str], dict[str, list[str]], PartitionSettings, np.random.RandomState], list[np.ndarray]
+]
+PARTITIONS: dict[str, Partitioner] = {"by_class": by_class, "dirichlet": dirichlet, "iid": iid, "explicit": explicit}
