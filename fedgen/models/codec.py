@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedgen.data.streams import stream
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import DataError, require
-from fedgen.models.seeds import seeded
 
 MOMENT_TOKENS = 256  # tokens of a clip that its channel moments read: neighbours overlap, all of them tell no more
 SKETCH = 64  # random directions in which position moments see the channels
@@ -215,7 +215,7 @@ def _sketch(width: int) -> Tensor:
     """Return the random directions ``(D, SKETCH)`` that every node uses alike; the channels themselves if few."""
     if width <= SKETCH:
         return torch.eye(width)
-    return torch.randn(width, SKETCH, generator=seeded(0, "sketch")) / SKETCH**0.5
+    return torch.from_numpy(stream("sketch", width).standard_normal((width, SKETCH)) / SKETCH**0.5).float()
 
 
 def _leading(moments: Tensor, count: int) -> Tensor:

@@ -1,0 +1,174 @@
+"""Synthetic samples on the wire: latents as bytes, class counts, and the codec once.
+
+A sample of k coefficients costs k bytes, whatever the length of its token sequence; a codec about 0.45 MB.
+
+=================  =======  ============  ==============================================================
+array              type     shape         meaning
+=================  =======  ============  ==============================================================
+``classes``        int32    (C,)          global class ids, ascending
+``counts``         int32    (C,)          samples of each class; the rows of ``latents`` lie in this order
+``latents``        int8     (N, k)        latents divided by ``latent-scale``, rounded
+``latent-scale``   float32  (k,)          step of each coefficient
+``codec.*``        float16  see `Codec`   bases and components (matrices); float32 for the vectors
+=================  =======  ============  ==============================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from io import BytesIO
+from math import prod
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor
+
+from fedgen.errors import DataError, PayloadError
+from fedgen.models.codec import Codec
+from fedgen.models.samples import SyntheticTokens
+
+LARGEST = 1e6  # no core value of sane tokens is near this
+NAMES = ("classes", "counts", "latents", "latent-scale", *(f"codec.{name}" for name in Codec.NAMES))
+
+
+def samples_to_record(samples: SyntheticTokens) -> ArrayRecord:
+    """Return ``samples`` as arrays for a message, ordered by class."""
+    order = samples.labels.argsort(stable=True)
+    latents = samples.latents.cpu()[order]  # (N, k)
+    peaks = latents.abs().amax(dim=0) if len(latents) else torch.zeros(samples.codec.size)
+    scale = torch.where(peaks > 0, peaks / 127, torch.ones_like(peaks))  # (k,)
+    counts = samples.counts()
+    arrays = {
+        "classes": np.array(list(counts), dtype=np.int32),
+        "counts": np.array(list(counts.values()), dtype=np.int32),
+        "latents": (latents / scale).round().to(torch.int8).numpy(),
+        "latent-scale": scale.numpy(),
+    }
+    for name, value in samples.codec.state().items():
+        arrays[f"codec.{name}"] = value.cpu().numpy().astype(_codec_type(value.dim()))
+    return ArrayRecord({name: Array(value) for name, value in arrays.items()})
+
+
+def samples_from_record(
+    record: ArrayRecord,
+    shape: tuple[int, int],
+    classes: Collection[int],
+    limit: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> SyntheticTokens:
+    """Read samples from a node's message; nothing in it is believed.
+
+    Parameters
+    ----------
+    record : ArrayRecord
+        What `samples_to_record` made.
+    shape : tuple[int, int]
+        ``(S, D)`` that the samples must decode to.
+    classes : Collection[int]
+        Global class ids that the node may send.
+    limit : int
+        Most samples of a class.
+    seed : int
+        Seed of the residual noise in decoding.
+    device : torch.device or str
+        Where the samples are decoded.
+
+    Raises
+    ------
+    PayloadError
+        Names the array or value that is missing, unknown, of a wrong type or shape, not allowed or not finite.
+    """
+    missing, unknown = sorted(set(NAMES) - set(record)), sorted(set(record) - set(NAMES))
+    if missing or unknown:
+        raise PayloadError(f"samples: missing arrays {missing}, unexpected arrays {unknown}")
+    labels = _read_labels(record, classes, limit)
+    latents = _read(record, "latents", np.int8, (len(labels), None))  # (N, k)
+    scale = _read(record, "latent-scale", np.float32, (latents.shape[1],))
+    codec = _read_codec(record, shape, latents.shape[1])
+    values = torch.from_numpy(latents).float() * torch.from_numpy(scale)
+    _check_size(codec, values)
+    return SyntheticTokens(codec, values, labels, seed, device)
+
+
+def record_bytes(record: ArrayRecord) -> int:
+    """Return the bytes that the arrays of ``record`` take in a message, without its envelope."""
+    return sum(len(array.data) for array in record.values())
+
+
+def _read_labels(record: ArrayRecord, classes: Collection[int], limit: int) -> Tensor:
+    """Return the label of each sample ``(N,)``, int64."""
+    ids = _read(record, "classes", np.int32, (None,))
+    counts = _read(record, "counts", np.int32, (len(ids),))
+    if len(np.unique(ids)) != len(ids):
+        raise PayloadError(f"samples: classes {ids.tolist()} names a class twice")
+    for label, count in zip(ids.tolist(), counts.tolist(), strict=True):
+        if label not in classes:
+            raise PayloadError(f"samples: class id {label} is not allowed here; allowed: {sorted(classes)}")
+        if not 0 <= count <= limit:
+            raise PayloadError(f"samples: {count} samples of class id {label}, expected 0 to {limit}")
+    return torch.from_numpy(np.repeat(ids, counts)).long()
+
+
+def _read_codec(record: ArrayRecord, shape: tuple[int, int], size: int) -> Codec:
+    """Return the codec of the message; its first sizes must be those of ``shape`` and of the latents."""
+    first = {"channels": shape[1], "positions": shape[0], "components": size, "scale": size}
+    state = {}
+    for name in Codec.NAMES:
+        dimensions = 2 if name in ("channels", "positions", "components") else 1
+        expected = (first.get(name), None)[:dimensions]
+        state[name] = torch.from_numpy(_read(record, f"codec.{name}", _codec_type(dimensions), expected))
+    try:
+        return Codec.from_state(state)
+    except DataError as error:
+        raise PayloadError(f"samples: {error}") from error
+
+
+def _check_size(codec: Codec, latents: Tensor) -> None:
+    """Refuse finite values that would still decode to infinity."""
+    for rows in latents.split(4096):
+        peak = float(codec.cores(rows).abs().max()) if rows.numel() else 0.0
+        if not peak <= LARGEST:
+            raise PayloadError(f"samples: latents decode to a core value of {peak:g}, expected at most {LARGEST:g}")
+
+
+def _codec_type(dimensions: int) -> type[np.float16] | type[np.float32]:
+    """Orthonormal matrices are safe in half precision; means and deviations can be of any size."""
+    return np.float16 if dimensions == 2 else np.float32
+
+
+def _read(record: ArrayRecord, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> np.ndarray:
+    """Return array ``name``, of ``dtype`` and ``shape`` (None: any size), finite, without trusting its header."""
+    array = record[name]
+    found_shape, found_type, body = _parse(array, name)
+    expected = "x".join("any" if size is None else str(size) for size in shape)
+    fits = len(found_shape) == len(shape) and all(
+        wanted in (None, size) for size, wanted in zip(found_shape, shape, strict=True)
+    )
+    if found_type != np.dtype(dtype) or not fits:
+        raise PayloadError(
+            f"samples: {name} is {found_type} of shape {found_shape}, expected {np.dtype(dtype)} of shape ({expected})"
+        )
+    if len(body) != prod(found_shape) * found_type.itemsize:
+        raise PayloadError(f"samples: {name} has {len(body)} bytes of values, expected {found_type} {found_shape}")
+    values = np.frombuffer(body, dtype=dtype).reshape(found_shape)
+    if found_type.kind == "f" and not np.isfinite(values).all():
+        raise PayloadError(f"samples: {name} has {int((~np.isfinite(values)).sum())} values that are NaN or infinite")
+    return values.copy()
+
+
+def _parse(array: Array, name: str) -> tuple[tuple[int, ...], np.dtype, bytes]:
+    """Split a serialised NumPy array into shape, type and bytes, without allocating what its header claims."""
+    if array.stype != "numpy.ndarray":
+        raise PayloadError(f"samples: {name} is serialised as {array.stype!r}, expected 'numpy.ndarray'")
+    stream = BytesIO(array.data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("not version 1.0 of the NumPy format")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except ValueError as error:
+        raise PayloadError(f"samples: {name} is not a NumPy array: {error}") from error
+    if fortran and len(shape) > 1:
+        raise PayloadError(f"samples: {name} is in column order, expected row order")
+    return shape, dtype, stream.read()
