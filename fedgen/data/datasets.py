@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from fedgen.data.audio import read_audio
+from fedgen.data.sounds import GROUPS, TAKES, synthesise
+from fedgen.data.synthesis import RATE
 from fedgen.errors import ConfigError, DataError, choose, require
 
 DATASETS = ["sounds", "esc50", "folder"]
@@ -126,9 +129,34 @@ class AudioFiles:
 
     def identity(self) -> dict[str, str | int]:
         """Return name, number of clips and a digest of names, classes, folds and file sizes."""
-        rows = [[c.name, self.classes[c.label], c.fold, self.paths[c.name].stat().st_size] for c in self.clips]
-        digest = hashlib.sha256(json.dumps([self.classes, rows]).encode()).hexdigest()
-        return {"name": self.name, "clips": len(self.clips), "digest": digest[:16]}
+        sizes = [self.paths[clip.name].stat().st_size for clip in self.clips]
+        return {"name": self.name, **_digest(self.classes, self.clips, sizes)}
+
+
+class SoundsDataset:
+    """The synthesised default: `fedgen.data.sounds`, with recordings dealt to the folds in turn."""
+
+    name = "sounds"
+
+    def __init__(self, settings: DataSettings) -> None:
+        self.seed = settings.seed
+        self.classes = _chosen([name for names in GROUPS.values() for name in names], settings.classes)
+        kept = {group: [name for name in names if name in self.classes] for group, names in GROUPS.items()}
+        self.groups = {group: names for group, names in kept.items() if names}
+        self.clips = [
+            Clip(f"{name}/{i}", label, i // TAKES % settings.folds + 1, f"{name}/{i // TAKES}")
+            for label, name in enumerate(self.classes)
+            for i in range(settings.clips_per_class)
+        ]
+
+    def load(self, clip: Clip) -> tuple[np.ndarray, int]:
+        """Return the clip, synthesised anew: mono, ``(samples,)``, float32, 16 kHz."""
+        name, index = clip.name.split("/")
+        return synthesise(name, int(index), self.seed), RATE
+
+    def identity(self) -> dict[str, str | int]:
+        """Return name, seed, number of clips, a digest of names and folds, and the version of the recipe."""
+        return {"name": self.name, "seed": self.seed, "version": 1, **_digest(self.classes, self.clips)}
 
 
 def open_dataset(settings: DataSettings) -> Dataset:
@@ -141,7 +169,8 @@ def open_dataset(settings: DataSettings) -> Dataset:
     DataError
         A file, a column or a folder is missing, or a class has no clip to test or to train on.
     """
-    dataset = {"esc50": read_esc50}[settings.name](settings)
+    openers: dict[str, Callable[[DataSettings], Dataset]] = {"sounds": SoundsDataset, "esc50": read_esc50}
+    dataset = openers[settings.name](settings)
     _check_split(dataset, settings.test_fold)
     return dataset
 
@@ -195,6 +224,12 @@ def _existing(dataset: AudioFiles) -> AudioFiles:
     if lost:
         raise DataError(f"{len(lost)} of {len(dataset.paths)} clips of data={dataset.name} are missing: {lost[0]} ...")
     return dataset
+
+
+def _digest(classes: list[str], clips: list[Clip], sizes: Sequence[int] = ()) -> dict[str, str | int]:
+    rows = [[clip.name, clip.label, clip.fold] for clip in clips]
+    text = json.dumps([classes, rows, list(sizes)])
+    return {"clips": len(clips), "digest": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def _check_split(dataset: Dataset, test_fold: int) -> None:

@@ -1,0 +1,268 @@
+"""A small synthesised data set: 15 classes of sound from NumPy alone.
+
+Clips come in recordings of two: a recording decides the source (an animal's voice, an engine's size, the room), a clip
+decides what that source does (rhythm, length, level, noise). Classes overlap on purpose: their ranges of pitch, rhythm
+and noise touch, and backgrounds are often as loud as the sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.random import RandomState
+
+from fedgen.data.streams import stream
+from fedgen.data.synthesis import (
+    RATE,
+    curve,
+    envelope,
+    harmonics,
+    noise,
+    place,
+    resonate,
+    rolloff,
+    seconds,
+    starts,
+    unit,
+    wander,
+)
+
+GROUPS = {
+    "animals": ["dog", "rooster", "pig", "cow", "frog"],
+    "nature": ["rain", "sea_waves", "crackling_fire", "crickets", "chirping_birds"],
+    "mechanical": ["helicopter", "chainsaw", "siren", "car_horn", "engine"],
+}
+TAKES = 2  # clips of a recording
+
+
+def synthesise(name: str, index: int, seed: int) -> np.ndarray:
+    """Return clip ``index`` of class ``name``: ``(samples,)``, float32 in -1..1, 1 to 5 s at 16 kHz."""
+    voice = stream("recording", seed, name, index // TAKES)
+    take = stream("clip", seed, name, index)
+    n = 1600 * take.randint(10, 51)  # tenths of a second, a length that Fourier transforms like
+    level = 10 ** (take.uniform(-6, 20) / 20)  # signal over background, as amplitude
+    sound = level * unit(SOUNDS[name](voice, take, n)) + background(voice, take, n)
+    sound = resonate(sound, [voice.uniform(300, 5000)], [voice.uniform(800, 4000)], floor=voice.uniform(0.2, 1))
+    return (sound / np.abs(sound).max() * 10 ** (take.uniform(-24, -1) / 20)).astype(np.float32)
+
+
+def background(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """Return the noise of the place: coloured by the recording, swelling by the clip, with or without mains hum."""
+    air = noise(take, n, high=voice.uniform(1500, 8000), slope=voice.uniform(0, 1.2))
+    hum = harmonics(np.full(n, voice.choice([50.0, 60.0])), rolloff(8, 1)) * max(0.0, voice.uniform(-1, 1))
+    return unit(air * np.exp(0.4 * wander(take, n, 2)) + hum)
+
+
+def dog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """Barks: short, harsh, pitch up and down."""
+    pitch, rough = voice.uniform(180, 800), voice.uniform(0.1, 0.8)
+    throat = [voice.uniform(500, 1100), voice.uniform(1200, 2500)]
+
+    def bark() -> np.ndarray:
+        m = seconds(take.uniform(0.08, 0.35))
+        tone = harmonics(pitch * take.uniform(0.85, 1.15) * curve([0.8, 1.2, 0.7], m), rolloff(20, 0.7))
+        return (
+            take.uniform(0.5, 1) * envelope(m, 0.02, 0.1) * resonate(tone + rough * noise(take, m), throat, [200, 400])
+        )
+
+    times = starts(take, n / RATE, take.uniform(0.25, 1.2), 0.5)
+    return place(n, [(start, bark()) for start in times])
+
+
+def rooster(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """A crow: two or three short syllables and a long falling one."""
+    pitch, throat = voice.uniform(450, 1000), [voice.uniform(1000, 2000), voice.uniform(2200, 3500)]
+    shape = [[0.8, 1.0, 0.9], [0.9, 1.1, 1.0], [1.0, 1.3, 1.2, 0.9, 0.6]]
+    speed, at, events = take.uniform(0.6, 1.3), take.uniform(0, 0.3), []
+    for syllable in shape[take.randint(2) :]:
+        m = seconds(speed * (0.9 if len(syllable) == 5 else 0.25) * take.uniform(0.8, 1.2))
+        tone = harmonics(pitch * curve(syllable, m), rolloff(12, 0.5)) + 0.2 * noise(take, m)
+        events.append((at, envelope(m, 0.04, 0.15) * resonate(tone, throat, [300, 500])))
+        at += m / RATE + speed * take.uniform(0.02, 0.12)
+    return place(n, events)
+
+
+def pig(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """Grunts: low, pulsed and noisy, now and then a squeal."""
+    pitch, throat = voice.uniform(50, 160), [voice.uniform(250, 700), voice.uniform(900, 1800)]
+    squeals = voice.uniform(0, 0.4)
+
+    def grunt() -> np.ndarray:
+        high = take.uniform() < squeals
+        m = seconds(take.uniform(0.1, 0.45))
+        f0 = pitch * (take.uniform(5, 9) if high else 1) * np.exp(0.1 * wander(take, m, 15))
+        tone = harmonics(f0, rolloff(25, 0.6)) + take.uniform(0.4, 1.2) * noise(take, m, high=4000)
+        return envelope(m, 0.04, 0.12) * resonate(tone, throat, [150, 300])
+
+    times = starts(take, n / RATE, take.uniform(0.25, 0.9), 0.5)
+    return place(n, [(start, grunt()) for start in times])
+
+
+def cow(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """A long low call that rises and falls."""
+    pitch, throat = voice.uniform(90, 260), [voice.uniform(250, 500), voice.uniform(600, 1200)]
+
+    def moo() -> np.ndarray:
+        m = seconds(take.uniform(0.7, 2.2))
+        f0 = (
+            pitch
+            * curve([0.8, take.uniform(0.9, 1.2), 1.1, take.uniform(0.6, 1)], m)
+            * np.exp(0.02 * wander(take, m, 8))
+        )
+        tone = harmonics(f0, rolloff(25, 0.6)) + 0.15 * noise(take, m, high=3000)
+        return envelope(m, 0.15, 0.3) * resonate(tone, throat, [120, 250])
+
+    return place(n, [(start, moo()) for start in starts(take, n / RATE, take.uniform(1.5, 3), 0.3)])
+
+
+def frog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """Croaks: a resonance struck 15 to 70 times a second, in bursts."""
+    centre, rate = voice.uniform(350, 2500), voice.uniform(15, 70)
+
+    def croak() -> np.ndarray:
+        m = seconds(take.uniform(0.12, 0.6))
+        pulses = np.clip(harmonics(rate * curve([1, take.uniform(0.8, 1.4)], m), np.ones(1)), 0, None) ** 4
+        tone = noise(take, m, centre * 0.8, centre * 1.25) + harmonics(np.full(m, centre), rolloff(3, 1.5))
+        return envelope(m, 0.03, 0.08) * pulses * tone
+
+    times = starts(take, n / RATE, take.uniform(0.3, 1.1), 0.3)
+    return place(n, [(start, croak()) for start in times])
+
+
+def rain(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """Steady hiss with drops."""
+    hiss = noise(take, n, voice.uniform(100, 900), voice.uniform(4000, 8000), voice.uniform(0, 0.6))
+    drops = clicks(take, n, take.uniform(15, 120), voice.uniform(800, 4000), 1.0)
+    return hiss * np.exp(0.15 * wander(take, n, 3)) + take.uniform(0.2, 1) * drops
+
+
+def sea_waves(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """Noise that swells and brightens every few seconds."""
+    period, at = voice.uniform(2.5, 8), take.uniform(0, 1)
+    swell = 0.5 + 0.5 * np.sin(2 * np.pi * (np.arange(n) / RATE / period + at))
+    deep = noise(take, n, 40, voice.uniform(500, 1500), voice.uniform(0.3, 0.8))
+    foam = noise(take, n, voice.uniform(500, 1500), 8000, voice.uniform(0, 0.5))
+    return deep * (0.3 + swell) + foam * swell**2 * voice.uniform(0.3, 1.2) * np.exp(0.1 * wander(take, n, 6))
+
+
+def crackling_fire(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """Soft roar with irregular cracks of very different strength."""
+    roar = noise(take, n, 30, voice.uniform(300, 2500), voice.uniform(0.3, 1)) * np.exp(0.3 * wander(take, n, 5))
+    cracks = clicks(take, n, take.uniform(4, 45), voice.uniform(1200, 5000), voice.uniform(1.2, 2))
+    return take.uniform(0.2, 0.8) * roar + cracks
+
+
+def clicks(rng: RandomState, n: int, rate: float, centre: float, spread: float) -> np.ndarray:
+    """Return ``rate`` short clicks a second around ``centre`` Hz; their strengths are log-normal of ``spread``."""
+    at = rng.randint(0, n, max(1, int(rate * n / RATE)))
+    impulses = np.zeros(n)
+    np.add.at(impulses, at, np.exp(spread * rng.standard_normal(len(at))) * rng.choice([-1.0, 1.0], len(at)))
+    kernel = noise(rng, 160) * np.exp(-np.arange(160) / rng.uniform(10, 50))
+    return unit(resonate(np.convolve(impulses, kernel)[:n], [centre], [centre / 2]))
+
+
+def crickets(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """A high tone, pulsed fast, in groups or without pause."""
+    carrier, pulse, group = voice.uniform(2200, 6000), voice.uniform(15, 60), voice.uniform(0.7, 4)
+    t = np.arange(n) / RATE
+    fast = np.clip(np.sin(2 * np.pi * pulse * t * take.uniform(0.95, 1.05)), 0, None)
+    slow = np.sin(2 * np.pi * (group * t + take.uniform())) > take.choice([-2.0, -0.3, 0.2])
+    return harmonics(carrier * np.exp(0.01 * wander(take, n, 10)), np.array([1, 0.1])) * fast * slow
+
+
+def chirping_birds(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """Phrases of short high glides."""
+    pitch, length = voice.uniform(1600, 4800), voice.uniform(0.04, 0.2)
+    song = [1 + 0.4 * voice.standard_normal(3) for _ in range(3)]
+
+    def chirp(i: int) -> np.ndarray:
+        m = seconds(length * take.uniform(0.7, 1.3))
+        f0 = np.clip(pitch * curve(list(song[i % 3]), m) * take.uniform(0.95, 1.05), 900, 7500)
+        return take.uniform(0.4, 1) * envelope(m, 0.01, 0.02) * harmonics(f0, np.array([1, 0.15]))
+
+    times = starts(take, n / RATE, length * take.uniform(1.2, 5), 0.5)
+    return place(n, [(start, chirp(i)) for i, start in enumerate(times)])
+
+
+def helicopter(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """Thumps of a rotor, 8 to 24 a second, over a turbine's hiss."""
+    rate, sharp = voice.uniform(8, 24), voice.uniform(2, 8)
+    beat = np.clip(harmonics(rate * np.exp(0.03 * wander(take, n, 1)), np.ones(1)), 0, None) ** sharp
+    blades = beat * noise(take, n, 30, voice.uniform(400, 2500), voice.uniform(0.3, 1))
+    turbine = noise(take, n, voice.uniform(300, 2000), 8000, 0.3) + harmonics(
+        np.full(n, voice.uniform(300, 2500)), np.ones(1)
+    )
+    return unit(blades) + voice.uniform(0.05, 0.5) * turbine
+
+
+def chainsaw(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """A harsh buzz that revs up and down."""
+    idle = voice.uniform(50, 130)
+    revs = (
+        idle * np.exp(0.35 * np.clip(wander(take, n, take.uniform(0.5, 3)), -1, 2)) * np.exp(0.02 * wander(take, n, 40))
+    )
+    buzz = np.tanh(3 * harmonics(revs, rolloff(40, voice.uniform(0.3, 0.8))))
+    rasp = noise(take, n, 800, 8000) * (1 + np.sin(2 * np.pi * np.cumsum(revs) / RATE))
+    body = [voice.uniform(400, 1200), voice.uniform(1500, 4000)]
+    return unit(resonate(buzz, body, [400, 1000], 0.2)) + voice.uniform(0.1, 0.6) * unit(rasp)
+
+
+def siren(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """A tone that wails, yelps, or alternates between two pitches."""
+    low, ratio, period = (
+        voice.uniform(350, 900),
+        voice.uniform(1.3, 2.2),
+        voice.choice([0.3, 1.2, 4]) * voice.uniform(0.8, 1.25),
+    )
+    turn = np.sin(2 * np.pi * (np.arange(n) / RATE / period + take.uniform()))
+    turn = np.sign(turn) if voice.uniform() < 0.3 else turn
+    tone = harmonics(low * ratio ** (0.5 + 0.5 * turn), rolloff(10, voice.uniform(0.6, 2)))
+    return tone * np.exp(0.2 * wander(take, n, 1))
+
+
+def car_horn(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """One or two steady tones, honked."""
+    pitch, second = voice.uniform(280, 620), voice.choice([0, 1.2, 1.26, 1.33])
+
+    def honk() -> np.ndarray:
+        m = seconds(take.choice([0.15, 0.4, 1.5]) * take.uniform(0.7, 1.5))
+        tone = harmonics(np.full(m, pitch), rolloff(16, 0.5))
+        return envelope(m, 0.015, 0.04) * (
+            tone + bool(second) * harmonics(np.full(m, pitch * second), rolloff(16, 0.5))
+        )
+
+    times = starts(take, n / RATE, take.uniform(0.5, 2), 0.4)
+    return resonate(place(n, [(start, honk()) for start in times]), [voice.uniform(900, 2800)], [700], 0.2)
+
+
+def engine(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
+    """An idling or running motor: low pulses, uneven, over a rumble."""
+    firing = (
+        voice.uniform(18, 95)
+        * np.exp(0.12 * wander(take, n, take.uniform(0.3, 2)))
+        * np.exp(0.02 * wander(take, n, 30))
+    )
+    pulses = harmonics(firing, rolloff(40, voice.uniform(0.3, 1)) * np.exp(0.4 * voice.standard_normal(40)))
+    rumble = noise(take, n, 30, voice.uniform(300, 2000), voice.uniform(0.3, 0.9))
+    body = resonate(pulses, [voice.uniform(80, 300), voice.uniform(400, 1500)], [80, 400], 0.1)
+    return unit(body) + voice.uniform(0.2, 1.2) * rumble
+
+
+SOUNDS: dict[str, Callable[[RandomState, RandomState, int], np.ndarray]] = {
+    "dog": dog,
+    "rooster": rooster,
+    "pig": pig,
+    "cow": cow,
+    "frog": frog,
+    "rain": rain,
+    "sea_waves": sea_waves,
+    "crackling_fire": crackling_fire,
+    "crickets": crickets,
+    "chirping_birds": chirping_birds,
+    "helicopter": helicopter,
+    "chainsaw": chainsaw,
+    "siren": siren,
+    "car_horn": car_horn,
+    "engine": engine,
+}
