@@ -1,0 +1,163 @@
+"""A SuperLink of our own: started in a Flower home of its own, and stopped with everything that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from fedgen.errors import FedgenError
+
+CONNECTION = "simulation"  # name of the SuperLink in its Flower home
+START_SECONDS = 120.0  # how long a SuperLink may take to answer
+STOP_SECONDS = 10.0  # how long processes may take to end before they are killed
+RAY_PATH_LIMIT = 38  # characters of a folder in which Ray can still create its sockets (107 in all)
+
+
+@contextlib.contextmanager
+def simulation_superlink(home: Path) -> Iterator[None]:
+    """Run a SuperLink for simulations as long as the block lasts.
+
+    Parameters
+    ----------
+    home : Path
+        An empty folder: the Flower home, with the connection ``simulation`` and the log ``superlink.log``.
+
+    Raises
+    ------
+    FedgenError
+        If Flower's command is missing or the SuperLink does not start.
+    """
+    work_folder(home).mkdir()
+    with _sigterm_raises():
+        try:
+            _start(home)
+            yield
+        finally:
+            stop_all(home)
+
+
+def work_folder(home: Path) -> Path:
+    """Return the folder where Flower works: a SuperLink started in a checkout would take the ClientApp from there."""
+    return home / "work"
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment of everything we start; its ``FLWR_HOME`` also marks these processes as ours."""
+    values = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    no_proxy = ",".join(filter(None, [values.get("no_proxy", values.get("NO_PROXY")), "127.0.0.1"]))
+    values |= {
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{values.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
+    }
+    if len(str(home)) <= RAY_PATH_LIMIT:
+        values["RAY_TMPDIR"] = str(home)
+    return values
+
+
+def spawn(command: list[str], home: Path, output: IO[bytes] | int) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own: Ctrl-C reaches only us, and we stop everything in order.
+
+    Raises
+    ------
+    FedgenError
+        If Flower's command is missing.
+    """
+    path = shutil.which(command[0], path=environment(home)["PATH"])
+    if path is None:
+        raise FedgenError(f"no `{command[0]}` beside {sys.executable}: install the project's requirements")
+    return subprocess.Popen(
+        [path, *command[1:]],
+        cwd=work_folder(home),
+        env=environment(home),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def stop_all(home: Path) -> None:
+    """Ask every process of this Flower home to end, and make those that do not."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + STOP_SECONDS
+        for pid in processes_of(home):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while processes_of(home) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+def processes_of(home: Path) -> list[int]:
+    """Return the ids of the processes that were started with ``FLWR_HOME=home``, whatever their parent or group.
+
+    Flower and Ray detach their servers into sessions of their own, so neither the tree nor the group finds them all.
+    """
+    mark = f"FLWR_HOME={home}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark in entry.read_bytes().split(b"\0"):
+                found.append(int(entry.parent.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def _start(home: Path) -> None:
+    """Start the SuperLink on a free port and wait until it answers."""
+    port = _free_port()
+    names = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+    (home / "config.toml").write_text(f'{names}address = "127.0.0.1:{port}"\ninsecure = true\n', encoding="utf-8")
+    command = ["flower-superlink", "--simulation", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+    log = home / "superlink.log"
+    with log.open("wb") as output:
+        process = spawn(command, home, output)
+    deadline = time.monotonic() + START_SECONDS
+    while not _answers(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise FedgenError(f"Flower's SuperLink did not start: {log.read_text(errors='replace').strip()[-2000:]}")
+        time.sleep(0.1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let a termination signal raise, as Ctrl-C does, so that what was started is stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
