@@ -1,0 +1,274 @@
+"""The configuration: composed by Hydra, read once, and turned into typed settings that refuse what they do not know."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedgen.data.datasets import DataSettings
+from fedgen.data.encoders import EncoderSettings
+from fedgen.data.partition import PartitionSettings
+from fedgen.data.targets import TargetSettings
+from fedgen.errors import ConfigError, require, suggestion
+from fedgen.models.adapters import AdapterSettings
+from fedgen.models.generators import GeneratorSettings
+from fedgen.phases import PhaseSettings
+from fedgen.training.adapters import GlobalTrainingSettings, TrainingSettings
+from fedgen.training.bank import GranularitySettings
+
+Settings = TypeVar("Settings")
+
+STRATEGIES = [
+    "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm",
+    "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
+]  # fmt: skip
+DEVICES = ["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class AdapterConfig(AdapterSettings):
+    """Size of the adapters and how nodes train them."""
+
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """How adapters are aggregated.
+
+    Parameters
+    ----------
+    name : str
+        A strategy of Flower; it aggregates adapters, whatever else travels.
+    min_nodes : int, optional
+        Good replies that a round needs; all nodes by default.
+    timeout : float
+        Seconds that a round waits for its replies.
+    wait : float
+        Seconds that a run waits for its nodes to appear.
+    options : dict[str, float]
+        Further arguments of the Flower class, such as ``proximal_mu`` or ``eta``.
+    """
+
+    name: str = "fedavg"
+    min_nodes: int | None = None
+    timeout: float = 3600.0
+    wait: float = 300.0
+    options: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in STRATEGIES:
+            raise ConfigError(
+                f"strategy.name={self.name!r} is not one of {', '.join(STRATEGIES)}.{suggestion(self.name, STRATEGIES)}"
+            )
+        require(self.min_nodes is None or self.min_nodes >= 1, f"strategy.min_nodes={self.min_nodes} must be at least 1")
+        require(self.timeout > 0, f"strategy.timeout={self.timeout} must be above 0")
+        require(self.wait > 0, f"strategy.wait={self.wait} must be above 0")
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """What nodes send.
+
+    Parameters
+    ----------
+    samples_per_class : str
+        A number, or ``auto``: the node's mean number of clips a class.
+    max_samples : int
+        Most samples that the server takes from one node in one round.
+    """
+
+    samples_per_class: str = "128"
+    max_samples: int = 100_000
+
+    def __post_init__(self) -> None:
+        value = self.samples_per_class
+        good = value == "auto" or (value.isdigit() and int(value) > 0)
+        require(good, f"synthesis.samples_per_class={value!r} must be a positive whole number or auto")
+        require(self.max_samples >= 1, f"synthesis.max_samples={self.max_samples} must be at least 1")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where trained state comes from and how generator files are called.
+
+    Parameters
+    ----------
+    load : str, optional
+        Run folder whose adapters, generators and round number this run goes on from.
+    base_name : str, optional
+        First part of generator file names; by granularity ``vae_unified``, ``vae_perclass`` or ``vae_group``.
+    """
+
+    load: str | None = None
+    base_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run; ``phases`` overrules ``mode`` and ``rounds`` where it is not empty."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    target: TargetSettings = field(default_factory=TargetSettings)
+    partition: PartitionSettings = field(default_factory=PartitionSettings)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
+    granularity: GranularitySettings = field(default_factory=GranularitySettings)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    global_training: GlobalTrainingSettings = field(default_factory=GlobalTrainingSettings)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mode: str = "one_shot"
+    rounds: int = 1
+    phases: list[PhaseSettings] = field(default_factory=list)
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    run_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, f"seed={self.seed} must be at least 0")
+        require(self.device in DEVICES, f"device={self.device!r} is not one of {', '.join(DEVICES)}")
+        require(self.threads is None or self.threads >= 1, f"threads={self.threads} must be at least 1")
+        least, nodes = self.strategy.min_nodes, self.partition.nodes
+        require(
+            least is None or least <= nodes, f"strategy.min_nodes={least} is more than partition.nodes={nodes}"
+        )
+        PhaseSettings(self.mode, self.rounds)
+
+    @property
+    def phase_list(self) -> list[PhaseSettings]:
+        """The phases, or the single one that ``mode`` and ``rounds`` describe."""
+        return list(self.phases) or [PhaseSettings(self.mode, self.rounds)]
+
+    @property
+    def min_nodes(self) -> int:
+        """Good replies that a round needs."""
+        return self.strategy.min_nodes or self.partition.nodes
+
+
+def config_dir() -> Path:
+    """Return the folder of configuration files: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent / "conf", package / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(f"no configuration found in {package.parent / 'conf'} or {package / 'conf'}")
+
+
+def load_config(overrides: list[str]) -> Config:
+    """Compose the configuration files with ``overrides`` (Hydra's syntax) and validate the result.
+
+    Raises
+    ------
+    ConfigError
+        Unknown key or choice (the nearest is suggested), wrong type, or values that contradict each other.
+    """
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return from_dictconfig(compose("config", overrides=overrides))
+    except HydraException as error:
+        raise explain(error) from error
+
+
+def from_yaml(text: str) -> Config:
+    """Return the configuration that `to_yaml` wrote."""
+    return from_dictconfig(OmegaConf.create(text))  # type: ignore[arg-type]
+
+
+def to_yaml(config: Config) -> str:
+    """Return the resolved configuration as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+
+
+def from_dictconfig(values: DictConfig) -> Config:
+    """Validate a composed configuration: every key known, every value of its type."""
+    try:
+        schema = _writable(OmegaConf.structured(Config))
+        plain = OmegaConf.to_container(OmegaConf.merge(schema, values), resolve=True)
+    except OmegaConfBaseException as error:
+        raise _explain_value(error) from error
+    return _build(Config, plain)
+
+
+def _writable(schema: DictConfig) -> DictConfig:
+    OmegaConf.set_readonly(schema, False)  # frozen dataclasses make read-only nodes
+    for key in schema:
+        if isinstance(schema._get_node(key), DictConfig):
+            _writable(schema[key])
+    return schema
+
+
+def _build(cls: type[Settings], values: Any) -> Settings:
+    hints = get_type_hints(cls)
+    built = {}
+    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+        value, hint = values[item.name], hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            value = _build(hint, value)  # type: ignore[arg-type]
+        elif hint == list[PhaseSettings]:
+            value = [_build(PhaseSettings, phase) for phase in value]
+        built[item.name] = value
+    return cls(**built)
+
+
+def _explain_value(error: OmegaConfBaseException) -> ConfigError:
+    key = error.full_key or ""
+    first = str(error).splitlines()[0]
+    if "not in" in first:
+        return ConfigError(f"unknown configuration key '{key}'.{suggestion(key, known_keys())}")
+    return ConfigError(f"{key}: {first}")
+
+
+def explain(error: HydraException) -> ConfigError:
+    """Turn what Hydra says about an override into an error that suggests the nearest known key or choice."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and (found := re.search(r"'([\w/]+)/([^/']+)'", text)):
+        group, choice = found.groups()
+        options = choices().get(group, [])
+        return ConfigError(f"{group}={choice!r} is not one of {', '.join(options)}.{suggestion(choice, options)}")
+    if isinstance(error, ConfigCompositionException) and (
+        found := re.search(r"[Oo]verride '?\+*([\w./]+)", text) or re.search(r"'([\w./]+)'", text)
+    ):
+        key = found.group(1)
+        cause = error.__cause__
+        if isinstance(cause, OmegaConfBaseException) and "not in struct" not in str(cause):
+            return ConfigError(f"{key}: {str(cause).splitlines()[0]}")
+        return ConfigError(f"unknown configuration key '{key}'.{suggestion(key, [*known_keys(), *choices()])}")
+    if isinstance(error, OverrideParseException):
+        return ConfigError(f"cannot read the override {error.override!r}: {text.splitlines()[0]}")
+    return ConfigError(text.splitlines()[0])
+
+
+def known_keys() -> list[str]:
+    """Return every configuration key, dotted."""
+
+    def walk(cls: type, prefix: str) -> list[str]:
+        keys = []
+        for name, hint in get_type_hints(cls).items():
+            if name not in {item.name for item in dataclasses.fields(cls)}:
+                continue
+            keys.append(prefix + name)
+            if dataclasses.is_dataclass(hint):
+                keys += walk(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        return keys
+
+    return walk(Config, "")
+
+
+def choices() -> dict[str, list[str]]:
+    """Return the choices of every configuration group."""
+    root = config_dir()
+    groups: dict[str, list[str]] = {}
+    for file in sorted(root.glob("*/*.yaml")):
+        groups.setdefault(file.parent.name, []).append(file.stem)
+    return groups

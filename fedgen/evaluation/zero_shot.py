@@ -1,0 +1,94 @@
+"""Zero-shot accuracy: is an adapter's output nearest, among all classes' targets, to its own class's?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedgen.data.tokens import TokenSource
+from fedgen.models.adapters import Adapters
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What held-out clips say about adapters.
+
+    Attributes
+    ----------
+    accuracy : float
+        Share of clips whose output is nearest (cosine, mean over heads) to their own class's target.
+    balanced_accuracy : float
+        Mean over classes of ``per_class``.
+    per_class : dict[str, float]
+        Share of right clips of each class that has clips.
+    heads : dict[str, dict[str, float]]
+        For each head ``cosine`` to the own class's target and ``mse``, its mean squared error per element.
+    confusion : list[list[int]]
+        Clips of class ``row`` whose nearest target is class ``column``.
+    """
+
+    accuracy: float
+    balanced_accuracy: float
+    per_class: dict[str, float]
+    heads: dict[str, dict[str, float]]
+    confusion: list[list[int]]
+
+
+@torch.no_grad()
+def zero_shot(
+    adapters: Adapters, source: TokenSource, targets: dict[str, Tensor], classes: list[str], batch_size: int = 64
+) -> Scores:
+    """Evaluate ``adapters`` on every sample of ``source``.
+
+    Parameters
+    ----------
+    adapters : Adapters
+    source : TokenSource
+        Held-out samples; at least one.
+    targets : dict[str, Tensor]
+        ``{head: (C, *shape)}``.
+    classes : list[str]
+        Names of the ``C`` classes by id.
+    batch_size : int
+
+    Raises
+    ------
+    ValueError
+        If ``source`` is empty: there is no accuracy without clips.
+    """
+    if not len(source):
+        raise ValueError("zero-shot accuracy needs at least one held-out clip")
+    device = next(adapters.parameters()).device
+    targets = {name: value.to(device) for name, value in targets.items()}
+    unit = {name: F.normalize(value.flatten(1), dim=1) for name, value in targets.items()}
+    adapters.eval()
+    cosines, errors = [], {name: torch.zeros((), device=device) for name in targets}
+    for indices in torch.arange(len(source)).split(batch_size):
+        labels = source.labels[indices].to(device)
+        outputs = {name: value.float() for name, value in adapters(source.batch(indices)).items()}
+        cosines.append(
+            torch.stack([F.normalize(outputs[name].flatten(1), dim=1) @ unit[name].T for name in targets])  # (H, B, C)
+        )
+        for name, output in outputs.items():
+            errors[name] += (output - targets[name][labels]).square().flatten(1).mean(dim=1).sum()
+    similarity = torch.cat(cosines, dim=1)  # (H, N, C)
+    return _scores(similarity.cpu(), source.labels, {k: float(v) / len(source) for k, v in errors.items()}, classes)
+
+
+def _scores(similarity: Tensor, labels: Tensor, errors: dict[str, float], classes: list[str]) -> Scores:
+    predicted = similarity.mean(dim=0).argmax(dim=1)  # (N,)
+    confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+    confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
+    present = confusion.sum(dim=1) > 0
+    recall = confusion.diagonal() / confusion.sum(dim=1).clamp(min=1)
+    own = similarity.gather(2, labels.expand(len(similarity), -1)[..., None]).mean(dim=(1, 2))  # (H,)
+    return Scores(
+        accuracy=float((predicted == labels).float().mean()),
+        balanced_accuracy=float(recall[present].mean()),
+        per_class={name: float(recall[i]) for i, name in enumerate(classes) if present[i]},
+        heads={name: {"cosine": float(own[i]), "mse": errors[name]} for i, name in enumerate(errors)},
+        confusion=confusion.tolist(),
+    )

@@ -1,0 +1,120 @@
+"""Adapters: from a token sequence to the text-conditioning space of a diffusion model.
+
+Every target has one head. A head pools the sequence with as many attention queries as its target has tokens *before* its
+wide layers, and the token-wise work (one narrow projection and the attention scores) is shared or narrow, so the cost of
+a long sequence stays small while the output may be as wide as ``(17, 4096)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedgen.errors import require
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """Size of the adapters.
+
+    Parameters
+    ----------
+    width : int
+        Channels that a token is projected to before pooling.
+    heads : int
+        Attention maps for each query of a target; each map pools its own share of the channels.
+    hidden : int
+        Width of the layer between pooling and output.
+    dropout : float
+        Dropout on the pooled vector and the hidden layer, in training only.
+    """
+
+    width: int = 64
+    heads: int = 8
+    hidden: int = 512
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(self.width > 0, f"adapter.width={self.width} must be positive")
+        require(self.heads > 0, f"adapter.heads={self.heads} must be positive")
+        require(self.hidden > 0, f"adapter.hidden={self.hidden} must be positive")
+        require(0 <= self.dropout < 1, f"adapter.dropout={self.dropout} must lie in [0, 1)")
+
+
+class TokenProjection(nn.Module):
+    """Narrow every token and add what its place in the sequence means.
+
+    Sequences of another length than the one trained on get linearly interpolated position embeddings.
+    """
+
+    def __init__(self, length: int, token_width: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(token_width, width)
+        self.norm = nn.LayerNorm(width)
+        self.position = nn.Parameter(torch.randn(length, width) * 0.02)  # (S, w)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map ``(B, S, D)`` to ``(B, S, w)``."""
+        position = self.position
+        if tokens.shape[1] != len(position):
+            position = F.interpolate(position.T[None], size=tokens.shape[1], mode="linear")[0].T
+        return F.gelu(self.norm(self.project(tokens)) + position)
+
+
+class TargetHead(nn.Module):
+    """Attention pooling to the target's tokens, then a two-layer perceptron shared by them."""
+
+    def __init__(self, shape: tuple[int, ...], settings: AdapterSettings) -> None:
+        super().__init__()
+        self.shape = shape  # (d,) or (T, d)
+        self.queries = shape[0] if len(shape) == 2 else 1
+        self.heads = settings.heads
+        self.score = nn.Linear(settings.width, self.queries * settings.heads)
+        self.norm = nn.LayerNorm(settings.heads * settings.width)
+        self.inner = nn.Linear(settings.heads * settings.width, settings.hidden)
+        self.query_bias = nn.Parameter(torch.zeros(self.queries, settings.hidden))
+        self.outer = nn.Linear(settings.hidden, shape[-1])
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def forward(self, narrow: Tensor) -> Tensor:
+        """Map narrow tokens ``(B, S, w)`` to the target's shape ``(B, d)`` or ``(B, T, d)``."""
+        attention = self.score(narrow).softmax(dim=1)  # (B, S, T * h)
+        pooled = attention.transpose(1, 2) @ narrow  # (B, T * h, w)
+        pooled = self.dropout(self.norm(pooled.reshape(len(narrow), self.queries, -1)))  # (B, T, h * w)
+        hidden = self.dropout(F.gelu(self.inner(pooled) + self.query_bias))  # (B, T, hidden)
+        return self.outer(hidden).reshape(len(narrow), *self.shape)
+
+
+class Adapters(nn.Module):
+    """One head for each target over a shared narrow view of the tokens.
+
+    Parameters
+    ----------
+    tokens : tuple[int, int]
+        ``(S, D)``: length and width of the token sequences.
+    targets : dict[str, tuple[int, ...]]
+        Shape of each target without the batch: ``(d,)`` or ``(T, d)``.
+    settings : AdapterSettings
+    """
+
+    def __init__(self, tokens: tuple[int, int], targets: dict[str, tuple[int, ...]], settings: AdapterSettings) -> None:
+        super().__init__()
+        self.tokens = TokenProjection(*tokens, settings.width)
+        self.heads = nn.ModuleDict({name: TargetHead(tuple(shape), settings) for name, shape in targets.items()})
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Map ``(B, S, D)`` to ``{head: (B, *target shape)}``."""
+        narrow = self.tokens(tokens)
+        return {name: head(narrow) for name, head in self.heads.items()}
+
+
+def build_adapters(
+    tokens: tuple[int, int], targets: dict[str, tuple[int, ...]], settings: AdapterSettings, seed: int
+) -> Adapters:
+    """Build freshly initialised adapters; the same seed gives the same weights and leaves the global generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Adapters(tokens, targets, settings)

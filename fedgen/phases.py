@@ -1,0 +1,99 @@
+"""What a run does: a list of phases, each a row of the mode table with a number of rounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from fedgen.errors import choose, require
+
+
+class Generators(Enum):
+    """What happens to a node's generators in a round."""
+
+    NONE = "none"
+    TRAIN = "train"
+    LOAD = "load"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One row of the mode table.
+
+    Attributes
+    ----------
+    name : str
+    trains_adapters : bool
+        Whether nodes train adapters on their own clips.
+    generators : Generators
+        Whether nodes train and save generators, use saved ones, or have none.
+    synthesizes : bool
+        Whether nodes send synthetic samples, on which the server trains the global adapters.
+    federated : bool
+        Whether it runs as a federation. References do not: they need no Flower.
+    """
+
+    name: str
+    trains_adapters: bool
+    generators: Generators
+    synthesizes: bool
+    federated: bool = True
+
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        #    name                adapters  generators        synthetic  federated
+        Mode("federate", True, Generators.NONE, False),
+        Mode("train_generators", True, Generators.TRAIN, False),
+        Mode("generators_only", False, Generators.TRAIN, False),
+        Mode("generate", True, Generators.LOAD, True),
+        Mode("one_shot", True, Generators.TRAIN, True),
+        Mode("standalone", True, Generators.NONE, False, False),
+        Mode("centralised", True, Generators.NONE, False, False),
+    )
+}
+
+
+@dataclass(frozen=True)
+class PhaseSettings:
+    """A mode and how many rounds it lasts."""
+
+    mode: str
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        choose(self.mode, MODES, "mode")
+        require(self.rounds >= 1, f"rounds={self.rounds} of mode={self.mode} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A mode, its rounds, and the number of rounds finished before it."""
+
+    mode: Mode
+    rounds: int
+    offset: int = 0
+
+    @property
+    def last(self) -> int:
+        """Number of the phase's last round, counted over the whole run."""
+        return self.offset + self.rounds
+
+
+def plan(settings: list[PhaseSettings], finished: int = 0) -> list[Phase]:
+    """Return the phases of a run that goes on after ``finished`` rounds.
+
+    Raises
+    ------
+    ConfigError
+        If a reference (``standalone``, ``centralised``) stands among other phases.
+    """
+    phases, offset = [], finished
+    for item in settings:
+        phase = Phase(MODES[item.mode], item.rounds, offset)
+        phases.append(phase)
+        offset = phase.last
+    alone = [phase.mode.name for phase in phases if not phase.mode.federated]
+    require(not alone or len(phases) == 1, f"mode={alone and alone[0]} is a reference: it cannot be one of several phases")
+    return phases

@@ -1,0 +1,249 @@
+"""Training of adapters on labelled token sequences: a node's own, everyone's, or the server's synthetic pool."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedgen.data.tokens import TokenSource
+from fedgen.errors import choose, require
+from fedgen.models.adapters import Adapters
+
+
+GLOBAL_TRAINING = ("none", "supervised")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How adapters are trained.
+
+    Parameters
+    ----------
+    epochs : int
+        Passes over the data in one call.
+    lr, weight_decay : float
+        AdamW (Loshchilov and Hutter, ICLR 2019); the rate falls along a cosine after a linear warm-up.
+    batch_size : int
+    warmup : float
+        Share of all steps with a rising learning rate.
+    clip : float
+        Largest gradient norm.
+    mse_weight : float
+        Weight of the squared error, relative to the targets' mean square so that it does not depend on their scale.
+    contrastive_weight : float
+        Weight of the cross-entropy over the cosines to every class's target. Every node knows all targets, so this
+        term keeps classes apart that a node has no clip of.
+    temperature : float
+        Cosines are divided by it before the cross-entropy.
+    """
+
+    key: ClassVar[str] = "adapter.training"  # where the settings stand in the configuration
+
+    epochs: int = 4
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    batch_size: int = 32
+    warmup: float = 0.05
+    clip: float = 1.0
+    mse_weight: float = 1.0
+    contrastive_weight: float = 1.0
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"{self.key}.{name}={value} must be at least 1")
+        for name in ("lr", "clip", "temperature"):
+            value = getattr(self, name)
+            require(value > 0, f"{self.key}.{name}={value} must be above 0")
+        for name in ("weight_decay", "mse_weight", "contrastive_weight"):
+            value = getattr(self, name)
+            require(value >= 0, f"{self.key}.{name}={value} must be at least 0")
+        require(0 <= self.warmup < 1, f"{self.key}.warmup={self.warmup} must be at least 0 and below 1")
+        weights = self.mse_weight + self.contrastive_weight
+        require(weights > 0, f"{self.key}.mse_weight and {self.key}.contrastive_weight are both 0: nothing to learn")
+
+
+@dataclass(frozen=True)
+class GlobalTrainingSettings(TrainingSettings):
+    """How the server trains the global adapters on the pool of synthetic samples.
+
+    Parameters
+    ----------
+    name : str
+        ``none`` or ``supervised`` (synthetic tokens to class targets).
+    """
+
+    key: ClassVar[str] = "global_training"
+
+    name: str = "supervised"
+    epochs: int = 10
+
+    def __post_init__(self) -> None:
+        choose(self.name, GLOBAL_TRAINING, "global_training")
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Where one call stands in a longer training: call ``index`` (from 0) of ``calls`` of equal length."""
+
+    index: int = 0
+    calls: int = 1
+
+    def rate(self, step: int, steps: int, warmup: float) -> float:
+        """Return the factor on the learning rate at ``step`` of ``steps`` in this call: linear warm-up, then cosine."""
+        total = steps * self.calls
+        now = self.index * steps + step
+        rising = max(1, round(warmup * total))
+        if now < rising:
+            return (now + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * (now - rising) / max(1, total - rising)))
+
+
+def target_losses(
+    outputs: dict[str, Tensor], targets: dict[str, Tensor], labels: Tensor, settings: TrainingSettings
+) -> dict[str, Tensor]:
+    """Return the loss of every head.
+
+    Parameters
+    ----------
+    outputs : dict[str, Tensor]
+        ``{head: (B, *shape)}``.
+    targets : dict[str, Tensor]
+        ``{head: (C, *shape)}``: the target of every class.
+    labels : Tensor
+        Class ids ``(B,)`` on the outputs' device.
+    settings : TrainingSettings
+
+    Raises
+    ------
+    ValueError
+        If an output's shape is not its target's: broadcasting would silently learn the batch mean.
+    """
+    losses = {}
+    for name, output in outputs.items():
+        wanted = targets[name][labels]
+        if output.shape != wanted.shape:
+            raise ValueError(f"head '{name}' gives {tuple(output.shape)} where its target is {tuple(wanted.shape)}")
+        error = F.mse_loss(output, wanted) / targets[name].square().mean()
+        cosines = F.normalize(output.flatten(1), dim=1) @ F.normalize(targets[name].flatten(1), dim=1).T  # (B, C)
+        contrast = F.cross_entropy(cosines / settings.temperature, labels)
+        losses[name] = settings.mse_weight * error + settings.contrastive_weight * contrast
+    return losses
+
+
+@contextmanager
+def reproducible(seed: int, device: torch.device) -> Iterator[torch.Generator]:
+    """Seed torch for a block and give the caller's random state back after it; yields a CPU generator for shuffling."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
+
+
+def train_adapters(
+    adapters: Adapters,
+    source: TokenSource,
+    targets: dict[str, Tensor],
+    settings: TrainingSettings,
+    seed: int,
+    optimizer_state: dict[str, Tensor] | None = None,
+    schedule: Schedule | None = None,
+    proximal_mu: float = 0.0,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Train ``adapters`` in place and return the last epoch's mean losses and AdamW's state.
+
+    Parameters
+    ----------
+    adapters : Adapters
+        On the device to train on.
+    source : TokenSource
+        The samples; batches arrive on the adapters' device.
+    targets : dict[str, Tensor]
+        ``{head: (C, *shape)}``, the target of every class.
+    settings : TrainingSettings
+    seed : int
+        Order of the batches and dropout.
+    optimizer_state : dict[str, Tensor], optional
+        What an earlier call returned: moments go on where they were.
+    schedule : Schedule, optional
+        Place of this call in a training of several calls; alone by default.
+    proximal_mu : float
+        Weight of half the squared distance to the weights at the start (FedProx, Li et al., MLSys 2020).
+
+    Returns
+    -------
+    losses : dict[str, float]
+        ``loss`` and ``{head}_loss``, means over the last epoch; empty if nothing was trained.
+    optimizer_state : dict[str, Tensor]
+        AdamW's moments and step counts by parameter name, on the CPU.
+    """
+    device = next(adapters.parameters()).device
+    targets = {name: value.to(device) for name, value in targets.items()}
+    optimizer = torch.optim.AdamW(
+        adapters.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=device.type == "cuda"
+    )
+    if optimizer_state:
+        load_optimizer(optimizer, adapters, optimizer_state)
+    anchor = [p.detach().clone() for p in adapters.parameters()] if proximal_mu else []
+    steps = settings.epochs * math.ceil(len(source) / settings.batch_size)
+    schedule = schedule or Schedule()
+    losses: dict[str, float] = {}
+    adapters.train()
+    with reproducible(seed, device) as generator:
+        for epoch in range(settings.epochs):
+            sums: dict[str, Tensor] = {}
+            batches = torch.randperm(len(source), generator=generator).split(settings.batch_size)
+            for position, indices in enumerate(batches):
+                rate = schedule.rate(epoch * len(batches) + position, steps, settings.warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.lr * rate
+                labels = source.labels[indices].to(device, non_blocking=True)
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    outputs = adapters(source.batch(indices))
+                heads = target_losses({k: v.float() for k, v in outputs.items()}, targets, labels, settings)
+                loss = torch.stack(list(heads.values())).sum()
+                step_loss = loss + 0.5 * proximal_mu * distance(adapters, anchor) if anchor else loss
+                optimizer.zero_grad(set_to_none=True)
+                step_loss.backward()
+                torch.nn.utils.clip_grad_norm_(adapters.parameters(), settings.clip)
+                optimizer.step()
+                parts = {"loss": loss, **{f"{name}_loss": value for name, value in heads.items()}}
+                for name, value in parts.items():
+                    sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach() * len(indices)
+            losses = {name: float(value) / len(source) for name, value in sums.items()}
+    adapters.eval()
+    return losses, optimizer_tensors(optimizer, adapters)
+
+
+def distance(adapters: Adapters, anchor: list[Tensor]) -> Tensor:
+    """Return the squared distance of the weights to ``anchor``."""
+    return torch.stack([(p - a).square().sum() for p, a in zip(adapters.parameters(), anchor, strict=True)]).sum()
+
+
+def optimizer_tensors(optimizer: torch.optim.AdamW, adapters: Adapters) -> dict[str, Tensor]:
+    """Flatten AdamW's state to ``{"step|exp_avg|exp_avg_sq.parameter": tensor}`` on the CPU, for a safetensors file."""
+    tensors = {}
+    for name, parameter in adapters.named_parameters():
+        for part, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{part}.{name}"] = value.detach().cpu().clone()
+    return tensors
+
+
+def load_optimizer(optimizer: torch.optim.AdamW, adapters: Adapters, tensors: dict[str, Tensor]) -> None:
+    """Put what `optimizer_tensors` returned back into a fresh AdamW over the same adapters."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        part, name = key.split(".", 1)
+        parts.setdefault(name, {})[part] = value.clone()
+    names = [name for name, _ in adapters.named_parameters()]
+    state = {index: parts[name] for index, name in enumerate(names) if name in parts}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
