@@ -75,8 +75,22 @@ class ClassGaussians:
         return {name: getattr(self, name) for name in self.NAMES}
 
     @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> ClassGaussians:
-        """Rebuild densities from `state`."""
+    def from_state(cls, state: dict[str, Tensor], size: int) -> ClassGaussians:
+        """Rebuild densities of ``size`` coefficients from `state`.
+
+        Raises
+        ------
+        DataError
+            Names the tensor that is missing or of a wrong shape.
+        """
+        missing = [name for name in cls.NAMES if name not in state]
+        if missing:
+            raise DataError(f"a density's state has no {', '.join(missing)}")
+        count, factors = len(state["classes"]), len(state["factors"])
+        shapes = {"classes": (count,), "means": (count, size), "factors": (factors, size, size), "factor_of": (count,)}
+        for name, shape in shapes.items():
+            if tuple(state[name].shape) != shape:
+                raise DataError(f"density {name} has shape {tuple(state[name].shape)}, expected {shape}")
         return cls(*(state[name] for name in cls.NAMES))
 
 

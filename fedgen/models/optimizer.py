@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fedgen.errors import DataError
+
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -24,3 +26,17 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW, tenso
         if f"step.{name}" in tensors:
             state[index] = {moment: tensors[f"{moment}.{name}"].clone() for moment in MOMENTS}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_optimizer_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Raise `DataError` unless ``tensors`` are moments of parameters of ``model``, all three for each or none."""
+    shapes: dict[str, torch.Size] = {}
+    for name, parameter in model.named_parameters():
+        if f"step.{name}" in tensors:
+            shapes |= {f"step.{name}": torch.Size([])}
+            shapes |= {f"{moment}.{name}": parameter.shape for moment in MOMENTS[1:]}
+    for name in sorted(set(shapes) | set(tensors)):
+        if name not in tensors or name not in shapes or tensors[name].shape != shapes[name]:
+            found = tuple(tensors[name].shape) if name in tensors else "missing"
+            expected = tuple(shapes[name]) if name in shapes else "nothing"
+            raise DataError(f"optimizer.{name} is {found}, expected {expected}")

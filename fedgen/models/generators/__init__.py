@@ -7,8 +7,11 @@ from torch import Tensor
 from fedgen.errors import choose
 from fedgen.models.generators.base import Generator, GeneratorSettings, GeneratorTraining
 from fedgen.models.generators.gaussian import GaussianGenerator
+from fedgen.models.generators.vae import ConditionedVAEGenerator, VAEGenerator
 
-KINDS: dict[str, type[Generator]] = {kind.kind: kind for kind in (GaussianGenerator,)}
+KINDS: dict[str, type[Generator]] = {
+    kind.kind: kind for kind in (GaussianGenerator, VAEGenerator, ConditionedVAEGenerator)
+}
 
 __all__ = ["KINDS", "Generator", "GeneratorSettings", "GeneratorTraining", "open_generator"]
 

@@ -39,4 +39,4 @@ class GaussianGenerator(Generator):
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over the densities of ``state``."""
-        self.density = ClassGaussians.from_state(state) if state else None
+        self.density = ClassGaussians.from_state(state, self.size)
