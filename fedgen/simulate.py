@@ -68,12 +68,15 @@ def simulate(
     require(nodes >= 1 and cpus >= 1 and gpus >= 0, f"nodes={nodes}, cpus={cpus}, gpus={gpus}: at least 1, 1 and 0")
     path = (log or Path(tempfile.gettempdir()) / f"fedgen-simulation-{os.getpid()}.log").resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fedgen-", ignore_cleanup_errors=True) as temporary:
-        home = Path(temporary)
-        with simulation_superlink(home):
-            code = _run(home, folder, _options(home, overrides, nodes, cpus, gpus), path)
-    if code == 0 and log is None:
-        path.unlink()
+    code = 0
+    try:
+        with tempfile.TemporaryDirectory(prefix="fedgen-", ignore_cleanup_errors=True) as temporary:
+            home = Path(temporary)
+            with simulation_superlink(home):
+                code = _run(home, folder, _options(home, overrides, nodes, cpus, gpus), path)
+    finally:
+        if code == 0 and log is None:
+            path.unlink(missing_ok=True)
     return code
 
 
