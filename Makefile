@@ -1,0 +1,37 @@
+# Python 3.11 or newer and make are all that a new machine needs. After the first `make` everything works offline.
+PYTHON ?= python3
+OVERRIDES ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test simulation install clean
+
+## The main job on the built-in sounds: four ways of learning, one table, at most three minutes.
+demo: $(INSTALLED)
+	$(BIN)/fedgen run -m experiment=demo mode=standalone,federate,one_shot,centralised \
+		hydra.sweep.dir=runs/demo 'hydra.sweep.subdir=$${mode}'
+	$(BIN)/fedgen compare runs/demo/*
+
+## The whole test suite; ARGS="-m 'not slow'" for the fast part.
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+## The apps in Flower's own simulation: make simulation OVERRIDES="mode=one_shot rounds=2"
+simulation: $(INSTALLED)
+	$(BIN)/fedgen simulate $(OVERRIDES)
+
+## The environment alone.
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "fedgen needs Python 3.11 or newer, and '$(PYTHON)' is not: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing into $(VENV): once, a few minutes"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+## Remove the environment and caches; the results in runs/ stay.
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
