@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from zlib import crc32
+import hashlib
+import json
 
-import numpy as np
 import torch
 
 
@@ -14,13 +14,12 @@ def seeded(seed: int, *keys: int | str, device: torch.device | str = "cpu") -> t
     Parameters
     ----------
     seed : int
-        Seed of the run, at least 0.
+        Seed of the run.
     keys : int or str
         What the stream is for, such as a round, a class id or a name: each path has a stream of its own, so that the
         order and the number of draws for one class never change those for another.
     device : torch.device or str
         Where the generator draws.
     """
-    path = [crc32(key.encode()) if isinstance(key, str) else key for key in keys]
-    state = np.random.SeedSequence([seed, *path]).generate_state(2, np.uint32)
-    return torch.Generator(device).manual_seed((int(state[0]) << 31) ^ int(state[1]))
+    digest = hashlib.sha256(json.dumps([seed, *keys]).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,0 +1,114 @@
+"""The codec keeps what is low-rank, streams, and holds no clip."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedgen.data.tokens import TensorTokens
+from fedgen.errors import ConfigError, DataError
+from fedgen.models.codec import Codec, CodecSettings, Moments
+
+SETTINGS = CodecSettings(channels=4, positions=3, components=8)
+
+
+def low_rank(count: int, length: int = 20, width: int = 10, rank: int = 8, seed: int = 0) -> Tensor:
+    """Sequences whose cores of 3 x 4 vary in ``rank`` directions: ``(N, S, D)``."""
+    generator = torch.Generator().manual_seed(seed)
+    positions, channels = torch.randn(length, 3, generator=generator), torch.randn(width, 4, generator=generator)
+    directions = torch.randn(rank, 12, generator=generator)
+    cores = 1 + torch.randn(count, rank, generator=torch.Generator().manual_seed(seed + count)) @ directions
+    return positions @ cores.view(count, 3, 4) @ channels.T
+
+
+def test_low_rank_sequences_come_back_exactly_also_unseen_ones() -> None:
+    train, unseen = low_rank(64), low_rank(5)
+    codec = Codec.fit(TensorTokens(train, torch.zeros(64)), SETTINGS, batch_size=16)
+    assert codec.size == 8
+    for tokens in (train, unseen):
+        torch.testing.assert_close(codec.decode(codec.encode(tokens)), tokens, atol=1e-3, rtol=1e-3)
+
+
+def test_latents_are_standardised() -> None:
+    source = TensorTokens(torch.randn(64, 20, 10), torch.zeros(64))
+    latents = Codec.fit(source, SETTINGS).encode_all(source, batch_size=10)
+    torch.testing.assert_close(latents.mean(0), torch.zeros(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std(0, correction=0), torch.ones(8), atol=1e-3, rtol=0)
+
+
+def test_noise_gives_back_the_deviation_that_the_components_leave_out() -> None:
+    tokens = torch.randn(200, 6, 5)
+    source = TensorTokens(tokens, torch.zeros(200))
+    codec = Codec.fit(source, CodecSettings(channels=5, positions=6, components=4))
+    latents = codec.encode(tokens)
+    plain, noisy = codec.decode(latents), codec.decode(latents, torch.Generator().manual_seed(0))
+    assert plain.var() < 0.5 * tokens.var()
+    assert noisy.var().item() == pytest.approx(tokens.var().item(), rel=0.05)
+    torch.testing.assert_close(noisy, codec.decode(latents, torch.Generator().manual_seed(0)))
+    silent = Codec.fit(source, CodecSettings(channels=5, positions=6, components=4, noise=False))
+    torch.testing.assert_close(silent.decode(latents, torch.Generator()), silent.decode(latents))
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 1), (5, 4), (100, 6)])
+def test_sizes_are_limited_by_clips_and_by_what_a_sequence_has(count: int, size: int) -> None:
+    source = TensorTokens(torch.randn(count, 3, 2), torch.zeros(count))
+    codec = Codec.fit(source, CodecSettings())
+    assert (codec.size, codec.shape) == (size, (3, 2))
+    assert codec.decode(codec.encode_all(source)).isfinite().all()
+
+
+def test_equal_clips_are_no_trouble() -> None:
+    source = TensorTokens(torch.ones(4, 3, 2), torch.zeros(4))
+    codec = Codec.fit(source, CodecSettings())
+    torch.testing.assert_close(codec.decode(codec.encode_all(source)), torch.ones(4, 3, 2), atol=1e-4, rtol=0)
+
+
+def test_both_ways_to_the_principal_components_agree() -> None:
+    tokens = low_rank(40)
+    few = Codec.fit(TensorTokens(tokens, torch.zeros(40)), CodecSettings(20, 20, 8))  # 40 clips, core of 10 x 20
+    many = Codec.fit(TensorTokens(tokens, torch.zeros(40)), CodecSettings(4, 3, 8))  # 40 clips, core of 12
+    torch.testing.assert_close(few.decode(few.encode(tokens)), many.decode(many.encode(tokens)), atol=1e-3, rtol=1e-3)
+
+
+def test_moments_add_up_over_nodes() -> None:
+    tokens = torch.randn(32, 7, 80)  # wider than the sketch
+    halves = [Moments.measure(TensorTokens(part, torch.zeros(16)), batch_size=8) for part in tokens.split(16)]
+    whole = Moments.measure(TensorTokens(tokens, torch.zeros(32)), batch_size=8)
+    total = halves[0] + halves[1]
+    assert total.count == whole.count == 32
+    torch.testing.assert_close(total.channels, whole.channels)
+    torch.testing.assert_close(total.positions, whole.positions)
+    torch.testing.assert_close(
+        whole.channels.float(), torch.einsum("nsd,nse->de", tokens, tokens), atol=1e-3, rtol=1e-4
+    )
+
+
+def test_codecs_from_shared_moments_have_the_same_bases() -> None:
+    first, second = (TensorTokens(low_rank(20, seed=seed), torch.zeros(20)) for seed in (0, 1))
+    moments = Moments.measure(first) + Moments.measure(second)
+    one, other = (Codec.fit(source, SETTINGS, moments=moments) for source in (first, second))
+    torch.testing.assert_close(one.channels, other.channels)
+    torch.testing.assert_close(one.positions, other.positions)
+
+
+def test_state_rebuilds_the_codec_and_is_small() -> None:
+    source = TensorTokens(torch.randn(30, 9, 8), torch.zeros(30))
+    codec = Codec.fit(source, SETTINGS)
+    twin = Codec.from_state(codec.state())
+    torch.testing.assert_close(twin.encode_all(source), codec.encode_all(source), atol=0, rtol=0)
+    assert sum(value.numel() for value in codec.state().values()) < 9 * 3 + 8 * 4 + (8 + 2) * 12 + 8 + 1
+
+
+@pytest.mark.parametrize("name", Codec.NAMES)
+def test_a_state_that_does_not_fit_together_is_refused(name: str) -> None:
+    state = Codec.fit(TensorTokens(torch.randn(30, 9, 8), torch.zeros(30)), SETTINGS).state()
+    with pytest.raises(DataError, match=r"codec|state"):
+        Codec.from_state({**state, name: state[name][None]})
+    with pytest.raises(DataError, match=name):
+        Codec.from_state({key: value for key, value in state.items() if key != name})
+
+
+def test_no_clips_and_no_size_are_errors() -> None:
+    with pytest.raises(DataError, match="at least 1 clip"):
+        Codec.fit(TensorTokens(torch.zeros(0, 3, 2), torch.zeros(0)), SETTINGS)
+    with pytest.raises(ConfigError, match=r"generator\.codec\.positions=0"):
+        CodecSettings(positions=0)
