@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, get_args
 from uuid import uuid4
@@ -62,11 +62,11 @@ class LocalGrid(Grid):
         self,
         client_app: ClientApp,
         num_nodes: int,
-        run_config: UserConfig,
-        node_configs: list[UserConfig] | None = None,
+        run_config: Mapping[str, UserConfigValue],
+        node_configs: Sequence[Mapping[str, UserConfigValue]] | None = None,
     ) -> None:
         require(num_nodes >= 1, f"num_nodes={num_nodes}: a federation needs at least 1 node")
-        configs = [{}] * num_nodes if node_configs is None else node_configs
+        configs: Sequence[Mapping[str, UserConfigValue]] = [{}] * num_nodes if node_configs is None else node_configs
         require(len(configs) == num_nodes, f"{len(configs)} node_configs for num_nodes={num_nodes}")
         self._client_app = client_app
         self._run = Run.create_empty(run_id=secrets.randbits(62) + 1)
@@ -77,7 +77,7 @@ class LocalGrid(Grid):
         self._waiting: dict[str, Message] = {}  # pushed, not yet handled; in the order of pushing
         _assume_server_identity(self._run.run_id)
 
-    def _new_context(self, node_id: int, node_config: UserConfig, run_config: UserConfig) -> Context:
+    def _new_context(self, node_id: int, node_config: UserConfig, run_config: Mapping[str, UserConfigValue]) -> Context:
         return Context(self._run.run_id, node_id, node_config, RecordDict(), _flat(run_config, "run_config"))
 
     @property
@@ -178,7 +178,7 @@ class LocalGrid(Grid):
         return reply
 
 
-def run_server(server_app: ServerApp, grid: Grid, run_config: UserConfig) -> Context:
+def run_server(server_app: ServerApp, grid: Grid, run_config: Mapping[str, UserConfigValue]) -> Context:
     """Run a ServerApp on a grid, as Flower's own server process does.
 
     Parameters
@@ -201,12 +201,12 @@ def run_server(server_app: ServerApp, grid: Grid, run_config: UserConfig) -> Con
     return context
 
 
-def _node_config(index: int, num_nodes: int, config: UserConfig) -> UserConfig:
+def _node_config(index: int, num_nodes: int, config: Mapping[str, UserConfigValue]) -> UserConfig:
     """Return the entries that Flower's simulation gives each node, and those of ``config``."""
     return {PARTITION_ID_KEY: index, NUM_PARTITIONS_KEY: num_nodes, **_flat(config, f"node_configs[{index}]")}
 
 
-def _flat(config: UserConfig, name: str) -> UserConfig:
+def _flat(config: Mapping[str, UserConfigValue], name: str) -> UserConfig:
     """Return a copy of ``config`` if a deployment could carry it too: flat, of text, numbers and booleans."""
     for key, value in config.items():
         if not isinstance(value, get_args(UserConfigValue)):

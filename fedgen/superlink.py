@@ -66,6 +66,8 @@ def environment(home: Path) -> dict[str, str]:
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
     }
+    if values.get("FEDGEN_HOME"):  # relative to where we are, not to where Flower works
+        values["FEDGEN_HOME"] = str(Path(values["FEDGEN_HOME"]).expanduser().absolute())
     if len(str(home)) <= RAY_PATH_LIMIT:
         values["RAY_TMPDIR"] = str(home)
     return values

@@ -140,9 +140,7 @@ def test_stop_all_ends_detached_and_stubborn_processes_of_its_home_only(
 ):
     monkeypatch.setattr(superlink, "STOP_SECONDS", 1.0)
     mine, other = tmp_path / "mine", tmp_path / "other"
-    ignore = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
-    )
+    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     processes = []
     for home in (mine, other):
         superlink.work_folder(home).mkdir(parents=True)
