@@ -41,10 +41,10 @@ def synthesise(name: str, index: int, seed: int) -> np.ndarray:
     voice = stream("recording", seed, name, index // TAKES)
     take = stream("clip", seed, name, index)
     n = 1600 * take.randint(10, 51)  # tenths of a second, a length that Fourier transforms like
-    level = 10 ** (take.uniform(-6, 20) / 20)  # signal over background, as amplitude
+    level = 10 ** (take.uniform(10, 36) / 20)  # signal over background, as amplitude
     sound = level * unit(SOUNDS[name](voice, take, n)) + background(voice, take, n)
-    sound = resonate(sound, [voice.uniform(300, 5000)], [voice.uniform(800, 4000)], floor=voice.uniform(0.2, 1))
-    return (sound / np.abs(sound).max() * 10 ** (take.uniform(-24, -1) / 20)).astype(np.float32)
+    sound = resonate(sound, [voice.uniform(300, 5000)], [voice.uniform(1500, 4000)], floor=voice.uniform(0.5, 1))
+    return (sound / np.abs(sound).max() * 10 ** (take.uniform(-12, -1) / 20)).astype(np.float32)
 
 
 def background(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def background(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
 
 def dog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """Barks: short, harsh, pitch up and down."""
-    pitch, rough = voice.uniform(180, 800), voice.uniform(0.1, 0.8)
+    pitch, rough = voice.uniform(250, 650), voice.uniform(0.2, 0.8)
     throat = [voice.uniform(500, 1100), voice.uniform(1200, 2500)]
 
     def bark() -> np.ndarray:
@@ -118,7 +118,7 @@ def cow(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
 
 def frog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """Croaks: a resonance struck 15 to 70 times a second, in bursts."""
-    centre, rate = voice.uniform(350, 2500), voice.uniform(15, 70)
+    centre, rate = voice.uniform(500, 1400), voice.uniform(20, 60)
 
     def croak() -> np.ndarray:
         m = seconds(take.uniform(0.12, 0.6))
@@ -164,7 +164,7 @@ def clicks(rng: RandomState, n: int, rate: float, centre: float, spread: float) 
 
 def crickets(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """A high tone, pulsed fast, in groups or without pause."""
-    carrier, pulse, group = voice.uniform(2200, 6000), voice.uniform(15, 60), voice.uniform(0.7, 4)
+    carrier, pulse, group = voice.uniform(3500, 6000), voice.uniform(15, 60), voice.uniform(0.7, 4)
     t = np.arange(n) / RATE
     fast = np.clip(np.sin(2 * np.pi * pulse * t * take.uniform(0.95, 1.05)), 0, None)
     slow = np.sin(2 * np.pi * (group * t + take.uniform())) > take.choice([-2.0, -0.3, 0.2])
@@ -173,8 +173,8 @@ def crickets(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
 
 def chirping_birds(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """Phrases of short high glides."""
-    pitch, length = voice.uniform(1600, 4800), voice.uniform(0.04, 0.2)
-    song = [1 + 0.4 * voice.standard_normal(3) for _ in range(3)]
+    pitch, length = voice.uniform(2000, 4200), voice.uniform(0.04, 0.2)
+    song = [1 + 0.3 * voice.standard_normal(3) for _ in range(3)]
 
     def chirp(i: int) -> np.ndarray:
         m = seconds(length * take.uniform(0.7, 1.3))
@@ -212,28 +212,28 @@ def siren(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """A tone that wails, yelps, or alternates between two pitches."""
     low, ratio, period = (
         voice.uniform(350, 900),
-        voice.uniform(1.3, 2.2),
+        voice.uniform(1.5, 2),
         voice.choice([0.3, 1.2, 4]) * voice.uniform(0.8, 1.25),
     )
     turn = np.sin(2 * np.pi * (np.arange(n) / RATE / period + take.uniform()))
     turn = np.sign(turn) if voice.uniform() < 0.3 else turn
-    tone = harmonics(low * ratio ** (0.5 + 0.5 * turn), rolloff(10, voice.uniform(0.6, 2)))
+    tone = harmonics(low * ratio ** (0.5 + 0.5 * turn), rolloff(10, voice.uniform(0.6, 1.4)))
     return tone * np.exp(0.2 * wander(take, n, 1))
 
 
 def car_horn(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """One or two steady tones, honked."""
-    pitch, second = voice.uniform(280, 620), voice.choice([0, 1.2, 1.26, 1.33])
+    pitch, second = voice.uniform(360, 460), voice.choice([0, 1.2, 1.26, 1.26])
 
     def honk() -> np.ndarray:
-        m = seconds(take.choice([0.15, 0.4, 1.5]) * take.uniform(0.7, 1.5))
+        m = seconds(take.choice([0.3, 0.6, 1.5]) * take.uniform(0.7, 1.5))
         tone = harmonics(np.full(m, pitch), rolloff(16, 0.5))
         return envelope(m, 0.015, 0.04) * (
             tone + bool(second) * harmonics(np.full(m, pitch * second), rolloff(16, 0.5))
         )
 
     times = starts(take, n / RATE, take.uniform(0.5, 2), 0.4)
-    return resonate(place(n, [(start, honk()) for start in times]), [voice.uniform(900, 2800)], [700], 0.2)
+    return resonate(place(n, [(start, honk()) for start in times]), [voice.uniform(1500, 2500)], [700], 0.2)
 
 
 def engine(voice: RandomState, take: RandomState, n: int) -> np.ndarray:

@@ -7,14 +7,11 @@ a valid beginning that the next one continues.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +19,27 @@ import numpy as np
 import torch
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedgen.data.audio import resample
 from fedgen.data.datasets import Clip, Dataset, DataSettings
 from fedgen.data.encoders import Encoder
+from fedgen.data.shards import (
+    FORMAT,
+    PREPARE,
+    check_identity,
+    intact,
+    locked,
+    read_index,
+    shard_count,
+    write_index,
+    write_shard,
+)
 from fedgen.errors import DataError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
 SHARD_CLIPS = 64
-PREPARE = "`fedgen prepare` with the same data and encoder"
 
 
 class Store:
@@ -93,7 +98,7 @@ class Store:
     def verify(self) -> None:
         """Raise `DataError` unless every shard's content has the checksum in the index."""
         for number, shard in enumerate(self._index["shards"]):
-            if not _intact(self.path, shard):
+            if not intact(self.path, shard):
                 raise DataError(f"{self.path / shard['file']} is damaged (shard {number}); {PREPARE} writes it again")
 
     def _known(self, test_fold: int) -> int:
@@ -142,12 +147,12 @@ def open_store(folder: Path, expected: dict[str, Any] | None = None) -> Store:
     DataError
         There is no store, it is not complete, its files do not fit its index, or other data or another encoder made it.
     """
-    index = _read_index(folder)
+    index = read_index(folder)
     if index is None:
         raise DataError(f"{folder} holds no embedding store: make it with {PREPARE}")
     if expected is not None:
-        _check_identity(folder, index["identity"], expected)
-    missing = _shard_count(index) - len(index["shards"])
+        check_identity(folder, index["identity"], expected)
+    missing = shard_count(index) - len(index["shards"])
     if missing:
         raise DataError(f"the store {folder} is not complete, {missing} shards are missing: finish it with {PREPARE}")
     for shard in index["shards"]:
@@ -175,7 +180,7 @@ def prepare(dataset: Dataset, encoder: Encoder, folder: Path, progress: bool = T
         A clip cannot be read, or ``folder`` holds a store of other data or another encoder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         index = _begun(dataset, encoder, folder)
         todo = _unfinished(folder, index)
         if todo:
@@ -188,9 +193,9 @@ def prepare(dataset: Dataset, encoder: Encoder, folder: Path, progress: bool = T
 def _begun(dataset: Dataset, encoder: Encoder, folder: Path) -> dict[str, Any]:
     """Return the index that is in ``folder``, checked to be of this data and encoder, or a new one without shards."""
     identity = identity_of(dataset, encoder)
-    index = _read_index(folder)
+    index = read_index(folder)
     if index is not None:
-        _check_identity(folder, index["identity"], identity)
+        check_identity(folder, index["identity"], identity)
         return index
     return {
         "format": FORMAT,
@@ -207,10 +212,10 @@ def _begun(dataset: Dataset, encoder: Encoder, folder: Path) -> dict[str, Any]:
 def _unfinished(folder: Path, index: dict[str, Any]) -> list[int]:
     """Return the shards that are damaged or not there yet, in order."""
     written = index["shards"]
-    damaged = [number for number, shard in enumerate(written) if not _intact(folder, shard)]
+    damaged = [number for number, shard in enumerate(written) if not intact(folder, shard)]
     for number in damaged:
         log.warning("%s is missing or damaged: it is written again", folder / written[number]["file"])
-    return damaged + list(range(len(written), _shard_count(index)))
+    return damaged + list(range(len(written), shard_count(index)))
 
 
 def _encode(
@@ -223,82 +228,14 @@ def _encode(
         task = shown.add_task(f"encoding {dataset.name}", total=sum(map(len, batches)))
         for number, clips in zip(todo, batches, strict=True):
             waveforms = [_waveform(dataset, clip, encoder.sample_rate) for clip in clips]
-            shard = _write_shard(folder, number, encoder(waveforms))
+            shard = write_shard(folder, number, encoder(waveforms))
             index["shards"][number : number + 1] = [shard]
-            _write_index(folder, index)
+            write_index(folder, index)
             shown.advance(task, len(clips))
             if not bar:
-                log.info("encoded shard %d of %d", number + 1, _shard_count(index))
+                log.info("encoded shard %d of %d", number + 1, shard_count(index))
 
 
 def _waveform(dataset: Dataset, clip: Clip, rate: int) -> np.ndarray:
     waveform, own_rate = dataset.load(clip)
     return resample(waveform, own_rate, rate)
-
-
-def _write_shard(folder: Path, number: int, tokens: Tensor) -> dict[str, Any]:
-    file = folder / f"shard_{number:05d}.safetensors"
-    temporary = file.with_suffix(".tmp")
-    save_file({"tokens": tokens.contiguous()}, temporary)
-    entry = {"file": file.name, "bytes": temporary.stat().st_size, "sha256": _checksum(temporary)}
-    os.replace(temporary, file)
-    return entry
-
-
-def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    temporary = folder / "index.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(index, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / "index.json")
-
-
-def _read_index(folder: Path) -> dict[str, Any] | None:
-    file = folder / "index.json"
-    if not file.is_file():
-        return None
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is damaged ({error}): delete the folder and make it again with {PREPARE}") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise DataError(f"{file} is not an index of format {FORMAT}: delete the folder and use {PREPARE}")
-    return index
-
-
-def _shard_count(index: dict[str, Any]) -> int:
-    return -(-len(index["clips"]) // int(index["shard_clips"]))
-
-
-def _intact(folder: Path, shard: dict[str, Any]) -> bool:
-    file = folder / shard["file"]
-    return file.is_file() and file.stat().st_size == shard["bytes"] and _checksum(file) == shard["sha256"]
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    for part in ("encoder", "data"):
-        there, here = found.get(part, {}), expected.get(part, {})
-        keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-        if keys:
-            differ = ", ".join(f"{part}.{key} is {there.get(key)!r}, not {here.get(key)!r}" for key in keys)
-            raise DataError(
-                f"the store {folder} was made by other data or another encoder: {differ}. "
-                "Choose another data.store, or delete the folder"
-            )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process prepares %s: waiting for it", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,0 +1,100 @@
+"""The files of an embedding store: safetensors shards, a JSON index with their checksums, and a lock."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedgen.errors import DataError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+PREPARE = "`fedgen prepare` with the same data and encoder"
+
+
+def write_shard(folder: Path, number: int, tokens: Tensor) -> dict[str, Any]:
+    """Write tokens ``(n, S, D)`` as shard ``number`` and return its entry in the index."""
+    file = folder / f"shard_{number:05d}.safetensors"
+    temporary = file.with_suffix(".tmp")
+    save_file({"tokens": tokens.contiguous()}, temporary)
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    entry = {"file": file.name, "bytes": temporary.stat().st_size, "sha256": _checksum(temporary)}
+    os.replace(temporary, file)
+    return entry
+
+
+def write_index(folder: Path, index: dict[str, Any]) -> None:
+    """Put the index into place."""
+    temporary = folder / "index.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(index, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / "index.json")
+
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """Return the index in ``folder``, or None if there is none; `DataError` if it is damaged."""
+    file = folder / "index.json"
+    if not file.is_file():
+        return None
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is damaged ({error}): delete the folder and make it again with {PREPARE}") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise DataError(f"{file} is not an index of format {FORMAT}: delete the folder and use {PREPARE}")
+    return index
+
+
+def shard_count(index: dict[str, Any]) -> int:
+    """Return how many shards a complete store has."""
+    return -(-len(index["clips"]) // int(index["shard_clips"]))
+
+
+def intact(folder: Path, shard: dict[str, Any]) -> bool:
+    """Return whether the shard's file is there and has its checksum."""
+    file = folder / shard["file"]
+    return file.is_file() and file.stat().st_size == shard["bytes"] and _checksum(file) == shard["sha256"]
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise `DataError`, naming each difference, unless the store was made by the expected data and encoder."""
+    for part in ("encoder", "data"):
+        there, here = found.get(part, {}), expected.get(part, {})
+        keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+        if keys:
+            differ = ", ".join(f"{part}.{key} is {there.get(key)!r}, not {here.get(key)!r}" for key in keys)
+            raise DataError(
+                f"the store {folder} was made by other data or another encoder: {differ}. "
+                "Choose another data.store, or delete the folder"
+            )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from working on ``folder``; waits until they have finished."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process prepares %s: waiting for it", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
