@@ -146,8 +146,12 @@ class Codec:
         return (cores - self.mean) @ self.components.T / self.scale
 
     def encode_all(self, source: TokenSource, batch_size: int = 64) -> Tensor:
-        """Return latents ``(N, k)`` of every clip of ``source``, on the codec's device."""
-        return torch.cat([self.encode(tokens.to(self.mean.device)) for tokens in batches(source, batch_size)])
+        """Return latents ``(N, k)`` of every clip of ``source``, on the source's device."""
+        codec, latents = self, []
+        for tokens in batches(source, batch_size):
+            codec = codec if codec.mean.device == tokens.device else codec.to(tokens.device)
+            latents.append(codec.encode(tokens))
+        return torch.cat(latents)
 
     def cores(self, latents: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Return cores ``(B, A, B')`` of ``latents`` ``(B, k)``: the tokens are ``positions @ core @ channels.T``."""

@@ -11,11 +11,11 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Return the optimiser's moments as ``{moment}.{parameter}``, on the CPU; empty before the first step."""
+    """Return the optimiser's moments as ``{moment}.{parameter}``, where they are; empty before the first step."""
     tensors = {}
     for name, parameter in model.named_parameters():
         for moment, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{moment}.{name}"] = value.detach().cpu().clone()
+            tensors[f"{moment}.{name}"] = value.detach().clone()
     return tensors
 
 

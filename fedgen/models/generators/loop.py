@@ -51,7 +51,7 @@ def train(
     -------
     tuple
         Losses of each epoch by component (``validation_loss`` too, if rows were held out), and the optimiser's moments
-        at the best epoch.
+        at the best epoch, on the CPU.
     """
     device = next(model.parameters()).device
     order = torch.randperm(count, generator=seeded(seed, "validation"))
@@ -76,7 +76,8 @@ def train(
         losses.append(dict(zip(names, values.tolist(), strict=True)))
         if len(held) and best.stale(losses[-1]["validation_loss"], training.patience):
             break
-    return losses, best.restore() if len(held) else optimizer_tensors(model, optimizer)
+    moments = best.restore() if len(held) else optimizer_tensors(model, optimizer)
+    return losses, {name: value.cpu() for name, value in moments.items()}
 
 
 def _step(
