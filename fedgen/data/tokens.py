@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+FLOAT_LIMIT = 4 * 2**30  # bytes up to which the CPU keeps tokens in float32: converting costs more than a training step
 
 
 class TokenSource(Protocol):
@@ -29,11 +32,60 @@ class TokenSource(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FactoredTokens:
+    """A batch of token sequences of low rank, ``positions @ core @ channels.T``, never multiplied out.
+
+    A linear map of the tokens costs a small share of what it costs on dense ones: see `project`.
+
+    Attributes
+    ----------
+    positions : Tensor
+        ``(P, S, A)``: a basis of the sequence for each of ``P`` origins.
+    channels : Tensor
+        ``(P, D, C)``: a basis of the token width for each origin.
+    cores : Tensor
+        ``(B, A, C)``.
+    origins : Tensor
+        ``(B,)``, int64: the origin of each sequence.
+    """
+
+    positions: Tensor
+    channels: Tensor
+    cores: Tensor
+    origins: Tensor
+
+    def project(self, weight: Tensor) -> Tensor:
+        """Return what ``weight`` ``(w, D)`` makes of the tokens: ``(B, S, w)``."""
+        narrow = (weight @ self.channels).transpose(1, 2)  # (P, C, w)
+        if len(self.positions) == 1:
+            return self.positions[0] @ (self.cores @ narrow[0])
+        return self.positions[self.origins] @ (self.cores @ narrow[self.origins])
+
+    def dense(self) -> Tensor:
+        """Return the tokens ``(B, S, D)``."""
+        return self.positions[self.origins] @ (self.cores @ self.channels[self.origins].transpose(1, 2))
+
+
+@runtime_checkable
+class FactoredSource(Protocol):
+    """A token source that can also be read as factors."""
+
+    def factors(self, indices: Tensor) -> FactoredTokens:
+        """Return the sequences at ``indices`` ``(B,)`` as factors."""
+        ...
+
+
 class TensorTokens:
-    """Token sequences held in one tensor, in half precision, on the device that trains on them."""
+    """Token sequences held in one tensor on the device that trains on them.
+
+    The CPU keeps them in float32 up to `FLOAT_LIMIT`, a GPU in half precision.
+    """
 
     def __init__(self, tokens: Tensor, labels: Tensor, device: torch.device | str = "cpu") -> None:
         self.tokens = tokens.to(device)  # (N, S, D)
+        if self.tokens.device.type == "cpu" and 4 * tokens.numel() <= FLOAT_LIMIT:
+            self.tokens = self.tokens.float()
         self.labels = labels.long().cpu()  # (N,)
         self.shape = (int(tokens.shape[1]), int(tokens.shape[2]))
 

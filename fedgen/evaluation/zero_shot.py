@@ -92,3 +92,19 @@ def _scores(similarity: Tensor, labels: Tensor, errors: dict[str, float], classe
         heads={name: {"cosine": float(own[i]), "mse": errors[name]} for i, name in enumerate(errors)},
         confusion=confusion.tolist(),
     )
+
+
+def mean_scores(scores: list[Scores]) -> Scores:
+    """Return the mean of several models' scores on the same clips; their confusions are summed."""
+    count = len(scores)
+    first = scores[0]
+    return Scores(
+        accuracy=sum(s.accuracy for s in scores) / count,
+        balanced_accuracy=sum(s.balanced_accuracy for s in scores) / count,
+        per_class={name: sum(s.per_class[name] for s in scores) / count for name in first.per_class},
+        heads={
+            head: {name: sum(s.heads[head][name] for s in scores) / count for name in values}
+            for head, values in first.heads.items()
+        },
+        confusion=torch.tensor([s.confusion for s in scores]).sum(dim=0).tolist(),
+    )

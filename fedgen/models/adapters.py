@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedgen.data.tokens import FactoredTokens
 from fedgen.errors import require
 
 
@@ -56,12 +57,16 @@ class TokenProjection(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.position = nn.Parameter(torch.randn(length, width) * 0.02)  # (S, w)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor | FactoredTokens) -> Tensor:
         """Map ``(B, S, D)`` to ``(B, S, w)``."""
+        if isinstance(tokens, FactoredTokens):
+            narrow = tokens.project(self.project.weight) + self.project.bias
+        else:
+            narrow = self.project(tokens)
         position = self.position
-        if tokens.shape[1] != len(position):
-            position = F.interpolate(position.T[None], size=tokens.shape[1], mode="linear")[0].T
-        return F.gelu(self.norm(self.project(tokens)) + position)
+        if narrow.shape[1] != len(position):
+            position = F.interpolate(position.T[None], size=narrow.shape[1], mode="linear")[0].T
+        return F.gelu(self.norm(narrow) + position)
 
 
 class TargetHead(nn.Module):
@@ -105,7 +110,7 @@ class Adapters(nn.Module):
         self.tokens = TokenProjection(*tokens, settings.width)
         self.heads = nn.ModuleDict({name: TargetHead(tuple(shape), settings) for name, shape in targets.items()})
 
-    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+    def forward(self, tokens: Tensor | FactoredTokens) -> dict[str, Tensor]:
         """Map ``(B, S, D)`` to ``{head: (B, *target shape)}``."""
         narrow = self.tokens(tokens)
         return {name: head(narrow) for name, head in self.heads.items()}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import FactoredTokens
 from fedgen.models.codec import Codec
 from fedgen.models.seeds import seeded
 
@@ -44,6 +45,12 @@ class SyntheticTokens:
         """Decode the samples at ``indices`` ``(B,)`` to ``(B, S, D)``, float32."""
         return self.codec.decode(self.latents[indices.to(self.latents.device)], self._noise)
 
+    def factors(self, indices: Tensor) -> FactoredTokens:
+        """Return the samples at ``indices`` ``(B,)`` as factors, which training multiplies by its weights first."""
+        cores = self.codec.cores(self.latents[indices.to(self.latents.device)], self._noise)
+        origins = torch.zeros(len(indices), dtype=torch.long, device=cores.device)
+        return FactoredTokens(self.codec.positions[None], self.codec.channels[None], cores, origins)
+
     def to(self, device: torch.device | str) -> SyntheticTokens:
         """Return the samples on ``device``, with their noise from its start."""
         return SyntheticTokens(self.codec, self.latents, self.labels, self.seed, device)
@@ -54,9 +61,9 @@ class SyntheticTokens:
 
 
 class PooledTokens:
-    """Several token sources, such as the samples of all nodes, as one."""
+    """The samples of several nodes as one source."""
 
-    def __init__(self, parts: list[TokenSource]) -> None:
+    def __init__(self, parts: list[SyntheticTokens]) -> None:
         self.parts = [part for part in parts if len(part)]
         shapes = {part.shape for part in self.parts}
         if len(shapes) != 1:
@@ -64,26 +71,37 @@ class PooledTokens:
         self.shape = shapes.pop()
         self.labels = torch.cat([part.labels for part in self.parts])
         self._starts = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)  # (parts + 1,)
+        self._positions = _stack([part.codec.positions for part in self.parts])  # (P, S, A)
+        self._channels = _stack([part.codec.channels for part in self.parts])  # (P, D, C)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> Tensor:
-        """Return tokens ``(B, S, D)`` at ``indices`` ``(B,)``; each source reads its own at once."""
-        owner = torch.bucketize(indices, self._starts[1:], right=True)
-        order = owner.argsort(stable=True)
-        tokens = [
-            part.batch(indices[owner == number] - self._starts[number])
-            for number, part in enumerate(self.parts)
-            if bool((owner == number).any())
-        ]
-        if len(tokens) == 1:
-            return tokens[0]
-        return torch.cat(tokens)[order.argsort().to(tokens[0].device)]
+        """Return tokens ``(B, S, D)`` at ``indices`` ``(B,)``."""
+        return self.factors(indices).dense()
+
+    def factors(self, indices: Tensor) -> FactoredTokens:
+        """Return the samples at ``indices`` ``(B,)`` as factors; each node's latents are decoded at once."""
+        origins = torch.bucketize(indices, self._starts[1:], right=True)  # (B,)
+        device = self._positions.device
+        cores = torch.zeros(len(indices), self._positions.shape[2], self._channels.shape[2], device=device)  # (B, A, C)
+        for number, part in enumerate(self.parts):
+            rows = (origins == number).nonzero().squeeze(1)
+            if len(rows):
+                own = part.factors(indices[rows] - self._starts[number]).cores
+                cores[rows.to(device), : own.shape[1], : own.shape[2]] = own
+        return FactoredTokens(self._positions, self._channels, cores, origins.to(device))
 
     def counts(self) -> dict[int, int]:
         """Return the number of samples of each class id."""
         return class_counts(self.labels)
+
+
+def _stack(bases: list[Tensor]) -> Tensor:
+    """Stack bases ``(rows, rank)``; where ranks differ, zeros fill up."""
+    widest = max(basis.shape[1] for basis in bases)
+    return torch.stack([functional.pad(basis, (0, widest - basis.shape[1])) for basis in bases])
 
 
 def class_counts(labels: Tensor) -> dict[int, int]:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import FactoredSource, FactoredTokens, TokenSource
 from fedgen.errors import choose, require
 from fedgen.models.adapters import Adapters
+from fedgen.models.optimizer import load_optimizer_tensors, optimizer_tensors
 
 
 GLOBAL_TRAINING = ("none", "supervised")
@@ -192,7 +193,7 @@ def train_adapters(
         adapters.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=device.type == "cuda"
     )
     if optimizer_state:
-        load_optimizer(optimizer, adapters, optimizer_state)
+        load_optimizer_tensors(adapters, optimizer, optimizer_state)
     anchor = [p.detach().clone() for p in adapters.parameters()] if proximal_mu else []
     steps = settings.epochs * math.ceil(len(source) / settings.batch_size)
     schedule = schedule or Schedule()
@@ -208,7 +209,7 @@ def train_adapters(
                     group["lr"] = settings.lr * rate
                 labels = source.labels[indices].to(device, non_blocking=True)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    outputs = adapters(source.batch(indices))
+                    outputs = adapters(read(source, indices))
                 heads = target_losses({k: v.float() for k, v in outputs.items()}, targets, labels, settings)
                 loss = torch.stack(list(heads.values())).sum()
                 step_loss = loss + 0.5 * proximal_mu * distance(adapters, anchor) if anchor else loss
@@ -221,29 +222,14 @@ def train_adapters(
                     sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach() * len(indices)
             losses = {name: float(value) / len(source) for name, value in sums.items()}
     adapters.eval()
-    return losses, optimizer_tensors(optimizer, adapters)
+    return losses, optimizer_tensors(adapters, optimizer)
+
+
+def read(source: TokenSource, indices: Tensor) -> Tensor | FactoredTokens:
+    """Return a batch in the form that is cheapest to train on: factors where the source has them."""
+    return source.factors(indices) if isinstance(source, FactoredSource) else source.batch(indices)
 
 
 def distance(adapters: Adapters, anchor: list[Tensor]) -> Tensor:
     """Return the squared distance of the weights to ``anchor``."""
     return torch.stack([(p - a).square().sum() for p, a in zip(adapters.parameters(), anchor, strict=True)]).sum()
-
-
-def optimizer_tensors(optimizer: torch.optim.AdamW, adapters: Adapters) -> dict[str, Tensor]:
-    """Flatten AdamW's state to ``{"step|exp_avg|exp_avg_sq.parameter": tensor}`` on the CPU, for a safetensors file."""
-    tensors = {}
-    for name, parameter in adapters.named_parameters():
-        for part, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{part}.{name}"] = value.detach().cpu().clone()
-    return tensors
-
-
-def load_optimizer(optimizer: torch.optim.AdamW, adapters: Adapters, tensors: dict[str, Tensor]) -> None:
-    """Put what `optimizer_tensors` returned back into a fresh AdamW over the same adapters."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        part, name = key.split(".", 1)
-        parts.setdefault(name, {})[part] = value.clone()
-    names = [name for name, _ in adapters.named_parameters()]
-    state = {index: parts[name] for index, name in enumerate(names) if name in parts}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,155 @@
+"""The ``fedgen`` command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from rich.logging import RichHandler
+
+from fedgen.config import config_dir, explain, from_dictconfig, load_config
+from fedgen.errors import FedgenError
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that ``arguments`` name and return its exit code; errors meant for the user have no traceback."""
+    options, rest = _parser().parse_known_args(arguments)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    try:
+        return int(options.command(options, rest) or 0)
+    except HydraException as error:
+        message = str(explain(error))
+    except FedgenError as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        message = "interrupted"
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fedgen", description="Train adapters across sites that exchange synthetic tokens.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, command: object, about: str, folders: str | None = None) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about, add_help=folders is not None or name == "simulate")
+        sub.set_defaults(command=command)
+        if folders:
+            sub.add_argument("folders", nargs=folders, type=Path, metavar="RUN", help="run folder")
+        return sub
+
+    add("run", run_command, "run a configuration; takes Hydra overrides, and -m for sweeps")
+    add("prepare", prepare_command, "encode the clips that the embedding store misses; takes Hydra overrides")
+    simulate = add("simulate", simulate_command, "run a configuration in Flower's simulation; takes Hydra overrides")
+    simulate.add_argument("--cpus", type=int, default=1, help="CPU cores for each node")
+    simulate.add_argument("--gpus", type=float, default=0.0, help="GPUs for each node; 0 hides them")
+    add("compare", compare_command, "print one table of several runs", "+")
+    evaluate = add("evaluate", evaluate_command, "score the saved global adapters of a run again", "+")
+    evaluate.add_argument("--fold", type=int, help="held-out fold; the run's own by default")
+    add("report", report_command, "draw the plots of runs again", "+")
+    return parser
+
+
+def run_command(options: argparse.Namespace, overrides: list[str]) -> int:
+    """``fedgen run``: hand over to Hydra, which makes the run folder and handles sweeps."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of being printed by Hydra
+    sys.argv = ["fedgen run", *overrides]
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(_job)()
+    return 0
+
+
+def _job(values: DictConfig) -> float:
+    from fedgen.run import run
+
+    config = from_dictconfig(values)
+    folder = config.run_dir or HydraConfig.get().runtime.output_dir
+    return float(run(replace(config, run_dir=folder))["accuracy"])
+
+
+def prepare_command(options: argparse.Namespace, overrides: list[str]) -> None:
+    """``fedgen prepare``: encode once."""
+    from fedgen.task import prepare_task
+
+    _log_to_terminal()
+    task = prepare_task(load_config(overrides))
+    store = task.store
+    logger.info("%d clips of %d classes, tokens %s, in %s", len(store), len(store.classes), store.shape, store.path)
+
+
+def simulate_command(options: argparse.Namespace, overrides: list[str]) -> int:
+    """``fedgen simulate``: the same apps in Flower's simulation, with an exit code that tells the truth."""
+    from fedgen.simulate import simulate
+
+    _log_to_terminal()
+    config = load_config(overrides)
+    return simulate(overrides, nodes=config.partition.nodes, cpus=options.cpus, gpus=options.gpus)
+
+
+def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
+    """``fedgen compare``: one table of several runs."""
+    from fedgen.evaluation.tables import comparison_table, show
+    from fedgen.run_folder import RunFolder
+
+    _refuse(rest)
+    folders = [folder for folder in options.folders if folder.is_dir() or not folder.suffix]
+    show(comparison_table({str(folder): RunFolder(folder).results() for folder in folders}))
+
+
+def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
+    """``fedgen evaluate``: load the saved global adapters and score them on the held-out clips."""
+    from fedgen.evaluation.tables import comparison_table, show
+    from fedgen.evaluation.zero_shot import zero_shot
+    from fedgen.run_folder import RunFolder
+    from fedgen.task import prepare_task
+
+    _refuse(rest)
+    _log_to_terminal()
+    for path in options.folders:
+        folder = RunFolder(path)
+        config = folder.config()
+        if options.fold is not None:
+            config = replace(config, data=replace(config.data, test_fold=options.fold))
+        task = prepare_task(config)
+        weights, _ = folder.load_adapters(task.identity())
+        adapters = task.adapters()
+        adapters.load_state_dict(weights)
+        scores = zero_shot(adapters, task.test_tokens(), task.targets.heads, task.classes)
+        folder.save_json("evaluation.json", {"test_fold": config.data.test_fold, **asdict(scores)})
+        show(comparison_table({str(path): {**folder.results(), **asdict(scores)}}))
+
+
+def report_command(options: argparse.Namespace, rest: list[str]) -> None:
+    """``fedgen report``: draw the plots again from ``results.json``."""
+    from fedgen.evaluation.plots import draw_run
+    from fedgen.run_folder import RunFolder
+
+    _refuse(rest)
+    _log_to_terminal()
+    for path in options.folders:
+        for picture in draw_run(RunFolder(path).results(), path):
+            logger.info("%s", picture)
+
+
+def _refuse(rest: Sequence[str]) -> None:
+    if rest:
+        raise FedgenError(f"unknown arguments: {' '.join(rest)}")
+
+
+def _log_to_terminal() -> None:
+    handler = RichHandler(show_path=False, show_level=False, show_time=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

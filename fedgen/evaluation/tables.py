@@ -1,0 +1,73 @@
+"""Tables on the terminal: label distributions and runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(table: Table) -> None:
+    """Print a table; where there is no terminal it gets the width it needs."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.measure(table).maximum, 80))
+    console.print(table)
+
+
+def distribution_table(nodes: Mapping[str, Mapping[str, int]], classes: list[str]) -> Table:
+    """Return how many clips of each class each node trains on.
+
+    Parameters
+    ----------
+    nodes : Mapping
+        Clips by class name, by node number.
+    classes : list[str]
+        Row order.
+    """
+    table = Table(title="training clips of each class on each node")
+    table.add_column("class")
+    for number in nodes:
+        table.add_column(f"node {number}", justify="right")
+    for name in classes:
+        table.add_row(name, *(str(counts.get(name, "·")) for counts in nodes.values()))
+    table.add_section()
+    table.add_row("all", *(str(sum(counts.values())) for counts in nodes.values()))
+    return table
+
+
+def comparison_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return results of several runs side by side.
+
+    Parameters
+    ----------
+    runs : Mapping
+        Contents of ``results.json`` by run name.
+    """
+    table = Table(title="zero-shot accuracy on the held-out fold")
+    table.add_column("run")
+    table.add_column("mode")
+    for name in ("rounds", "accuracy", "balanced", "worst class", "cosine", "samples", "MB sent", "MB received", "s"):
+        table.add_column(name, justify="right")
+    for name, result in runs.items():
+        table.add_row(name, *_row(result))
+    return table
+
+
+def _row(result: Mapping[str, Any]) -> list[str]:
+    cosines = [head["cosine"] for head in result["heads"].values()]
+    traffic = [sum(result["bytes"][way]) / 1e6 for way in ("sent", "received")]
+    samples = sum(result["samples"].values())
+    return [
+        str(result["mode"]),
+        str(sum(phase["rounds"] for phase in result["phases"])),
+        f"{result['accuracy']:.3f}",
+        f"{result['balanced_accuracy']:.3f}",
+        f"{min(result['per_class'].values()):.3f}",
+        f"{sum(cosines) / len(cosines):.3f}",
+        str(samples) if samples else "·",
+        *(f"{value:.1f}" if value else "·" for value in traffic),
+        f"{result['seconds']['total']:.0f}",
+    ]

@@ -1,0 +1,175 @@
+"""What a run tells while it goes on and leaves behind: progress, metrics, checkpoints, results and plots."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fedgen.evaluation.plots import draw_run
+from fedgen.evaluation.tables import distribution_table, show
+from fedgen.evaluation.zero_shot import Scores
+from fedgen.phases import Phase, plan
+from fedgen.run_folder import RunFolder
+from fedgen.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RoundReport:
+    """What happened in one round.
+
+    Attributes
+    ----------
+    round : int
+        Counted over the whole run, from 1.
+    answered : list[int]
+        Numbers of the nodes whose replies were used.
+    lost : dict[int, str]
+        Why a node's reply is missing or was refused.
+    metrics : dict[int, dict[str, float]]
+        What each node reported of its training.
+    generators : dict[int, list[dict[str, float | str]]]
+        Losses of each node's generators by epoch and component.
+    samples : dict[int, int]
+        Synthetic samples in the pool by global class id.
+    global_losses : dict[str, float]
+        Losses of the training on the pool.
+    bytes_sent, bytes_received : int
+        Size of the records from and to the server.
+    seconds : float
+        From the first message to the end of the server's work.
+    """
+
+    round: int
+    answered: list[int] = field(default_factory=list)
+    lost: dict[int, str] = field(default_factory=dict)
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    generators: dict[int, list[dict[str, float | str]]] = field(default_factory=dict)
+    samples: dict[int, int] = field(default_factory=dict)
+    global_losses: dict[str, float] = field(default_factory=dict)
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    seconds: float = 0.0
+
+
+class Recorder:
+    """Writes a run folder while the run goes on.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    task : Task
+    """
+
+    def __init__(self, folder: RunFolder, task: Task) -> None:
+        self.folder, self.task = folder, task
+        self._started = time.monotonic()
+        self._history: list[dict[str, Any]] = []
+        self._reports: list[RoundReport] = []
+        self._scores: Scores | None = None
+        self._nodes: dict[str, dict[str, int]] = {}
+
+    def partition(self, counts: Mapping[int, Mapping[int, int]]) -> None:
+        """Note and show how many clips of each class (by id) each node has."""
+        names = self.task.classes
+        self._nodes = {
+            str(number): {names[label]: count for label, count in counts[number].items()} for number in sorted(counts)
+        }
+        self.folder.save_json("partition.json", self._nodes)
+        show(distribution_table(self._nodes, names))
+
+    def round(self, phase: Phase, report: RoundReport, scores: Scores, weights: Mapping[str, Tensor] | None) -> None:
+        """Note one round: its metrics, the scores after it, and the global adapters, if there are any."""
+        self._scores = scores
+        self._history.append(
+            {"round": report.round, "accuracy": scores.accuracy, "balanced_accuracy": scores.balanced_accuracy}
+        )
+        if weights is not None:
+            self.folder.save_adapters(weights, {**self.task.identity(), "round": report.round})
+        if report.metrics:
+            self._reports.append(report)
+            for line in _metric_lines(phase, report):
+                self.folder.log_metrics(line)
+        self.folder.log_metrics(_server_line(phase, report, scores))
+        logger.info("%s", progress_line(phase, report, scores, len(self._nodes)))
+
+    def finish(self) -> dict[str, Any]:
+        """Write ``results.json`` and the plots, and return the results."""
+        config, scores = self.task.config, self._scores
+        assert scores is not None
+        results = {
+            **asdict(scores),
+            "classes": self.task.classes,
+            "history": self._history,
+            "mode": "+".join(phase.mode for phase in config.phase_list),
+            "phases": [asdict(phase) for phase in config.phase_list],
+            "nodes": self._nodes,
+            "samples": {self.task.classes[k]: n for k, n in self._reports[-1].samples.items()} if self._reports else {},
+            "lost": {str(r.round): {str(k): why for k, why in r.lost.items()} for r in self._reports if r.lost},
+            "bytes": {
+                "sent": [report.bytes_sent for report in self._reports],
+                "received": [report.bytes_received for report in self._reports],
+            },
+            "seconds": {
+                "total": time.monotonic() - self._started,
+                "rounds": [report.seconds for report in self._reports],
+            },
+            "seed": config.seed,
+        }
+        self.folder.save_json("results.json", results)
+        draw_run(results, self.folder.path)
+        logger.info("accuracy %.3f after %d rounds; run folder: %s", scores.accuracy, len(self._reports), self.folder.path)
+        return results
+
+
+def progress_line(phase: Phase, report: RoundReport, scores: Scores, nodes: int) -> str:
+    """Return one line on a round: who answered, losses, accuracy, megabytes and seconds."""
+    parts = [f"round {report.round}/{phase.last} {phase.mode.name}"]
+    if report.metrics:
+        parts.append(f"nodes {len(report.answered)}/{nodes}")
+        for name in ("loss", "generator_loss"):
+            values = [metrics[name] for metrics in report.metrics.values() if name in metrics]
+            if values:
+                parts.append(f"{name.replace('_', ' ')} {sum(values) / len(values):.3f}")
+    if report.samples:
+        parts.append(f"pool {sum(report.samples.values())}")
+    if "loss" in report.global_losses:
+        parts.append(f"global loss {report.global_losses['loss']:.3f}")
+    parts.append(f"accuracy {scores.accuracy:.3f}")
+    if report.bytes_sent or report.bytes_received:
+        parts.append(f"sent {report.bytes_sent / 1e6:.1f} MB, received {report.bytes_received / 1e6:.1f} MB")
+    return " | ".join([*parts, f"{report.seconds:.1f} s"])
+
+
+def _metric_lines(phase: Phase, report: RoundReport) -> list[dict[str, Any]]:
+    lines = []
+    for number, metrics in sorted(report.metrics.items()):
+        line: dict[str, Any] = {"round": report.round, "phase": phase.mode.name, "node": number}
+        line |= {f"train/node_{number}/{name}": value for name, value in metrics.items()}
+        if report.generators.get(number):
+            line[f"train/node_{number}/generator"] = report.generators[number]
+        lines.append(line)
+    return lines
+
+
+def _server_line(phase: Phase, report: RoundReport, scores: Scores) -> dict[str, Any]:
+    line: dict[str, Any] = {"round": report.round, "phase": phase.mode.name}
+    line |= {"server/accuracy": scores.accuracy, "server/balanced_accuracy": scores.balanced_accuracy}
+    for head, values in scores.heads.items():
+        line |= {f"server/{head}_{name}": value for name, value in values.items()}
+    if report.samples:
+        line["server/synthetic_samples_total"] = sum(report.samples.values())
+        line["server/synthetic_samples_classes"] = len(report.samples)
+    line |= {f"server/global_{name}": value for name, value in report.global_losses.items()}
+    line |= {"server/bytes_sent": report.bytes_sent, "server/bytes_received": report.bytes_received}
+    line |= {"server/seconds": report.seconds, "server/answered": report.answered}
+    if report.lost:
+        line["server/lost"] = {str(number): reason for number, reason in report.lost.items()}
+    return line

@@ -1,0 +1,63 @@
+"""The references around a federation, without Flower: every node alone, and one node with everyone's clips."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedgen.config import Config
+from fedgen.data.tokens import TensorTokens
+from fedgen.evaluation.zero_shot import Scores, mean_scores, zero_shot
+from fedgen.node import Node
+from fedgen.phases import Phase, plan
+from fedgen.recorder import Recorder, RoundReport
+from fedgen.run_folder import RunFolder
+from fedgen.task import Task, prepare_task
+
+
+def run_reference(config: Config) -> dict[str, Any]:
+    """Train each node alone for as many rounds as a federation would, never aggregating, and return the results.
+
+    ``standalone`` has the nodes of the partition and reports the mean of their scores on the whole held-out fold;
+    ``centralised`` has one node with everyone's clips.
+    """
+    config = replace(config, run_dir=str(Path(str(config.run_dir)).absolute()))
+    task = prepare_task(config)
+    folder = RunFolder.create(task.config)
+    (phase,) = plan(config.phase_list)
+    nodes = [Node(task, number, folder.checkpoints) for number in range(len(task.parts))]
+    recorder = Recorder(folder, task)
+    recorder.partition({node.number: node.counts for node in nodes})
+    weights = {node.number: task.adapters().state_dict() for node in nodes}
+    test = task.test_tokens()
+    for round_number in range(1, phase.rounds + 1):
+        report, scores = _round(task, nodes, weights, test, phase, round_number)
+        kept = weights[0] if len(nodes) == 1 else {}
+        recorder.round(phase, report, scores, kept or None)
+    return recorder.finish()
+
+
+def _round(
+    task: Task,
+    nodes: list[Node],
+    weights: dict[int, dict[str, Tensor]],
+    test: TensorTokens,
+    phase: Phase,
+    round_number: int,
+) -> tuple[RoundReport, Scores]:
+    """Train every node's own ``weights`` for one round, in place, and return the mean scores."""
+    started = time.monotonic()
+    report, scores = RoundReport(round_number), []
+    for node in nodes:
+        weights[node.number], losses = node.train(weights[node.number], round_number, phase)
+        report.metrics[node.number] = {"num-examples": len(node.indices), **losses}
+        report.answered.append(node.number)
+        adapters = task.adapters()
+        adapters.load_state_dict(weights[node.number])
+        scores.append(zero_shot(adapters, test, task.targets.heads, task.classes))
+    report.seconds = time.monotonic() - started
+    return report, mean_scores(scores)

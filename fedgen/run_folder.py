@@ -1,0 +1,128 @@
+"""The folder of a run: configuration, metrics line by line, checkpoints, results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedgen.config import Config, from_yaml, to_yaml
+from fedgen.errors import CheckpointError, ConfigError
+from fedgen.evaluation.zero_shot import Scores
+from fedgen.exchange.checkpoint import load_tensors, save_tensors, write_atomically
+
+ADAPTERS = "adapters.safetensors"
+
+
+class RunFolder:
+    """Where a run writes.
+
+    ==========================  =============================================================
+    ``config.yaml``             the resolved configuration
+    ``partition.json``          clips of each class on each node
+    ``metrics.jsonl``           a line per round and node, and one per round for the server
+    ``checkpoints/``            global adapters; generators and optimisers of nodes on this machine
+    ``results.json``            what `fedgen compare` reads
+    ==========================  =============================================================
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of adapters and generators."""
+        return self.path / "checkpoints"
+
+    @classmethod
+    def create(cls, config: Config) -> RunFolder:
+        """Start the folder ``run_dir`` afresh: what an earlier run left there is removed.
+
+        Raises
+        ------
+        ConfigError
+            If the run would erase the very run that ``checkpoint.load`` names.
+        """
+        folder = cls(Path(str(config.run_dir)))
+        if config.checkpoint.load and Path(config.checkpoint.load).resolve() == folder.path.resolve():
+            raise ConfigError(f"checkpoint.load={config.checkpoint.load} is this run's own folder; set hydra.run.dir")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        for name in ("metrics.jsonl", "results.json", "partition.json"):
+            (folder.path / name).unlink(missing_ok=True)
+        write_atomically(folder.path / "config.yaml", to_yaml(config).encode())
+        return folder
+
+    def config(self) -> Config:
+        """Return the resolved configuration of the run.
+
+        Raises
+        ------
+        ConfigError
+            If the folder is not one of a run.
+        """
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            raise ConfigError(f"{self.path} is no run folder: it has no config.yaml")
+        return from_yaml(file.read_text(encoding="utf-8"))
+
+    def results(self) -> dict[str, Any]:
+        """Return ``results.json``.
+
+        Raises
+        ------
+        ConfigError
+            If the run has not finished, or the folder is not one of a run.
+        """
+        file = self.path / "results.json"
+        if not file.is_file():
+            raise ConfigError(f"{self.path} has no results.json: not a run folder, or a run that has not finished")
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+
+    def log_metrics(self, line: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def save_adapters(self, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Save the global adapters; ``metadata`` has at least the number of finished rounds as ``round``."""
+        save_tensors(self.checkpoints / ADAPTERS, weights, metadata)
+
+    def load_adapters(self, expected: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
+        """Return the global adapters and the number of finished rounds.
+
+        Parameters
+        ----------
+        expected : Mapping
+            Metadata that must agree, such as the encoder's identity and the target.
+
+        Raises
+        ------
+        CheckpointError
+            The file is missing, damaged, or its metadata differs.
+        """
+        file = self.checkpoints / ADAPTERS
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file} is missing: checkpoint.load must name the folder of a run, such as `fedgen run "
+                "mode=train_generators hydra.run.dir=...` makes"
+            )
+        weights, metadata = load_tensors(file)
+        differ = [f"{k} is {metadata.get(k)!r}, this run has {v!r}" for k, v in expected.items() if metadata.get(k) != v]
+        if differ:
+            raise CheckpointError(f"{file}: {'; '.join(differ)}")
+        return weights, int(metadata["round"])
+
+
+def score_results(scores: Scores) -> dict[str, Any]:
+    """Return scores as the entries of ``results.json``."""
+    return asdict(scores)

@@ -1,0 +1,143 @@
+"""What a configuration works on: embeddings, targets, the nodes' shares and fresh adapters, the same in every process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedgen.config import Config
+from fedgen.data.datasets import open_dataset
+from fedgen.data.encoders import open_encoder
+from fedgen.data.partition import partition
+from fedgen.data.store import Store, open_store, prepare, store_folder
+from fedgen.data.targets import Targets, open_targets
+from fedgen.data.tokens import TensorTokens
+from fedgen.errors import ConfigError, DataError, require
+from fedgen.models.adapters import Adapters, build_adapters
+from fedgen.models.seeds import seeded
+from fedgen.training.bank import GranularitySettings
+
+@dataclass(frozen=True)
+class Task:
+    """A configuration with the data it names.
+
+    Attributes
+    ----------
+    config : Config
+        With ``data.store`` set.
+    store : Store
+        Embeddings of every clip.
+    targets : Targets
+        Targets of the store's classes.
+    device : torch.device
+        Where tensors are trained.
+    """
+
+    config: Config
+    store: Store
+    targets: Targets
+    device: torch.device
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; a class's index is its global id."""
+        return self.store.classes
+
+    @cached_property
+    def parts(self) -> list[np.ndarray]:
+        """Clips of the store that each node trains on; ``centralised`` has one node with all of them."""
+        train = self.store.train_indices(self.config.data.test_fold)
+        if self.config.mode == "centralised" and not self.config.phases:
+            return [train]
+        shares = partition(
+            self.store.labels[train], self.classes, self.store.groups, self.config.partition, self.config.seed
+        )
+        return [train[share] for share in shares]
+
+    @property
+    def granularity(self) -> GranularitySettings:
+        """The granularity; without ``granularity.groups`` the data set's own groups serve."""
+        chosen = self.config.granularity
+        return chosen if chosen.groups else replace(chosen, groups=self.store.groups)
+
+    def tokens(self, indices: np.ndarray) -> TensorTokens:
+        """Return the clips at ``indices`` of the store, on the device."""
+        return TensorTokens(self.store.tokens(indices), torch.from_numpy(self.store.labels[indices]), self.device)
+
+    def test_tokens(self) -> TensorTokens:
+        """Return the held-out clips, on the device."""
+        return self.tokens(self.store.test_indices(self.config.data.test_fold))
+
+    def adapters(self) -> Adapters:
+        """Return freshly initialised adapters on the device."""
+        shapes = {name: tuple(value.shape[1:]) for name, value in self.targets.heads.items()}
+        seed = self.seed("adapters")
+        return build_adapters(self.store.shape, shapes, self.config.adapter, seed).to(self.device)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must agree on to serve this task."""
+        return {"encoder": self.store.identity["encoder"], "target": self.config.target.name}
+
+    def seed(self, *keys: int | str) -> int:
+        """Return the seed of the random stream that ``keys`` name, such as a purpose, a round and a node."""
+        return seeded(self.config.seed, *keys).initial_seed()
+
+
+def prepare_task(config: Config) -> Task:
+    """Encode what the store of ``config`` misses, on this machine, and open it.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As the data layer says; ``device=cuda`` without a CUDA device.
+    """
+    device = use_hardware(config)
+    dataset, encoder = open_dataset(config.data), open_encoder(config.encoder, device)
+    folder = store_folder(config.data, dataset, encoder).absolute()
+    store = prepare(dataset, encoder, folder)
+    config = replace(config, data=replace(config.data, store=str(folder)))
+    return Task(config, store, open_targets(store.classes, config.target), device)
+
+
+def open_task(config: Config, own_store: str | None = None) -> Task:
+    """Open what `prepare_task` prepared, in another process; nothing is encoded.
+
+    Parameters
+    ----------
+    config : Config
+        Of the task that was prepared: ``data.store`` is set.
+    own_store : str, optional
+        A store of the caller's own in place of ``data.store``.
+    """
+    require(bool(config.data.store or own_store), "data.store is not set: the task was not prepared")
+    store = open_store(Path(own_store or str(config.data.store)))
+    encoder = open_encoder(config.encoder).identity()
+    if store.identity["encoder"] != encoder:
+        raise DataError(f"{store.path} was made by encoder {store.identity['encoder']}, the run's encoder is {encoder}")
+    return Task(config, store, open_targets(store.classes, config.target), use_hardware(config))
+
+
+def use_hardware(config: Config) -> torch.device:
+    """Set the number of CPU threads and return the device that ``config`` asks for.
+
+    Raises
+    ------
+    ConfigError
+        ``device=cuda`` where torch sees no CUDA device. Nothing falls back to the CPU without a word.
+    """
+    torch.set_num_threads(config.threads or available_cores())
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but torch sees no CUDA device here; choose device=cpu or device=auto")
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if config.device == "auto" else config.device)
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
