@@ -174,5 +174,5 @@ def _mel_filters() -> Tensor:
 def _orthonormal(rows: int, columns: int) -> Tensor:
     """Return a fixed ``(rows, columns)`` matrix with orthonormal rows, the same on every machine, float32."""
     gaussian = stream("patch projection").standard_normal((columns, rows))
-    basis, triangle = np.linalg.qr(gaussian)  # the sign of each column is LAPACK's choice, so it is fixed here
-    return torch.from_numpy((basis * np.sign(np.diag(triangle))).T.copy()).float()
+    triangle = np.linalg.cholesky(gaussian.T @ gaussian)  # the QR factors whose signs leave no choice: R.T, and so Q.T
+    return torch.from_numpy(np.linalg.solve(triangle, gaussian.T)).float()
