@@ -136,13 +136,13 @@ def _stream(command: list[str], home: Path, log: Path) -> tuple[int, list[str]]:
     lines: list[str] = []
     process = spawn(command, home, subprocess.PIPE)
     assert process.stdout is not None
-    with process, log.open("w", encoding="utf-8") as copy:
+    with log.open("w", encoding="utf-8") as copy:  # not `with process`: after a signal it would wait for the run
         for raw in process.stdout:
             lines.append(raw.decode("utf-8", errors="replace"))
             for stream in (sys.stdout, copy):
                 stream.write(lines[-1])
                 stream.flush()
-    return process.returncode, lines
+    return process.wait(), lines
 
 
 def _outcome(run_id: str, home: Path) -> tuple[str, str]:

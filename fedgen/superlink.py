@@ -61,6 +61,9 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray forks while the ServerApp already works in a thread, and a fork ends OpenBLAS's threads: NumPy then waits
+        # for them for ever. With one thread there is nothing to wait for; torch has threads of its own.
+        "OPENBLAS_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{values.get('PATH', '')}",
         "PYTHONUNBUFFERED": "1",
         "NO_PROXY": no_proxy,

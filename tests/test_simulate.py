@@ -135,6 +135,20 @@ def test_a_missing_flower_is_an_error(tmp_path: Path):
         superlink.spawn(["flower-nothing"], tmp_path, subprocess.PIPE)
 
 
+def test_the_environment_keeps_flower_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("FEDGEN_HOME", "cache")
+    monkeypatch.chdir(tmp_path)
+    values = superlink.environment(tmp_path)
+    assert "RAY_ADDRESS" not in values
+    assert values["no_proxy"] == values["NO_PROXY"] == "example.org,127.0.0.1"
+    assert values["FEDGEN_HOME"] == str(tmp_path / "cache")
+    assert values["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"  # Flower would install torch once more
+    assert values["OPENBLAS_NUM_THREADS"] == "1"  # more can hang for ever
+    assert values["PATH"].startswith(str(Path(sys.executable).parent))
+
+
 def test_stop_all_ends_detached_and_stubborn_processes_of_its_home_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -199,24 +213,23 @@ def test_a_run_that_cannot_start_fails(app: Path, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_everything(app: Path, tmp_path: Path):
+def test_a_termination_signal_in_a_run_stops_everything(app: Path):
     call = f"simulate(['mode=wait'], 3, app=Path({str(app)!r}))"
     code = f"from pathlib import Path; from fedgen.simulate import simulate; {call}"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    text = next(line for line in process.stdout if "OVERRIDES" in line)
-    home = home_in(text)
+    home = home_in(next(line for line in process.stdout if "OVERRIDES" in line))
     assert len(superlink.processes_of(home)) >= 3
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) != 0
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert superlink.processes_of(home) == []
     assert not home.exists()
 
 
 @pytest.mark.slow
-def test_a_termination_signal_stops_the_superlink(tmp_path: Path):
+def test_ctrl_c_stops_the_superlink(tmp_path: Path):
     code = f"""
-import sys, time
+import time
 from pathlib import Path
 from fedgen.superlink import simulation_superlink
 with simulation_superlink(Path({str(tmp_path)!r})):
@@ -227,6 +240,6 @@ with simulation_superlink(Path({str(tmp_path)!r})):
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     assert superlink.processes_of(tmp_path)
-    process.terminate()
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) != 0
     assert superlink.processes_of(tmp_path) == []
