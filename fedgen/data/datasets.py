@@ -38,7 +38,7 @@ class SoundsDataset:
 
     def identity(self) -> dict[str, str | int]:
         """Return name, seed, number of clips, a digest of names and folds, and the version of the recipe."""
-        return {"name": self.name, "seed": self.seed, "version": 1, **digest(self.classes, self.clips)}
+        return {"name": self.name, "seed": self.seed, "version": 2, **digest(self.classes, self.clips)}
 
 
 def open_dataset(settings: DataSettings) -> Dataset:

@@ -2,7 +2,7 @@
 
 Clips come in recordings of two: a recording decides the source (an animal's voice, an engine's size, the room), a clip
 decides what that source does (rhythm, length, level, noise). Classes overlap on purpose: their ranges of pitch, rhythm
-and noise touch, and backgrounds are often as loud as the sound.
+and noise touch, and every clip has a background.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def synthesise(name: str, index: int, seed: int) -> np.ndarray:
     voice = stream("recording", seed, name, index // TAKES)
     take = stream("clip", seed, name, index)
     n = 1600 * take.randint(10, 51)  # tenths of a second, a length that Fourier transforms like
-    level = 10 ** (take.uniform(10, 36) / 20)  # signal over background, as amplitude
+    level = 10 ** (take.uniform(14, 38) / 20)  # signal over background, as amplitude
     sound = level * unit(SOUNDS[name](voice, take, n)) + background(voice, take, n)
     sound = resonate(sound, [voice.uniform(300, 5000)], [voice.uniform(1500, 4000)], floor=voice.uniform(0.5, 1))
     return (sound / np.abs(sound).max() * 10 ** (take.uniform(-12, -1) / 20)).astype(np.float32)
@@ -49,14 +49,14 @@ def synthesise(name: str, index: int, seed: int) -> np.ndarray:
 
 def background(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """Return the noise of the place: coloured by the recording, swelling by the clip, with or without mains hum."""
-    air = noise(take, n, high=voice.uniform(1500, 8000), slope=voice.uniform(0, 1.2))
-    hum = harmonics(np.full(n, voice.choice([50.0, 60.0])), rolloff(8, 1)) * max(0.0, voice.uniform(-1, 1))
-    return unit(air * np.exp(0.4 * wander(take, n, 2)) + hum)
+    air = noise(take, n, high=voice.uniform(4000, 8000), slope=voice.uniform(0.4, 1))
+    hum = harmonics(np.full(n, voice.choice([50.0, 60.0])), rolloff(8, 1)) * max(0.0, voice.uniform(-2, 1))
+    return unit(air * np.exp(0.2 * wander(take, n, 2)) + hum)
 
 
 def dog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """Barks: short, harsh, pitch up and down."""
-    pitch, rough = voice.uniform(250, 650), voice.uniform(0.2, 0.8)
+    pitch, rough = voice.uniform(300, 600), voice.uniform(0.3, 0.8)
     throat = [voice.uniform(500, 1100), voice.uniform(1200, 2500)]
 
     def bark() -> np.ndarray:
@@ -66,13 +66,13 @@ def dog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
             take.uniform(0.5, 1) * envelope(m, 0.02, 0.1) * resonate(tone + rough * noise(take, m), throat, [200, 400])
         )
 
-    times = starts(take, n / RATE, take.uniform(0.25, 1.2), 0.5)
+    times = starts(take, n / RATE, take.uniform(0.25, 0.7), 0.4)
     return place(n, [(start, bark()) for start in times])
 
 
 def rooster(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """A crow: two or three short syllables and a long falling one."""
-    pitch, throat = voice.uniform(450, 1000), [voice.uniform(1000, 2000), voice.uniform(2200, 3500)]
+    pitch, throat = voice.uniform(600, 900), [voice.uniform(1200, 2000), voice.uniform(2500, 3500)]
     shape = [[0.8, 1.0, 0.9], [0.9, 1.1, 1.0], [1.0, 1.3, 1.2, 0.9, 0.6]]
     speed, at, events = take.uniform(0.6, 1.3), take.uniform(0, 0.3), []
     for syllable in shape[take.randint(2) :]:
@@ -113,12 +113,12 @@ def cow(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
         tone = harmonics(f0, rolloff(25, 0.6)) + 0.15 * noise(take, m, high=3000)
         return envelope(m, 0.15, 0.3) * resonate(tone, throat, [120, 250])
 
-    return place(n, [(start, moo()) for start in starts(take, n / RATE, take.uniform(1.5, 3), 0.3)])
+    return place(n, [(start, moo()) for start in starts(take, n / RATE, take.uniform(1.2, 2.2), 0.3)])
 
 
 def frog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """Croaks: a resonance struck 15 to 70 times a second, in bursts."""
-    centre, rate = voice.uniform(500, 1400), voice.uniform(20, 60)
+    centre, rate = voice.uniform(700, 1400), voice.uniform(20, 50)
 
     def croak() -> np.ndarray:
         m = seconds(take.uniform(0.12, 0.6))
@@ -126,7 +126,7 @@ def frog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
         tone = noise(take, m, centre * 0.8, centre * 1.25) + harmonics(np.full(m, centre), rolloff(3, 1.5))
         return envelope(m, 0.03, 0.08) * pulses * tone
 
-    times = starts(take, n / RATE, take.uniform(0.3, 1.1), 0.3)
+    times = starts(take, n / RATE, take.uniform(0.3, 0.7), 0.3)
     return place(n, [(start, croak()) for start in times])
 
 
@@ -164,7 +164,7 @@ def clicks(rng: RandomState, n: int, rate: float, centre: float, spread: float) 
 
 def crickets(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """A high tone, pulsed fast, in groups or without pause."""
-    carrier, pulse, group = voice.uniform(3500, 6000), voice.uniform(15, 60), voice.uniform(0.7, 4)
+    carrier, pulse, group = voice.uniform(4000, 5800), voice.uniform(20, 50), voice.uniform(0.7, 4)
     t = np.arange(n) / RATE
     fast = np.clip(np.sin(2 * np.pi * pulse * t * take.uniform(0.95, 1.05)), 0, None)
     slow = np.sin(2 * np.pi * (group * t + take.uniform())) > take.choice([-2.0, -0.3, 0.2])
@@ -181,7 +181,7 @@ def chirping_birds(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
         f0 = np.clip(pitch * curve(list(song[i % 3]), m) * take.uniform(0.95, 1.05), 900, 7500)
         return take.uniform(0.4, 1) * envelope(m, 0.01, 0.02) * harmonics(f0, np.array([1, 0.15]))
 
-    times = starts(take, n / RATE, length * take.uniform(1.2, 5), 0.5)
+    times = starts(take, n / RATE, length * take.uniform(1.2, 3), 0.4)
     return place(n, [(start, chirp(i)) for i, start in enumerate(times)])
 
 
@@ -213,11 +213,11 @@ def siren(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     low, ratio, period = (
         voice.uniform(350, 900),
         voice.uniform(1.5, 2),
-        voice.choice([0.3, 1.2, 4]) * voice.uniform(0.8, 1.25),
+        voice.choice([0.4, 1.2, 3]) * voice.uniform(0.8, 1.25),
     )
     turn = np.sin(2 * np.pi * (np.arange(n) / RATE / period + take.uniform()))
     turn = np.sign(turn) if voice.uniform() < 0.3 else turn
-    tone = harmonics(low * ratio ** (0.5 + 0.5 * turn), rolloff(10, voice.uniform(0.6, 1.4)))
+    tone = harmonics(low * ratio ** (0.5 + 0.5 * turn), rolloff(10, voice.uniform(0.5, 1)))
     return tone * np.exp(0.2 * wander(take, n, 1))
 
 
@@ -232,7 +232,7 @@ def car_horn(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
             tone + bool(second) * harmonics(np.full(m, pitch * second), rolloff(16, 0.5))
         )
 
-    times = starts(take, n / RATE, take.uniform(0.5, 2), 0.4)
+    times = starts(take, n / RATE, take.uniform(0.5, 1.2), 0.3)
     return resonate(place(n, [(start, honk()) for start in times]), [voice.uniform(1500, 2500)], [700], 0.2)
 
 
