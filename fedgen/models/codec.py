@@ -1,4 +1,4 @@
-"""Linear token codec: a token sequence of any length as a short vector of standardised coefficients."""
+"""Linear token codec: a token sequence of any length as a short vector of scaled coefficients."""
 
 from __future__ import annotations
 
@@ -71,11 +71,13 @@ class Moments:
 
 
 class Codec:
-    """Tucker-2 decomposition, principal components of its core, and unit deviation of each coefficient.
+    """Tucker-2 decomposition, principal components of its core, and a scale for each coefficient.
 
     A sequence ``X`` ``(S, D)`` has the core ``positions' X channels``; its latents are the core's leading principal
-    components, each divided by its deviation over the training clips. Decoding inverts this and, given a random
-    generator, adds what the components leave of the core as noise of the stored deviation.
+    components, each divided by the square root of its deviation over the training clips, so that their mean variance
+    is 1 and the leading ones stay larger. (Divided by the whole deviation, latents of few clips are white: nothing that
+    a network could learn from some clips would hold for others.) Decoding inverts this and, given a random generator,
+    adds what the components leave of the core as noise of the stored deviation.
 
     Parameters
     ----------
@@ -86,7 +88,7 @@ class Codec:
     components : Tensor
         Orthonormal principal components of the core ``(k, A * B)``.
     scale : Tensor
-        Deviation of each coefficient ``(k,)``.
+        What each coefficient is divided by ``(k,)``.
     residual : Tensor
         Deviation of each core value that the components do not explain ``(A * B,)``.
 
@@ -135,7 +137,8 @@ class Codec:
         positions = _leading(moments.positions, settings.positions)  # (S, A)
         cores = torch.cat([_cores(tokens, channels, positions) for tokens in batches(source, batch_size)])  # (N, A * B)
         mean = cores.mean(dim=0)
-        components, scale = _principal(cores - mean, settings.components)
+        components, deviation = _principal(cores - mean, settings.components)
+        scale = (deviation * deviation.mean()).sqrt()
         latents = (cores - mean) @ components.T
         residual = (cores - mean - latents @ components).std(dim=0, correction=0)
         return cls(channels, positions, mean, components, scale, residual if settings.noise else residual * 0)
@@ -166,7 +169,7 @@ class Codec:
         Parameters
         ----------
         latents : Tensor
-            Standardised coefficients on the codec's device.
+            Scaled coefficients on the codec's device.
         noise : torch.Generator, optional
             Source of the residual noise, on the codec's device; without it decoding is deterministic.
         """

@@ -94,6 +94,14 @@ class ClassGaussians:
         return cls(*(state[name] for name in cls.NAMES))
 
 
+def variance_within(values: Tensor, labels: Tensor) -> Tensor:
+    """Return the variance of each column of ``values`` ``(N, k)`` within classes ``(k,)``; 0 where no class repeats."""
+    classes, rows = labels.unique(return_inverse=True)
+    sums = torch.zeros(len(classes), values.shape[1], device=values.device).index_add_(0, rows, values)
+    centred = values - (sums / rows.bincount()[:, None])[rows]
+    return centred.square().sum(dim=0) / max(1, len(values) - len(classes))
+
+
 def _tied(values: Tensor, centred: Tensor, classes: int) -> Tensor:
     """Return the covariance within classes ``(k, k)``; that of all samples, or the unit matrix, where none repeats."""
     if len(values) > classes:

@@ -9,9 +9,9 @@ from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.seeds import seeded
 
 
-def synthetic(count: int, seed: int = 0, noise: bool = True) -> SyntheticTokens:
-    tokens = torch.randn(20, 6, 5, generator=torch.Generator().manual_seed(seed))
-    codec = Codec.fit(TensorTokens(tokens, torch.zeros(20)), CodecSettings(4, 4, 3, noise=noise))
+def synthetic(count: int, seed: int = 0, noise: bool = True, length: int = 6, positions: int = 4) -> SyntheticTokens:
+    tokens = torch.randn(20, length, 5, generator=torch.Generator().manual_seed(seed))
+    codec = Codec.fit(TensorTokens(tokens, torch.zeros(20)), CodecSettings(4, positions, 3, noise=noise))
     return SyntheticTokens(codec, torch.randn(count, codec.size), torch.arange(count) % 2, seed)
 
 
@@ -28,22 +28,33 @@ def test_batches_are_decoded_rows_with_seeded_noise() -> None:
 
 def test_a_pool_returns_each_row_from_its_source() -> None:
     parts = [
-        TensorTokens(torch.full((n, 2, 2), 10.0 * n) + torch.arange(n)[:, None, None], torch.full((n,), n))
-        for n in (3, 1, 4)
+        synthetic(3, seed=0, noise=False),
+        synthetic(1, seed=1, noise=False, positions=2),
+        synthetic(4, seed=2, noise=False),
     ]
     pool = PooledTokens(parts)
     assert len(pool) == 8
     indices = torch.tensor([7, 0, 3, 4, 2, 0])
-    assert pool.batch(indices)[:, 0, 0].tolist() == [43, 30, 10, 40, 32, 30]
-    assert pool.labels[indices].tolist() == [4, 3, 1, 4, 3, 3]
-    assert pool.counts() == {3: 3, 1: 1, 4: 4}
-    assert pool.batch(torch.tensor([1, 2]))[:, 0, 0].tolist() == [31, 32]
+    whole = torch.cat([part.batch(torch.arange(len(part))) for part in parts])
+    torch.testing.assert_close(pool.batch(indices), whole[indices])
+    assert pool.labels.tolist() == torch.cat([part.labels for part in parts]).tolist()
+    assert pool.counts() == {0: 5, 1: 3}
+
+
+def test_factors_are_the_tokens_and_project_like_them() -> None:
+    weight = torch.randn(3, 5)
+    pool = PooledTokens([synthetic(3, seed=0, noise=False), synthetic(2, seed=1, noise=False)])
+    for source in (pool, pool.parts[0]):
+        indices = torch.tensor([1, 0, 2])
+        tokens = source.batch(indices)
+        torch.testing.assert_close(source.factors(indices).dense(), tokens)
+        torch.testing.assert_close(source.factors(indices).project(weight), tokens @ weight.T)
 
 
 def test_a_pool_needs_samples_of_one_shape() -> None:
-    empty, small, large = (TensorTokens(torch.zeros(n, n, 2), torch.zeros(n)) for n in (0, 1, 2))
-    assert len(PooledTokens([empty, small])) == 1
-    for parts in ([empty], [small, large]):
+    short = synthetic(2, length=4)
+    assert len(PooledTokens([synthetic(0), short])) == 2
+    for parts in ([synthetic(0)], [synthetic(1), short]):
         with pytest.raises(ValueError, match="one shape"):
             PooledTokens(parts)
 

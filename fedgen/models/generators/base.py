@@ -17,7 +17,7 @@ from fedgen.models.codec import CodecSettings
 class GeneratorTraining:
     """How a generator is trained; shares are of the configured epochs."""
 
-    epochs: int = 200
+    epochs: int = 100
     batch_size: int = 32
     lr: float = 1e-3
     weight_decay: float = 1e-2

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from fedgen.errors import DataError
-from fedgen.models.density import ClassGaussians
+from fedgen.models.density import ClassGaussians, variance_within
 from fedgen.models.generators.base import Generator, GeneratorSettings
 from fedgen.models.generators.loop import train
 from fedgen.models.optimizer import check_optimizer_tensors
 from fedgen.models.seeds import seeded
 
 EMBEDDING = 64  # width of the embedded condition
+FILL = 256  # samples of a class that tell how much variance decoding loses
 
 
 class VAENetwork(nn.Module):
@@ -46,11 +47,11 @@ class VAENetwork(nn.Module):
 
 
 class VAEGenerator(Generator):
-    """MLP VAE on standardised latents with ex-post density.
+    """MLP VAE on centred latents of unit mean variance, with ex-post density.
 
     The loss is the mean squared error over elements plus beta times the divergence summed over codes. After training,
-    class Gaussians are fitted to the posterior means; samples are decoded from them, and each coefficient gets back, as
-    noise, the deviation that reconstruction leaves out. Codes from the prior would cover a third of the data.
+    class Gaussians are fitted to the posterior means; samples are decoded from them, and each coefficient gets, as
+    noise, what its variance within classes then lacks of the data's. Codes from the prior would cover a third of it.
 
     References
     ----------
@@ -64,8 +65,8 @@ class VAEGenerator(Generator):
         super().__init__(settings, size, conditions)
         width = 0 if self.conditions is None else self.conditions.shape[1]
         self.model = VAENetwork(size, settings.width, settings.latents, width)
-        self.mean, self.deviation = torch.zeros(size), torch.ones(size)  # of the latents of the first fit
-        self.residual = torch.zeros(size)  # deviation of what reconstruction leaves out
+        self.mean, self.deviation = torch.zeros(size), torch.ones(())  # of the latents of the first fit
+        self.residual = torch.zeros(size)  # deviation of the noise that samples get
         self.density: ClassGaussians | None = None
         self.moments: dict[str, Tensor] = {}  # the optimiser's, between fits
 
@@ -74,7 +75,8 @@ class VAEGenerator(Generator):
         first = self.density is None
         if first:
             self.model.initialise(seeded(seed, "weights"))
-            self.mean, self.deviation = latents.mean(0).cpu(), latents.std(0, correction=0).clamp(min=1e-3).cpu()
+            self.mean = latents.mean(dim=0).cpu()
+            self.deviation = latents.var(dim=0, correction=0).mean().sqrt().clamp(min=1e-3).cpu()
         device = latents.device
         values = (latents - self.mean.to(device)) / self.deviation.to(device)  # (N, k)
         condition = self._condition(labels, device)
@@ -90,7 +92,6 @@ class VAEGenerator(Generator):
             self.model, objective, ("reconstruction", "kl", "loss"), len(values), training, seed, self.moments
         )
         self._fit_density(values, labels, condition)
-        self.model.cpu()
         return losses
 
     @torch.no_grad()
@@ -98,8 +99,7 @@ class VAEGenerator(Generator):
         """Draw ``count`` latents ``(count, k)`` of class ``label``."""
         if self.density is None:
             raise DataError("the generator is not fitted")
-        codes = self.density.sample(label, count, generator)  # (count, latents)
-        values = self.model.decode(codes, self._condition(torch.full((count,), label), codes.device))
+        values = self._decode(self.density, label, count, generator)
         values = values + self.residual * torch.randn(values.shape, generator=generator)
         return values * self.deviation + self.mean
 
@@ -120,7 +120,7 @@ class VAEGenerator(Generator):
             Names a tensor that is missing or of another shape than these settings give it.
         """
         expected = {f"model.{name}": value.shape for name, value in self.model.state_dict().items()}
-        expected |= {name: torch.Size([self.size]) for name in ("mean", "deviation", "residual")}
+        expected |= {"mean": self.mean.shape, "deviation": self.deviation.shape, "residual": self.residual.shape}
         for name, shape in expected.items():
             if name not in state or state[name].shape != shape:
                 found = tuple(state[name].shape) if name in state else "missing"
@@ -134,9 +134,19 @@ class VAEGenerator(Generator):
 
     @torch.no_grad()
     def _fit_density(self, values: Tensor, labels: Tensor, condition: Tensor | None) -> None:
+        """Fit the density of the codes and the noise that samples lack; the model moves to the CPU to sample there."""
         codes, _ = self.model.encode(values, condition)
-        self.residual = (values - self.model.decode(codes, condition)).square().mean(0).sqrt().cpu()
-        self.density = ClassGaussians.fit(codes, labels, self.settings.shrinkage)
+        self.model.cpu()
+        density = ClassGaussians.fit(codes, labels, self.settings.shrinkage)
+        chosen, stream = density.classes, seeded(0, "fill")
+        made = torch.cat([self._decode(density, label, FILL, stream) for label in chosen.tolist()])
+        lacking = variance_within(values.cpu(), labels.cpu()) - variance_within(made, chosen.repeat_interleave(FILL))
+        self.density, self.residual = density, lacking.clamp(min=0).sqrt()
+
+    def _decode(self, density: ClassGaussians, label: int, count: int, generator: torch.Generator) -> Tensor:
+        """Return standardised samples ``(count, k)`` of class ``label``, without noise."""
+        codes = density.sample(label, count, generator)  # (count, latents)
+        return self.model.decode(codes, self._condition(torch.full((count,), label), codes.device))
 
     def _condition(self, labels: Tensor, device: torch.device) -> Tensor | None:
         """Return the condition vector of each label ``(N, c)``, or None for an unconditioned kind."""
