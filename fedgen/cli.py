@@ -39,11 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fedgen", description="Train adapters across sites that exchange synthetic tokens.")
+    about = "Train adapters across sites that exchange synthetic tokens."
+    parser = argparse.ArgumentParser(prog="fedgen", description=about)
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def add(name: str, command: object, about: str, folders: str | None = None) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=about, add_help=folders is not None or name == "simulate")
+        own_help = name not in ("run", "prepare")  # theirs is Hydra's
+        sub = commands.add_parser(name, help=about, description=about, add_help=own_help)
         sub.set_defaults(command=command)
         if folders:
             sub.add_argument("folders", nargs=folders, type=Path, metavar="RUN", help="run folder")

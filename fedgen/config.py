@@ -69,7 +69,9 @@ class StrategyConfig:
             raise ConfigError(
                 f"strategy.name={self.name!r} is not one of {', '.join(STRATEGIES)}.{suggestion(self.name, STRATEGIES)}"
             )
-        require(self.min_nodes is None or self.min_nodes >= 1, f"strategy.min_nodes={self.min_nodes} must be at least 1")
+        require(
+            self.min_nodes is None or self.min_nodes >= 1, f"strategy.min_nodes={self.min_nodes} must be at least 1"
+        )
         require(self.timeout > 0, f"strategy.timeout={self.timeout} must be above 0")
         require(self.wait > 0, f"strategy.wait={self.wait} must be above 0")
 
@@ -140,9 +142,7 @@ class Config:
         require(self.device in DEVICES, f"device={self.device!r} is not one of {', '.join(DEVICES)}")
         require(self.threads is None or self.threads >= 1, f"threads={self.threads} must be at least 1")
         least, nodes = self.strategy.min_nodes, self.partition.nodes
-        require(
-            least is None or least <= nodes, f"strategy.min_nodes={least} is more than partition.nodes={nodes}"
-        )
+        require(least is None or least <= nodes, f"strategy.min_nodes={least} is more than partition.nodes={nodes}")
         PhaseSettings(self.mode, self.rounds)
 
     @property

@@ -43,7 +43,9 @@ class Node:
         If the node has no clips to train on.
     """
 
-    def __init__(self, task: Task, number: int, folder: Path, load: Path | None = None, own_store: bool = False) -> None:
+    def __init__(
+        self, task: Task, number: int, folder: Path, load: Path | None = None, own_store: bool = False
+    ) -> None:
         self.task, self.number, self.folder, self.load = task, number, folder, load
         train = task.store.train_indices(task.config.data.test_fold)
         if not own_store and number >= len(task.parts):
@@ -80,7 +82,9 @@ class Node:
         ConfigError, CheckpointError
             The granularity does not cover the node's classes; a checkpoint that a phase loads is missing or does not fit.
         """
-        first = next((p.mode.generators for p in plan(self.config.phase_list) if p.mode.generators.value != "none"), None)
+        first = next(
+            (p.mode.generators for p in plan(self.config.phase_list) if p.mode.generators.value != "none"), None
+        )
         if first is Generators.LOAD:
             self.load_bank()
         elif first is Generators.TRAIN:
@@ -175,5 +179,7 @@ class Node:
             if folder is not None and (folder / self._moments_file).is_file():
                 return load_tensors(folder / self._moments_file)[0]
         if self.load is not None:
-            raise CheckpointError(f"{self.load / self._moments_file} is missing: checkpoint.load names another kind of run")
+            raise CheckpointError(
+                f"{self.load / self._moments_file} is missing: checkpoint.load names another kind of run"
+            )
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from fedgen.errors import choose, require
+from fedgen.errors import ConfigError, choose, require
 
 
 class Generators(Enum):
@@ -95,5 +95,6 @@ def plan(settings: list[PhaseSettings], finished: int = 0) -> list[Phase]:
         phases.append(phase)
         offset = phase.last
     alone = [phase.mode.name for phase in phases if not phase.mode.federated]
-    require(not alone or len(phases) == 1, f"mode={alone and alone[0]} is a reference: it cannot be one of several phases")
+    if alone and len(phases) > 1:
+        raise ConfigError(f"mode={alone[0]} is a reference: it cannot be one of several phases")
     return phases

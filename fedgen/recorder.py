@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from torch import Tensor
 from fedgen.evaluation.plots import draw_run
 from fedgen.evaluation.tables import distribution_table, show
 from fedgen.evaluation.zero_shot import Scores
-from fedgen.phases import Phase, plan
+from fedgen.phases import Phase
 from fedgen.run_folder import RunFolder
 from fedgen.task import Task
 
@@ -125,7 +124,8 @@ class Recorder:
         }
         self.folder.save_json("results.json", results)
         draw_run(results, self.folder.path)
-        logger.info("accuracy %.3f after %d rounds; run folder: %s", scores.accuracy, len(self._reports), self.folder.path)
+        rounds = len(self._reports)
+        logger.info("accuracy %.3f after %d rounds; run folder: %s", scores.accuracy, rounds, self.folder.path)
         return results
 
 

@@ -117,7 +117,9 @@ class RunFolder:
                 "mode=train_generators hydra.run.dir=...` makes"
             )
         weights, metadata = load_tensors(file)
-        differ = [f"{k} is {metadata.get(k)!r}, this run has {v!r}" for k, v in expected.items() if metadata.get(k) != v]
+        differ = [
+            f"{k} is {metadata.get(k)!r}, this run has {v!r}" for k, v in expected.items() if metadata.get(k) != v
+        ]
         if differ:
             raise CheckpointError(f"{file}: {'; '.join(differ)}")
         return weights, int(metadata["round"])

@@ -108,14 +108,14 @@ class Server:
         problems = [str(reply.error.reason) for reply in replies if reply.has_error()]
         silent = len(ids) - len(replies)
         if problems or silent:
-            problems += [f"{silent} nodes did not answer in strategy.timeout={self.config.strategy.timeout:g} s"] * bool(silent)
+            if silent:
+                limit = f"strategy.timeout={self.config.strategy.timeout:g} s"
+                problems.append(f"{silent} nodes did not answer in {limit}")
             raise DataError("nodes cannot start: " + "; ".join(sorted(set(problems))))
         facts = {r.metadata.src_node_id: json.loads(str(r.content.config_records["facts"]["json"])) for r in replies}
         return self._members(facts)
 
-    def run_phase(
-        self, number: int, phase: Phase, members: dict[int, Member], arrays: ArrayRecord
-    ) -> ArrayRecord:
+    def run_phase(self, number: int, phase: Phase, members: dict[int, Member], arrays: ArrayRecord) -> ArrayRecord:
         """Run one phase from ``arrays`` and return the global adapters at its end."""
         learns = phase.mode.synthesizes and self.config.global_training.name != "none"
         strategy = SyntheticPooling(
@@ -130,7 +130,7 @@ class Server:
             self.train_on_pool if learns else None,
             str(self.task.device),
         )
-        settings = {"yaml": to_yaml(self.config), "phase": number, "finished": self.finished}
+        settings: dict[str, Any] = {"yaml": to_yaml(self.config), "phase": number, "finished": self.finished}
 
         def evaluate(server_round: int, current: ArrayRecord) -> MetricRecord | None:
             if server_round == 0 and number > 0:
@@ -186,8 +186,8 @@ class Server:
         for node_id, said in facts.items():
             if said["classes"] != self.task.classes or tuple(said["shape"]) != self.task.store.shape:
                 raise DataError(
-                    f"node {said['number']} has tokens {tuple(said['shape'])} of classes {said['classes']}; the server has "
-                    f"{self.task.store.shape} of {self.task.classes}"
+                    f"node {said['number']} has tokens {tuple(said['shape'])} of classes {said['classes']}; "
+                    f"the server has {self.task.store.shape} of {self.task.classes}"
                 )
             members[node_id] = Member(int(said["number"]), {int(label): int(n) for label, n in said["counts"]})
         numbers = sorted(member.number for member in members.values())

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -24,7 +25,7 @@ from fedgen.recorder import RoundReport
 
 logger = logging.getLogger(__name__)
 
-STRATEGY_CLASSES = {
+STRATEGY_CLASSES: dict[str, Any] = {
     "fedavg": flower.FedAvg,
     "fedprox": flower.FedProx,
     "fedadam": flower.FedAdam,
@@ -55,13 +56,11 @@ def open_strategy(settings: StrategyConfig, nodes: int) -> Strategy:
             raise ConfigError(
                 f"strategy.options.{name} is no option of strategy={settings.name}: {known}.{suggestion(name, takes)}"
             )
-    options = {
-        name: int(value) if name.startswith("num_") else value for name, value in settings.options.items()
-    }
+    options = {name: int(value) if name.startswith("num_") else value for name, value in settings.options.items()}
     return kind(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes, **options)
 
 
-def _own_options(kind: type[Strategy]) -> set[str]:
+def _own_options(kind: Any) -> set[str]:
     """Return the numeric options that ``kind`` has beyond FedAvg's."""
     common = set(inspect.signature(flower.FedAvg.__init__).parameters)
     return {n for n in inspect.signature(kind.__init__).parameters if n not in common} - {"selection_rule"}
@@ -127,7 +126,6 @@ class SyntheticPooling(Strategy):
     def summary(self) -> None:
         """Log the settings of the wrapped strategy."""
         logger.debug("%s around %s", type(self).__name__, type(self.strategy).__name__)
-        self.strategy.summary()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -157,7 +155,7 @@ class SyntheticPooling(Strategy):
             metrics = next(iter(reply.content.metric_records.values()))
             self.report.metrics[number] = {key: float(value) for key, value in metrics.items()}  # type: ignore[arg-type]
             for record in reply.content.config_records.values():
-                self.report.generators[number] = json.loads(str(record.get("details", "[]")))
+                self.report.generators[number] = json.loads(str(record.get("generators", "[]")))
         self.report.answered = list(good)
         arrays, metrics_record = self._aggregate(server_round, list(good.values()))
         if self.phase.mode.synthesizes:
@@ -182,7 +180,9 @@ class SyntheticPooling(Strategy):
         if arrays is None or set(arrays) != set(self._arrays):
             raise AggregationError(f"round {self.report.round}: {type(self.strategy).__name__} returned no adapters")
         types = {name: array.dtype for name, array in self._arrays.items()}  # FedAdam's moments make float64 of float32
-        return ArrayRecord({n: Array(array.numpy().astype(types[n], copy=False)) for n, array in arrays.items()}), metrics
+        return ArrayRecord(
+            {n: Array(array.numpy().astype(types[n], copy=False)) for n, array in arrays.items()}
+        ), metrics
 
     def _learn_from_pool(self, arrays: ArrayRecord) -> ArrayRecord:
         content = RecordDict({"config": self._config})
@@ -208,7 +208,8 @@ class SyntheticPooling(Strategy):
                 continue
             self.report.bytes_received += _size(reply)
             if member is None:
-                logger.warning("round %d: refused a reply of unknown node %d", self.report.round, reply.metadata.src_node_id)
+                node_id = reply.metadata.src_node_id
+                logger.warning("round %d: refused a reply of unknown node %d", self.report.round, node_id)
                 continue
             try:
                 check(member.number, reply)
@@ -237,7 +238,7 @@ class SyntheticPooling(Strategy):
         if set(records[0]) != set(wanted):
             raise PayloadError(f"adapters have other arrays than were sent: {sorted(set(records[0]) ^ set(wanted))}")
         for name, array in records[0].items():
-            value = array.numpy()
+            value = _values(name, array)
             if list(value.shape) != list(wanted[name].shape) or str(value.dtype) != wanted[name].dtype:
                 raise PayloadError(
                     f"{name} is {value.dtype} {value.shape}, not {wanted[name].dtype} {tuple(wanted[name].shape)}"
@@ -258,6 +259,13 @@ class SyntheticPooling(Strategy):
         if not len(samples):
             raise PayloadError("the reply holds no samples")
         self.pool[number] = samples
+
+
+def _values(name: str, array: Array) -> np.ndarray:
+    try:
+        return array.numpy()
+    except (ValueError, TypeError) as error:
+        raise PayloadError(f"{name} is not a NumPy array: {error}") from error
 
 
 def _size(message: Message) -> int:

@@ -23,6 +23,7 @@ from fedgen.models.adapters import Adapters, build_adapters
 from fedgen.models.seeds import seeded
 from fedgen.training.bank import GranularitySettings
 
+
 @dataclass(frozen=True)
 class Task:
     """A configuration with the data it names.

@@ -25,18 +25,18 @@ def draw_run(results: Mapping[str, Any], folder: Path) -> list[Path]:
         An existing folder.
     """
     names = results["classes"]
-    drawings = {
-        "accuracy.png": (accuracy_axes, results["history"], (7.0, 4.0)),
-        "partition.png": (partition_axes, (results["nodes"], names), (2.5 + 0.5 * len(names), 1.8 + 0.45 * len(results["nodes"]))),
-        "confusion.png": (confusion_axes, (results["confusion"], names), (3.0 + 0.4 * len(names),) * 2),
+    side = 3.0 + 0.4 * len(names)
+    figures = {
+        "accuracy.png": Figure(figsize=(7.0, 4.0), layout="constrained"),
+        "partition.png": Figure(figsize=(side, 1.8 + 0.45 * len(results["nodes"])), layout="constrained"),
+        "confusion.png": Figure(figsize=(side, side), layout="constrained"),
     }
-    paths = []
-    for name, (draw, content, size) in drawings.items():
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots(), content)
+    accuracy_axes(figures["accuracy.png"].subplots(), results["history"])
+    partition_axes(figures["partition.png"].subplots(), results["nodes"], names)
+    confusion_axes(figures["confusion.png"].subplots(), results["confusion"], names)
+    for name, figure in figures.items():
         figure.savefig(folder / name, dpi=120)
-        paths.append(folder / name)
-    return paths
+    return [folder / name for name in figures]
 
 
 def accuracy_axes(axes: Axes, history: list[dict[str, Any]]) -> None:
@@ -52,17 +52,15 @@ def accuracy_axes(axes: Axes, history: list[dict[str, Any]]) -> None:
     axes.grid(alpha=0.3)
 
 
-def partition_axes(axes: Axes, content: tuple[Mapping[str, Mapping[str, int]], list[str]]) -> None:
+def partition_axes(axes: Axes, nodes: Mapping[str, Mapping[str, int]], names: list[str]) -> None:
     """Draw how many training clips of each class each node has."""
-    nodes, names = content
     counts = np.array([[node.get(name, 0) for name in names] for node in nodes.values()])  # (nodes, classes)
     _matrix(axes, counts, [f"node {number}" for number in nodes], names)
     axes.set(title="Training clips of each class on each node")
 
 
-def confusion_axes(axes: Axes, content: tuple[list[list[int]], list[str]]) -> None:
+def confusion_axes(axes: Axes, confusion: list[list[int]], names: list[str]) -> None:
     """Draw true classes (rows) against predicted ones."""
-    confusion, names = content
     _matrix(axes, np.array(confusion), names, names)
     axes.set(title="Held-out clips: class and nearest target", ylabel="class", xlabel="nearest target")
 
@@ -74,4 +72,5 @@ def _matrix(axes: Axes, counts: np.ndarray, rows: list[str], columns: list[str])
     threshold = counts.max() / 2
     for row, column in zip(*counts.nonzero(), strict=True):
         value = counts[row, column]
-        axes.text(column, row, str(value), ha="center", va="center", color="white" if value > threshold else "black", fontsize=8)
+        color = "white" if value > threshold else "black"
+        axes.text(column, row, str(value), ha="center", va="center", color=color, fontsize=8)

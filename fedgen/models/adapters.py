@@ -63,7 +63,7 @@ class TokenProjection(nn.Module):
             narrow = tokens.project(self.project.weight) + self.project.bias
         else:
             narrow = self.project(tokens)
-        position = self.position
+        position: Tensor = self.position
         if narrow.shape[1] != len(position):
             position = F.interpolate(position.T[None], size=narrow.shape[1], mode="linear")[0].T
         return F.gelu(self.norm(narrow) + position)

@@ -17,7 +17,6 @@ from fedgen.errors import choose, require
 from fedgen.models.adapters import Adapters
 from fedgen.models.optimizer import load_optimizer_tensors, optimizer_tensors
 
-
 GLOBAL_TRAINING = ("none", "supervised")
 
 
