@@ -80,11 +80,10 @@ class Node:
         Raises
         ------
         ConfigError, CheckpointError
-            The granularity does not cover the node's classes; a checkpoint that a phase loads is missing or does not fit.
+            The granularity does not cover the node's classes; a checkpoint that is to be loaded is missing or unfit.
         """
-        first = next(
-            (p.mode.generators for p in plan(self.config.phase_list) if p.mode.generators.value != "none"), None
-        )
+        uses = [phase.mode.generators for phase in plan(self.config.phase_list)]
+        first = next((use for use in uses if use is not Generators.NONE), None)
         if first is Generators.LOAD:
             self.load_bank()
         elif first is Generators.TRAIN:

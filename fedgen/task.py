@@ -1,4 +1,4 @@
-"""What a configuration works on: embeddings, targets, the nodes' shares and fresh adapters, the same in every process."""
+"""What a configuration works on: embeddings, targets, shares of the nodes, adapters; the same in every process."""
 
 from __future__ import annotations
 

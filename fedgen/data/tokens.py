@@ -93,4 +93,5 @@ class TensorTokens:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> Tensor:
+        """Return the sequences at ``indices`` ``(B,)``: ``(B, S, D)``, float32."""
         return self.tokens[indices.to(self.tokens.device)].float()

@@ -44,10 +44,8 @@ def accuracy_axes(axes: Axes, history: list[dict[str, Any]]) -> None:
     rounds = [entry["round"] for entry in history]
     axes.plot(rounds, [entry["accuracy"] for entry in history], "o-", color=BLUE, markersize=4)
     axes.set(xlabel="round", ylabel="zero-shot accuracy", ylim=(0, 1), title="Global adapters on the held-out fold")
-    axes.annotate(
-        f"{history[-1]['accuracy']:.3f}", (rounds[-1], history[-1]["accuracy"]), xytext=(0, 7), textcoords="offset points",
-        ha="center",
-    )  # fmt: skip
+    last = history[-1]["accuracy"]
+    axes.annotate(f"{last:.3f}", (rounds[-1], last), xytext=(0, 7), textcoords="offset points", ha="center")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
 

@@ -1,8 +1,8 @@
 """Adapters: from a token sequence to the text-conditioning space of a diffusion model.
 
-Every target has one head. A head pools the sequence with as many attention queries as its target has tokens *before* its
-wide layers, and the token-wise work (one narrow projection and the attention scores) is shared or narrow, so the cost of
-a long sequence stays small while the output may be as wide as ``(17, 4096)``.
+Every target has one head. A head pools the sequence with as many attention queries as its target has tokens *before*
+its wide layers, and the token-wise work (one narrow projection and the attention scores) is shared or narrow, so the
+cost of a long sequence stays small while the output may be as wide as ``(17, 4096)``.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Adapters(nn.Module):
 def build_adapters(
     tokens: tuple[int, int], targets: dict[str, tuple[int, ...]], settings: AdapterSettings, seed: int
 ) -> Adapters:
-    """Build freshly initialised adapters; the same seed gives the same weights and leaves the global generator alone."""
+    """Build freshly initialised adapters: the same for the same seed, whatever torch's global generator is at."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Adapters(tokens, targets, settings)
