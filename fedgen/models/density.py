@@ -8,13 +8,17 @@ from torch import Tensor
 from fedgen.errors import DataError
 
 
+FEW = 8  # samples below which a class has no covariance of its own
+
+
 class ClassGaussians:
     """A mean and a covariance for each class.
 
     The covariance of class c is ``(1 - s) * own + s * tied``, ``tied`` being the pooled covariance within classes. A
-    class with fewer than half as many samples as coefficients takes the tied one alone (s = 1). Only means and factors
-    of covariances are held: no sample, residual or linear image of one, except that the mean of a class of one sample
-    is that sample.
+    class of fewer than `FEW` samples takes the tied one alone (s = 1): drawn from its own, samples would lie between
+    its clips. Larger s hides single clips better, smaller s keeps what distinguishes classes, such as their spread. Only
+    means and factors of covariances are held: no sample, residual or linear image of one, except that the mean of a
+    class of one sample is that sample.
 
     Attributes
     ----------
@@ -50,7 +54,7 @@ class ClassGaussians:
         tied = _tied(values, centred, len(classes))
         factors, factor_of = [_factor(tied)], torch.zeros(len(classes), dtype=torch.long)
         for row, count in enumerate(counts.tolist()):
-            if shrinkage < 1 and count > 1 and count >= values.shape[1] / 2:
+            if shrinkage < 1 and count >= FEW:
                 own = centred[rows == row]
                 factor_of[row] = len(factors)
                 factors.append(_factor((1 - shrinkage) * own.T @ own / (count - 1) + shrinkage * tied))

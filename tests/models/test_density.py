@@ -29,7 +29,7 @@ def test_shrinkage_moves_each_variance_towards_the_tied_one(shrinkage: float, ex
 
 def test_small_classes_use_the_tied_covariance() -> None:
     latents = torch.randn(60, 20)
-    labels = torch.cat([torch.zeros(51), torch.ones(9)]).long()  # 9 < 20 / 2
+    labels = torch.cat([torch.zeros(53), torch.ones(7)]).long()
     density = ClassGaussians.fit(latents, labels)
     assert density.factor_of.tolist() == [1, 0]
     assert len(density.factors) == 2
