@@ -8,12 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+WIDEST = 1000  # characters of a line where nothing limits it
+
 
 def show(table: Table) -> None:
     """Print a table; where there is no terminal it gets the width it needs."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(console.measure(table).maximum, 80))
+        console = Console(width=max(Console(width=WIDEST).measure(table).maximum, 80))
     console.print(table)
 
 
