@@ -1,0 +1,134 @@
+"""A home of its own for the tests, and a federation small enough for seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import torch
+from flwr.app import Context, Message
+
+from fedgen.client_app import app as client_app
+from fedgen.config import Config, load_config, to_yaml
+from fedgen.local_grid import LocalGrid, run_server
+from fedgen.run import run
+from fedgen.run_folder import RunFolder
+from fedgen.server_app import app as server_app
+from fedgen.task import Task, prepare_task
+
+TINY = [
+    "data=sounds",
+    "data.classes=[dog, cow, rain, crickets, siren, engine]",  # two of each group
+    "data.clips_per_class=6",
+    "data.folds=3",
+    "data.test_fold=3",
+    "encoder.stride=16",
+    "adapter.width=16",
+    "adapter.heads=2",
+    "adapter.hidden=32",
+    "adapter.training.epochs=1",
+    "adapter.training.batch_size=16",
+    "generator.width=16",
+    "generator.latents=4",
+    "generator.codec.channels=8",
+    "generator.codec.positions=6",
+    "generator.codec.components=16",
+    "generator.training.epochs=3",
+    "global_training.epochs=1",
+    "synthesis.samples_per_class=6",
+    "strategy.wait=1",
+    "device=cpu",
+    "threads=1",
+]
+
+NodeApp = Callable[[Message, Context], Message]
+
+
+class Federate(Protocol):
+    """Runs a configuration in process, if asked with other nodes, and gives the content of ``results.json``."""
+
+    def __call__(self, config: Config, run_dir: Path, app: NodeApp | None = None) -> dict[str, Any]: ...
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for embedding stores that no other run of the tests sees; torch keeps to one core."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDGEN_HOME", str(folder))
+        torch.set_num_threads(1)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(home: Path) -> list[str]:
+    """The overrides that make any run small; its store is ready."""
+    prepare_task(load_config(TINY))
+    return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_overrides: list[str]) -> Callable[..., Config]:
+    """Composes a small configuration with more overrides."""
+    return lambda *overrides: load_config([*tiny_overrides, *overrides])
+
+
+@pytest.fixture(scope="session")
+def task(tiny: Callable[..., Config]) -> Task:
+    """The small configuration with its data."""
+    return prepare_task(tiny())
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures, which cost more than a small round."""
+    monkeypatch.setattr("fedgen.recorder.draw_run", lambda results, folder: [])
+
+
+@pytest.fixture
+def federate(no_plots: None) -> Federate:
+    def start(config: Config, run_dir: Path, app: NodeApp | None = None) -> dict[str, Any]:
+        config = replace(config, run_dir=str(run_dir))
+        if app is None:
+            return run(config)
+        values = {"config": to_yaml(config)}
+        run_server(server_app, LocalGrid(app, config.partition.nodes, values), values)  # type: ignore[arg-type]
+        return RunFolder(run_dir).results()
+
+    return start
+
+
+class Nodes:
+    """The project's nodes, with each reply handed to ``change`` (request, reply, node number) before it leaves."""
+
+    def __init__(self, change: Callable[[Message, Message, int], Message | None]) -> None:
+        self.change = change
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        return self.change(message, reply, int(context.node_config["partition-id"])) or reply
+
+
+@pytest.fixture(scope="session")
+def nodes_that() -> type[Nodes]:
+    return Nodes
+
+
+@pytest.fixture(scope="session")
+def figures() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What two runs that did the same must agree on: all but the seconds and how the run was put together."""
+    left_out = {"seconds", "history", "mode", "phases", "bytes"}
+    return lambda results: {key: value for key, value in results.items() if key not in left_out}
+
+
+@pytest.fixture(scope="session")
+def esc10() -> Path:
+    """Real audio, where it is."""
+    folder = Path(__file__).parents[1] / ".." / "shared" / "data" / "esc10"
+    if not (folder / "meta").is_dir():
+        pytest.skip(f"no real audio in {os.path.normpath(folder)}")
+    return folder.resolve()

@@ -1,0 +1,58 @@
+"""Tables say what the results say."""
+
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from fedgen.evaluation.tables import comparison_table, distribution_table, show
+
+
+def results(**changes: Any) -> dict[str, Any]:
+    return {
+        "mode": "one_shot",
+        "phases": [{"mode": "one_shot", "rounds": 2}],
+        "accuracy": 0.5,
+        "balanced_accuracy": 0.4321,
+        "per_class": {"dog": 0.75, "rain": 0.125},
+        "heads": {"clip": {"cosine": 0.2, "mse": 1.0}, "t5": {"cosine": 0.4, "mse": 1.0}},
+        "samples": {"dog": 10, "rain": 6},
+        "bytes": {"sent": [1_000_000, 2_000_000], "received": [500_000, 0]},
+        "seconds": {"total": 12.3, "rounds": [1.0, 2.0]},
+    } | changes
+
+
+def text(table: Table) -> str:
+    stream = StringIO()
+    Console(file=stream, width=200).print(table)
+    return stream.getvalue()
+
+
+def cells(table: Table, row: int) -> list[str]:
+    return [list(column.cells)[row] for column in table.columns]
+
+
+def test_comparison() -> None:
+    empty = {"sent": [0], "received": [0]}
+    table = comparison_table({"a": results(), "b": results(mode="standalone", samples={}, bytes=empty)})
+    assert cells(table, 0) == ["a", "one_shot", "2", "0.500", "0.432", "0.125", "0.300", "16", "3.0", "0.5", "12"]
+    assert cells(table, 1)[7:10] == ["·", "·", "·"]
+
+
+def test_rounds_of_all_phases_are_counted() -> None:
+    phases = [{"mode": "train_generators", "rounds": 2}, {"mode": "generate", "rounds": 3}]
+    assert cells(comparison_table({"a": results(phases=phases)}), 0)[2] == "5"
+
+
+def test_distribution() -> None:
+    table = distribution_table({"0": {"dog": 4}, "1": {"dog": 1, "rain": 3}}, ["dog", "rain"])
+    assert [cells(table, row) for row in range(3)] == [["dog", "4", "1"], ["rain", "·", "3"], ["all", "4", "4"]]
+    assert "node 1" in text(table)
+
+
+def test_without_a_terminal_nothing_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "runs/" + "a-long-name-" * 12
+    show(comparison_table({name: results()}))
+    assert name in capsys.readouterr().out
