@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fedgen.errors import DataError
 
-
 FEW = 8  # samples below which a class has no covariance of its own
 
 
@@ -16,9 +15,9 @@ class ClassGaussians:
 
     The covariance of class c is ``(1 - s) * own + s * tied``, ``tied`` being the pooled covariance within classes. A
     class of fewer than `FEW` samples takes the tied one alone (s = 1): drawn from its own, samples would lie between
-    its clips. Larger s hides single clips better, smaller s keeps what distinguishes classes, such as their spread. Only
-    means and factors of covariances are held: no sample, residual or linear image of one, except that the mean of a
-    class of one sample is that sample.
+    its clips. Larger s hides single clips better, smaller s keeps what distinguishes classes, such as their spread.
+    Only means and factors of covariances are held: no sample, residual or linear image of one, except that the mean of
+    a class of one sample is that sample.
 
     Attributes
     ----------
