@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from rich.logging import RichHandler
 
-from fedgen.config import config_dir, explain, from_dictconfig, load_config
+from fedgen.config import config_dir, explain, from_dictconfig, load_config, opened
 from fedgen.errors import FedgenError
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 def run_command(options: argparse.Namespace, overrides: list[str]) -> int:
     """``fedgen run``: hand over to Hydra, which makes the run folder and handles sweeps."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of being printed by Hydra
-    sys.argv = ["fedgen run", *overrides]
+    sys.argv = ["fedgen run", *opened(overrides)]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(_job)()
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -31,6 +32,7 @@ STRATEGIES = [
     "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
 ]  # fmt: skip
 DEVICES = ["auto", "cpu", "cuda"]
+OPEN_KEYS = ("granularity.groups", "strategy.options")  # mappings whose keys are the user's own
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class SynthesisConfig:
 
     def __post_init__(self) -> None:
         value = self.samples_per_class
-        good = value == "auto" or (value.isdigit() and int(value) > 0)
+        good = value == "auto" or (value.isdecimal() and int(value) > 0)
         require(good, f"synthesis.samples_per_class={value!r} must be a positive whole number or auto")
         require(self.max_samples >= 1, f"synthesis.max_samples={self.max_samples} must be at least 1")
 
@@ -175,9 +177,14 @@ def load_config(overrides: list[str]) -> Config:
     """
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return from_dictconfig(compose("config", overrides=overrides))
+            return from_dictconfig(compose("config", overrides=opened(overrides)))
     except HydraException as error:
         raise explain(error) from error
+
+
+def opened(overrides: Sequence[str]) -> list[str]:
+    """Return ``overrides`` with those of mappings in Hydra's form for new keys, so that nobody has to know it."""
+    return [f"++{text}" if re.match(rf"({'|'.join(OPEN_KEYS)})[.=]", text) else text for text in overrides]
 
 
 def from_yaml(text: str) -> Config:
