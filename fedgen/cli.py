@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +15,6 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
-from rich.logging import RichHandler
 
 from fedgen.config import config_dir, explain, from_dictconfig, load_config, opened
 from fedgen.errors import FedgenError
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that ``arguments`` name and return its exit code; errors meant for the user have no traceback."""
     options, rest = _parser().parse_known_args(arguments)
-    logging.getLogger("flwr").setLevel(logging.WARNING)
     try:
         return int(options.command(options, rest) or 0)
     except HydraException as error:
@@ -95,7 +94,19 @@ def simulate_command(options: argparse.Namespace, overrides: list[str]) -> int:
 
     _log_to_terminal()
     config = load_config(overrides)
-    return simulate(overrides, nodes=config.partition.nodes, cpus=options.cpus, gpus=options.gpus)
+    paths = {
+        "run_dir": config.run_dir or time.strftime("runs/%Y-%m-%d/%H-%M-%S"),
+        "data.root": config.data.root,
+        "data.store": config.data.store,
+        "checkpoint.load": config.checkpoint.load,
+    }  # the apps run in another folder
+    absolute = [f"{key}={quoted(str(Path(path).absolute()))}" for key, path in paths.items() if path]
+    return simulate([*overrides, *absolute], config.partition.nodes, options.cpus, options.gpus)
+
+
+def quoted(value: str) -> str:
+    """Return ``value`` as Hydra's override grammar takes any text."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
@@ -149,8 +160,7 @@ def _refuse(rest: Sequence[str]) -> None:
 
 
 def _log_to_terminal() -> None:
-    handler = RichHandler(show_path=False, show_level=False, show_time=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def run(config: Config) -> dict[str, Any]:
     FedgenError
         What went wrong, in words for the user.
     """
-    logging.getLogger("flwr").propagate = False
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # our own progress lines say it shorter
     if not plan(config.phase_list)[0].mode.federated:
         return run_reference(config)
     values = {"config": to_yaml(config)}

@@ -118,6 +118,7 @@ class Server:
     def run_phase(self, number: int, phase: Phase, members: dict[int, Member], arrays: ArrayRecord) -> ArrayRecord:
         """Run one phase from ``arrays`` and return the global adapters at its end."""
         learns = phase.mode.synthesizes and self.config.global_training.name != "none"
+        settings: dict[str, Any] = {"yaml": to_yaml(self.config), "phase": number, "finished": self.finished}
         strategy = SyntheticPooling(
             open_strategy(self.config.strategy, len(members)),
             phase,
@@ -128,9 +129,9 @@ class Server:
             self.config.synthesis.max_samples,
             lambda round_number: self.task.seed("decode", round_number),
             self.train_on_pool if learns else None,
+            settings,
             str(self.task.device),
         )
-        settings: dict[str, Any] = {"yaml": to_yaml(self.config), "phase": number, "finished": self.finished}
 
         def evaluate(server_round: int, current: ArrayRecord) -> MetricRecord | None:
             if server_round == 0 and number > 0:
@@ -144,7 +145,6 @@ class Server:
             arrays,
             num_rounds=phase.rounds,
             timeout=self.config.strategy.timeout,
-            train_config=ConfigRecord(settings),
             evaluate_fn=evaluate,
         )
         return result.arrays

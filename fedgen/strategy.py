@@ -100,6 +100,8 @@ class SyntheticPooling(Strategy):
         Seed of the residual noise in decoding, by the round.
     train_on_pool : Callable
         ``(round, arrays, pool) -> (arrays, losses)``; None leaves the aggregated adapters as they are.
+    settings : dict
+        What every message of the phase carries, such as the configuration.
     device : str
         Where samples are decoded.
     """
@@ -115,9 +117,10 @@ class SyntheticPooling(Strategy):
         samples_limit: int,
         samples_seed: Callable[[int], int],
         train_on_pool: Callable[[int, ArrayRecord, PooledTokens], tuple[ArrayRecord, dict[str, float]]] | None,
+        settings: dict[str, Any],
         device: str = "cpu",
     ) -> None:
-        self.strategy, self.phase, self.members = strategy, phase, members
+        self.strategy, self.phase, self.members, self.settings = strategy, phase, members, settings
         self.min_nodes, self.timeout, self.shape, self.device = min_nodes, timeout, shape, device
         self.samples_limit, self.samples_seed, self.train_on_pool = samples_limit, samples_seed, train_on_pool
         self.pool: dict[int, SyntheticTokens] = {}  # the latest samples of each node, by number
@@ -133,7 +136,7 @@ class SyntheticPooling(Strategy):
         """Let the wrapped strategy choose the nodes; note what was sent to whom."""
         self._grid, self._arrays, self._started = grid, arrays, time.monotonic()
         self.report = RoundReport(self.phase.offset + server_round)
-        config["round"] = self.report.round
+        config.update({**self.settings, "round": self.report.round})
         self._config = config
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         self._asked = [message.metadata.dst_node_id for message in messages]
