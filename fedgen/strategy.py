@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedgen.config import StrategyConfig
 from fedgen.errors import AggregationError, ConfigError, PayloadError, suggestion
-from fedgen.exchange.payload import samples_from_record
+from fedgen.exchange.payload import read_array, samples_from_record
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.phases import Phase
 from fedgen.recorder import RoundReport
@@ -157,8 +157,7 @@ class SyntheticPooling(Strategy):
         for number, reply in good.items():
             metrics = next(iter(reply.content.metric_records.values()))
             self.report.metrics[number] = {key: float(value) for key, value in metrics.items()}  # type: ignore[arg-type]
-            for record in reply.content.config_records.values():
-                self.report.generators[number] = json.loads(str(record.get("generators", "[]")))
+            self.report.generators[number] = _history(reply)
         self.report.answered = list(good)
         arrays, metrics_record = self._aggregate(server_round, list(good.values()))
         if self.phase.mode.synthesizes:
@@ -179,6 +178,7 @@ class SyntheticPooling(Strategy):
     def _aggregate(self, server_round: int, replies: list[Message]) -> tuple[ArrayRecord, MetricRecord | None]:
         if not self.phase.mode.trains_adapters:
             return self._arrays, None
+        _keep_shared_metrics(replies)
         arrays, metrics = self.strategy.aggregate_train(server_round, replies)
         if arrays is None or set(arrays) != set(self._arrays):
             raise AggregationError(f"round {self.report.round}: {type(self.strategy).__name__} returned no adapters")
@@ -232,43 +232,69 @@ class SyntheticPooling(Strategy):
         return dict(sorted(good.items()))
 
     def _check_training(self, number: int, reply: Message) -> None:
-        """Refuse adapters of other names, shapes or types than were sent, and values that are not finite."""
+        """Refuse adapters of other names, shapes or types than were sent, values that are not finite, odd metrics."""
         records = list(reply.content.array_records.values())
         metrics = list(reply.content.metric_records.values())
-        if len(records) != 1 or len(metrics) != 1 or "num-examples" not in metrics[0]:
-            raise PayloadError("a training reply needs one ArrayRecord and one MetricRecord with num-examples")
+        if len(records) != 1 or len(metrics) != 1:
+            raise PayloadError("a training reply needs one ArrayRecord and one MetricRecord")
         wanted = self._arrays if self.phase.mode.trains_adapters else ArrayRecord()
         if set(records[0]) != set(wanted):
             raise PayloadError(f"adapters have other arrays than were sent: {sorted(set(records[0]) ^ set(wanted))}")
         for name, array in records[0].items():
-            value = _values(name, array)
-            if list(value.shape) != list(wanted[name].shape) or str(value.dtype) != wanted[name].dtype:
-                raise PayloadError(
-                    f"{name} is {value.dtype} {value.shape}, not {wanted[name].dtype} {tuple(wanted[name].shape)}"
-                )
-            if not np.isfinite(value).all():
-                raise PayloadError(f"{name} has {int((~np.isfinite(value)).sum())} values that are NaN or infinite")
+            read_array(array, name, np.dtype(wanted[name].dtype), tuple(wanted[name].shape))
+        self._check_metrics(number, metrics[0])
+        _history(reply)
+
+    def _check_metrics(self, number: int, metrics: MetricRecord) -> None:
+        """Refuse a weight in the average that the node's clips do not justify, and metrics that are not numbers."""
+        clips, most = metrics.get("num-examples"), sum(self._member(number).counts.values())
+        if not isinstance(clips, int) or not 1 <= clips <= most:
+            raise PayloadError(f"num-examples is {clips}, expected a whole number from 1 to the node's {most} clips")
+        for name, value in metrics.items():
+            if not isinstance(value, int | float):
+                raise PayloadError(f"metric {name} is {value}, expected a number")
 
     def _take_samples(self, number: int, reply: Message) -> None:
         """Validate a node's samples and put them into the pool in place of its earlier ones."""
         records = list(reply.content.array_records.values())
         if len(records) != 1:
             raise PayloadError(f"a reply with samples needs one ArrayRecord, got {len(records)}")
-        member = next(member for member in self.members.values() if member.number == number)
-        seed = self.samples_seed(self.report.round)
-        samples = samples_from_record(
-            records[0], self.shape, member.counts.keys(), self.samples_limit, seed + number, self.device
-        )
-        if not len(samples):
-            raise PayloadError("the reply holds no samples")
+        classes = self._member(number).counts.keys()
+        seed = self.samples_seed(self.report.round) + number
+        samples = samples_from_record(records[0], self.shape, classes, self.samples_limit, seed, self.device)
+        if not 1 <= len(samples) <= self.samples_limit:
+            raise PayloadError(f"{len(samples)} samples, expected 1 to synthesis.max_samples={self.samples_limit}")
         self.pool[number] = samples
 
+    def _member(self, number: int) -> Member:
+        return next(member for member in self.members.values() if member.number == number)
 
-def _values(name: str, array: Array) -> np.ndarray:
+
+def _history(reply: Message) -> list[dict[str, float | str]]:
+    """Return the losses of the node's generators.
+
+    Raises
+    ------
+    PayloadError
+        They are not a JSON list of mappings.
+    """
+    texts = [str(record["generators"]) for record in reply.content.config_records.values() if "generators" in record]
     try:
-        return array.numpy()
-    except (ValueError, TypeError) as error:
-        raise PayloadError(f"{name} is not a NumPy array: {error}") from error
+        history = json.loads(texts[0]) if texts else []
+    except (ValueError, RecursionError) as error:
+        raise PayloadError(f"the losses of generators are no JSON: {error}") from error
+    if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
+        raise PayloadError(f"the losses of generators are not a list of mappings: {texts[0][:100]}")
+    return history
+
+
+def _keep_shared_metrics(replies: list[Message]) -> None:
+    """Drop metrics that not every reply has: Flower's strategies end the run over them."""
+    records = [next(iter(reply.content.metric_records.values())) for reply in replies]
+    shared = set.intersection(*(set(record) for record in records))
+    for record in records:
+        for name in set(record) - shared:
+            del record[name]
 
 
 def _size(message: Message) -> int:

@@ -138,37 +138,54 @@ def _codec_type(dimensions: int) -> type[np.float16] | type[np.float32]:
     return np.float16 if dimensions == 2 else np.float32
 
 
-def _read(record: ArrayRecord, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> np.ndarray:
-    """Return array ``name``, of ``dtype`` and ``shape`` (None: any size), finite, without trusting its header."""
-    array = record[name]
+def read_array(array: Array, name: str, dtype: np.dtype, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Return the values of an array that somebody sent, without trusting its header.
+
+    Parameters
+    ----------
+    array : Array
+    name : str
+        What errors call it.
+    dtype : np.dtype
+        The type that it must have.
+    shape : tuple[int or None, ...]
+        The shape that it must have; None: any size.
+
+    Raises
+    ------
+    PayloadError
+        It is no NumPy array, of another type or shape, or holds values that are NaN or infinite.
+    """
     found_shape, found_type, body = _parse(array, name)
     expected = "x".join("any" if size is None else str(size) for size in shape)
     fits = len(found_shape) == len(shape) and all(
         wanted in (None, size) for size, wanted in zip(found_shape, shape, strict=True)
     )
-    if found_type != np.dtype(dtype) or not fits:
-        raise PayloadError(
-            f"samples: {name} is {found_type} of shape {found_shape}, expected {np.dtype(dtype)} of shape ({expected})"
-        )
+    if found_type != dtype or not fits:
+        raise PayloadError(f"{name} is {found_type} of shape {found_shape}, expected {dtype} of shape ({expected})")
     if len(body) != prod(found_shape) * found_type.itemsize:
-        raise PayloadError(f"samples: {name} has {len(body)} bytes of values, expected {found_type} {found_shape}")
+        raise PayloadError(f"{name} has {len(body)} bytes of values, expected {found_type} {found_shape}")
     values = np.frombuffer(body, dtype=dtype).reshape(found_shape)
     if found_type.kind == "f" and not np.isfinite(values).all():
-        raise PayloadError(f"samples: {name} has {int((~np.isfinite(values)).sum())} values that are NaN or infinite")
+        raise PayloadError(f"{name} has {int((~np.isfinite(values)).sum())} values that are NaN or infinite")
     return values.copy()
+
+
+def _read(record: ArrayRecord, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> np.ndarray:
+    return read_array(record[name], f"samples: {name}", np.dtype(dtype), shape)
 
 
 def _parse(array: Array, name: str) -> tuple[tuple[int, ...], np.dtype, bytes]:
     """Split a serialised NumPy array into shape, type and bytes, without allocating what its header claims."""
     if array.stype != "numpy.ndarray":
-        raise PayloadError(f"samples: {name} is serialised as {array.stype!r}, expected 'numpy.ndarray'")
+        raise PayloadError(f"{name} is serialised as {array.stype!r}, expected 'numpy.ndarray'")
     stream = BytesIO(array.data)
     try:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError("not version 1.0 of the NumPy format")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except ValueError as error:
-        raise PayloadError(f"samples: {name} is not a NumPy array: {error}") from error
+        raise PayloadError(f"{name} is not a NumPy array: {error}") from error
     if fortran and len(shape) > 1:
-        raise PayloadError(f"samples: {name} is in column order, expected row order")
+        raise PayloadError(f"{name} is in column order, expected row order")
     return shape, dtype, stream.read()
