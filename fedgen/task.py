@@ -15,7 +15,7 @@ from fedgen.config import Config
 from fedgen.data.datasets import open_dataset
 from fedgen.data.encoders import open_encoder
 from fedgen.data.partition import partition
-from fedgen.data.store import Store, open_store, prepare, store_folder
+from fedgen.data.store import Store, identity_of, open_store, prepare, store_folder
 from fedgen.data.targets import Targets, open_targets
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError, require
@@ -101,7 +101,10 @@ def prepare_task(config: Config) -> Task:
     device = use_hardware(config)
     dataset, encoder = open_dataset(config.data), open_encoder(config.encoder, device)
     folder = store_folder(config.data, dataset, encoder).absolute()
-    store = prepare(dataset, encoder, folder)
+    try:
+        store = open_store(folder, identity_of(dataset, encoder))
+    except DataError:  # not there, not complete, or not ours: preparing makes it or says why it cannot
+        store = prepare(dataset, encoder, folder)
     config = replace(config, data=replace(config.data, store=str(folder)))
     return Task(config, store, open_targets(store.classes, config.target), device)
 

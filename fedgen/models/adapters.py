@@ -55,7 +55,7 @@ class TokenProjection(nn.Module):
         super().__init__()
         self.project = nn.Linear(token_width, width)
         self.norm = nn.LayerNorm(width)
-        self.position = nn.Parameter(torch.randn(length, width) * 0.02)  # (S, w)
+        self.position = nn.Parameter(cosine_basis(length, width))  # (S, w)
 
     def forward(self, tokens: Tensor | FactoredTokens) -> Tensor:
         """Map ``(B, S, D)`` to ``(B, S, w)``."""
@@ -67,6 +67,16 @@ class TokenProjection(nn.Module):
         if narrow.shape[1] != len(position):
             position = F.interpolate(position.T[None], size=narrow.shape[1], mode="linear")[0].T
         return F.gelu(self.norm(narrow) + position)
+
+
+def cosine_basis(length: int, width: int) -> Tensor:
+    """Return ``width`` cosines of rising frequency over ``length`` positions, ``(length, width)``.
+
+    Near positions start out alike, far ones apart, at every scale; adapters then learn where a sound is (in a row of
+    patches: its frequency) from few clips.
+    """
+    place = (torch.arange(length) + 0.5) / length  # (S,)
+    return torch.cos(torch.pi * place[:, None] * torch.arange(width))
 
 
 class TargetHead(nn.Module):
