@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -97,8 +98,14 @@ class PatchEncoder:
         self.stride, self.batch_size, self.device = stride, batch_size, torch.device(device)
         self.grid = ((MELS - PATCH) // stride + 1, (FRAMES - PATCH) // stride + 1)
         self.shape = (2 + self.grid[0] * self.grid[1], WIDTH)
-        self._projection = _orthonormal(PATCH * PATCH, WIDTH).to(self.device)  # (256, 768)
-        self._features = LogMel(self.device)
+
+    @cached_property
+    def _projection(self) -> Tensor:  # (256, 768); made at the first clip: most encoders are opened for their identity
+        return _orthonormal(PATCH * PATCH, WIDTH).to(self.device)
+
+    @cached_property
+    def _features(self) -> LogMel:
+        return LogMel(self.device)
 
     @torch.no_grad()
     def __call__(self, waveforms: list[np.ndarray]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def _embed(label: str, template: str, tokens: int, width: int) -> Tensor:
     prompt = np.sum([weight * _direction(word, width) for word, weight in words], axis=0)  # (width,)
     if not tokens:
         return _unit(prompt[None])
-    gains = np.stack([stream("gain", t, width).uniform(0.5, 1.5, width) for t in range(tokens)])
+    gains = np.stack([_gains(t, width) for t in range(tokens)])
     own = np.stack([_direction(f"position {t}", width) for t in range(tokens)])
     return _unit(gains * prompt + POSITION_WEIGHT * own)
 
@@ -113,6 +114,13 @@ def _unit(vectors: np.ndarray) -> Tensor:
     return torch.from_numpy(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).float()
 
 
+@lru_cache(maxsize=1024)
+def _gains(position: int, width: int) -> np.ndarray:
+    """Return the gains of a token position ``(width,)``, float64."""
+    return stream("gain", position, width).uniform(0.5, 1.5, width)
+
+
+@lru_cache(maxsize=1024)
 def _direction(word: str, width: int) -> np.ndarray:
     """Return the word's random direction ``(width,)`` of about unit norm, float64."""
     return stream("word", word, width).standard_normal(width) / np.sqrt(width)
