@@ -54,7 +54,7 @@ class Task:
     def parts(self) -> list[np.ndarray]:
         """Clips of the store that each node trains on; ``centralised`` has one node with all of them."""
         train = self.store.train_indices(self.config.data.test_fold)
-        if self.config.mode == "centralised" and not self.config.phases:
+        if self.config.phase_list[0].mode == "centralised":
             return [train]
         shares = partition(
             self.store.labels[train], self.classes, self.store.groups, self.config.partition, self.config.seed
