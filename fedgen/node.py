@@ -82,12 +82,13 @@ class Node:
         ConfigError, CheckpointError
             The granularity does not cover the node's classes; a checkpoint that is to be loaded is missing or unfit.
         """
+        self._inherit_moments()
         uses = [phase.mode.generators for phase in plan(self.config.phase_list)]
         first = next((use for use in uses if use is not Generators.NONE), None)
         if first is Generators.LOAD:
             self.load_bank()
         elif first is Generators.TRAIN:
-            self._new_bank()
+            self._saved_bank()
             slots(self.task.granularity, self._classes())
 
     def train(
@@ -151,16 +152,17 @@ class Node:
             They are missing (and which command makes them), damaged, or of another configuration.
         """
         bank = self._new_bank()
-        folder = self.load if self.load is not None and not self._has_bank() else self.folder
+        folder = self.load if self.load is not None and not self._has_bank(self.folder) else self.folder
         load_bank(folder, self.base_name, self.number, bank, self._classes(), self.task.identity())
         return bank
 
     def _saved_bank(self) -> Bank:
         """Return the generators to go on training: saved ones where there are any, else untrained ones."""
-        return self.load_bank() if self._has_bank() or self.load is not None else self._new_bank()
+        saved = any(self._has_bank(folder) for folder in (self.folder, self.load) if folder is not None)
+        return self.load_bank() if saved else self._new_bank()
 
-    def _has_bank(self) -> bool:
-        return (self.folder / f"{self.base_name}_node{self.number}_codec.safetensors").is_file()
+    def _has_bank(self, folder: Path) -> bool:
+        return (folder / self._codec_file).is_file()
 
     def _new_bank(self) -> Bank:
         conditions = self.task.targets.conditions()
@@ -170,6 +172,10 @@ class Node:
         return [self.task.classes[label] for label in self.counts]
 
     @property
+    def _codec_file(self) -> str:
+        return f"{self.base_name}_node{self.number}_codec.safetensors"
+
+    @property
     def _moments_file(self) -> str:
         return f"adapters_node{self.number}_optimizer.safetensors"
 
@@ -177,8 +183,18 @@ class Node:
         for folder in (self.folder, self.load):
             if folder is not None and (folder / self._moments_file).is_file():
                 return load_tensors(folder / self._moments_file)[0]
-        if self.load is not None:
-            raise CheckpointError(
-                f"{self.load / self._moments_file} is missing: checkpoint.load names another kind of run"
-            )
         return None
+
+    def _inherit_moments(self) -> None:
+        """Take over the optimiser's state of the run that this one goes on from, also if no phase trains adapters."""
+        if self.load is None:
+            return
+        if (self.load / self._moments_file).is_file():
+            moments, metadata = load_tensors(self.load / self._moments_file)
+            save_tensors(self.folder / self._moments_file, moments, metadata)
+        elif not self._has_bank(self.load):
+            raise CheckpointError(
+                f"{self.load} has neither {self._moments_file} nor {self._codec_file}: "
+                f"checkpoint.load={self.config.checkpoint.load} must name a run in which node {self.number} took part, "
+                "such as `fedgen run mode=train_generators` makes"
+            )
