@@ -1,0 +1,115 @@
+"""The ClientApp: what it reads from messages and what it replies."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from fedgen.client_app import Order, app, generator_loss, node_folder
+from fedgen.config import Config, to_yaml
+from fedgen.local_grid import LocalGrid
+from fedgen.task import Task
+
+Ask = Callable[..., Message]
+
+
+@pytest.fixture
+def ask(task: Task, tiny: Callable[..., Config], tmp_path: Path) -> Ask:
+    """Send one message to a node of its own grid and return the reply."""
+
+    def send(kind: str, *overrides: str, arrays: ArrayRecord | None = None, node: int = 0, **facts: Any) -> Message:
+        config = replace(tiny(*overrides), data=task.config.data, run_dir=str(tmp_path))
+        settings = {"yaml": to_yaml(config), "phase": 0, "finished": 0, "round": 1}
+        content = RecordDict({"config": ConfigRecord({**settings, **facts.pop("settings", {})})})
+        if arrays is not None:
+            content["arrays"] = arrays
+        grid = LocalGrid(app, 3, {}, [facts] * 3)
+        (reply,) = grid.send_and_receive([Message(content, grid.get_node_ids()[node], kind)])
+        return reply
+
+    return send
+
+
+def test_training(ask: Ask, task: Task) -> None:
+    start = task.adapters().state_dict()
+    reply = ask("train", "mode=one_shot", arrays=ArrayRecord(start))
+    assert not reply.has_error()
+    assert [len(reply.content.array_records), len(reply.content.metric_records)] == [1, 1]  # as Flower demands
+    weights = reply.content["arrays"].to_torch_state_dict()
+    assert {name: (value.shape, value.dtype) for name, value in weights.items()} == {
+        name: (value.shape, value.dtype) for name, value in start.items()
+    }
+    metrics = dict(reply.content["metrics"])
+    assert metrics["num-examples"] == 8
+    assert {"loss", "text_loss", "generator_loss", "seconds"} <= set(metrics)
+    assert json.loads(str(reply.content["report"]["generators"]))[0]["generator"] == "unified"
+
+
+def test_without_generators_nothing_of_them_is_reported(ask: Ask, task: Task) -> None:
+    reply = ask("train", "mode=federate", arrays=ArrayRecord(task.adapters().state_dict()))
+    assert "generator_loss" not in reply.content["metrics"]
+    assert json.loads(str(reply.content["report"]["generators"])) == []
+
+
+def test_frozen_adapters_are_not_sent_back(ask: Ask, task: Task) -> None:
+    reply = ask("train", "mode=generators_only", arrays=ArrayRecord(task.adapters().state_dict()))
+    assert len(reply.content["arrays"]) == 0
+    assert reply.content["metrics"]["num-examples"] == 8
+
+
+def test_description(ask: Ask, task: Task) -> None:
+    facts = json.loads(str(ask("query.describe", node=2).content["facts"]["json"]))
+    assert (facts["number"], facts["classes"]) == (2, task.classes)
+    assert facts["counts"] == [[4, 4], [5, 4]]
+    assert tuple(facts["shape"]) == task.store.shape
+
+
+def test_a_node_that_cannot_take_part_says_why(ask: Ask) -> None:
+    assert "no checkpoint vae_unified_node0" in str(ask("query.describe", "mode=generate").error.reason)
+    number = {"partition-id": 5}
+    assert "node 5 has no part: partition.nodes=3" in str(ask("query.describe", **number).error.reason)
+
+
+def test_samples(ask: Ask, task: Task) -> None:
+    ask("train", "mode=one_shot", arrays=ArrayRecord(task.adapters().state_dict()))
+    reply = ask("query.synthesize", "mode=one_shot")
+    assert list(reply.content) == ["samples"]
+    record = reply.content["samples"]
+    assert record["classes"].numpy().tolist() == [0, 1]
+    assert record["counts"].numpy().tolist() == [6, 6]
+    again = ask("query.synthesize", "mode=one_shot").content["samples"]
+    assert record["latents"].data == again["latents"].data
+
+
+def test_the_store_of_the_node_configuration(ask: Ask, task: Task, tmp_path: Path) -> None:
+    facts = json.loads(str(ask("query.describe", store=str(task.store.path)).content["facts"]["json"]))
+    assert sum(count for _, count in facts["counts"]) == 24
+    assert "nowhere" in str(ask("query.describe", store=str(tmp_path / "nowhere")).error.reason)
+
+
+def test_the_state_folder_of_the_node_configuration(ask: Ask, task: Task, tmp_path: Path) -> None:
+    ask("train", "mode=federate", arrays=ArrayRecord(task.adapters().state_dict()), state=str(tmp_path / "state"))
+    name = "adapters_node0_optimizer.safetensors"
+    assert (tmp_path / "state" / tmp_path.name / "checkpoints" / name).is_file()
+    assert not (tmp_path / "checkpoints" / name).exists()
+    assert node_folder("/runs/a", Context(1, 1, {}, RecordDict(), {})) == Path("/runs/a/checkpoints")
+
+
+def test_orders(tiny: Callable[..., Config]) -> None:
+    config = tiny("phases=[{mode: train_generators, rounds: 2}, {mode: generate, rounds: 3}]")
+    values = {"yaml": to_yaml(config), "phase": 1, "finished": 4, "round": 7, "proximal-mu": 0.5}
+    order = Order.read(Message(RecordDict({"config": ConfigRecord(values)}), 5, "train"))
+    assert (order.config, order.round, order.proximal_mu) == (config, 7, 0.5)
+    assert (order.phase.mode.name, order.phase.offset, order.phase.rounds) == ("generate", 6, 3)
+
+
+def test_the_generator_loss_is_the_mean_of_the_last_epochs() -> None:
+    history = [
+        {"generator": key, "epoch": n, "loss": loss} for key, n, loss in [("a", 0, 9.0), ("a", 1, 1.0), ("b", 0, 3.0)]
+    ]
+    assert generator_loss(history) == {"generator_loss": 2.0}  # type: ignore[arg-type]
+    assert generator_loss([]) == {}
