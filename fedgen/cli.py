@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
 def run_command(options: argparse.Namespace, overrides: list[str]) -> int:
     """``fedgen run``: hand over to Hydra, which makes the run folder and handles sweeps."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of being printed by Hydra
-    sys.argv = ["fedgen run", *opened(overrides)]
+    sweep_first = sorted(opened(overrides), key=lambda text: text not in ("-m", "--multirun"))  # argparse wants it so
+    sys.argv = ["fedgen run", *sweep_first]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(_job)()
     return 0
 
@@ -119,7 +120,9 @@ def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
     from fedgen.run_folder import RunFolder
 
     _refuse(rest)
-    folders = [folder for folder in options.folders if folder.is_dir() or not folder.suffix]
+    folders = [path for path in options.folders if not path.is_file()]  # a sweep's folder holds multirun.yaml too
+    if not folders:
+        raise FedgenError(f"no run folder among {', '.join(map(str, options.folders))}")
     show(comparison_table({str(folder): RunFolder(folder).results() for folder in folders}))
 
 
