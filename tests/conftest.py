@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 import torch
 from flwr.app import Context, Message
+from omegaconf import OmegaConf
 
 from fedgen.client_app import app as client_app
-from fedgen.config import Config, load_config, to_yaml
+from fedgen.config import Config, choices, from_dictconfig, load_config, to_yaml
 from fedgen.local_grid import LocalGrid, run_server
 from fedgen.run import run
 from fedgen.run_folder import RunFolder
@@ -73,8 +75,19 @@ def tiny_overrides(home: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_overrides: list[str]) -> Callable[..., Config]:
-    """Composes a small configuration with more overrides."""
-    return lambda *overrides: load_config([*tiny_overrides, *overrides])
+    """Composes a small configuration with more overrides; Hydra is asked once for each set of choices."""
+    groups = set(choices())
+
+    @cache
+    def composed(chosen: tuple[str, ...]) -> str:
+        return to_yaml(load_config([*tiny_overrides, *chosen]))
+
+    def compose(*overrides: str) -> Config:
+        chosen = tuple(text for text in overrides if text.split("=")[0] in groups)
+        values = [text for text in overrides if text not in chosen]
+        return from_dictconfig(OmegaConf.merge(OmegaConf.create(composed(chosen)), OmegaConf.from_dotlist(values)))  # type: ignore[arg-type]
+
+    return compose
 
 
 @pytest.fixture(scope="session")
