@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from fedgen.config import Config, from_yaml
-from fedgen.exchange.payload import samples_to_record
+from fedgen.exchange.payload import codec_fingerprint, samples_to_record
 from fedgen.node import Node
 from fedgen.phases import Generators, Phase, plan
 from fedgen.task import open_task
@@ -59,7 +59,9 @@ def synthesize(message: Message, context: Context) -> Message:
     """Reply with synthetic samples of the node's classes; no real embedding is among them."""
     order = Order.read(message)
     samples = open_node(order.config, context).synthesize(order.round)
-    return Message(RecordDict({"samples": samples_to_record(samples)}), reply_to=message)
+    known = str(message.content.config_records["config"].get("codecs", "")).split()
+    facts = ConfigRecord({"codec": codec_fingerprint(samples.codec)})
+    return Message(RecordDict({"samples": samples_to_record(samples, known), "facts": facts}), reply_to=message)
 
 
 @dataclass(frozen=True)

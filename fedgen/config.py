@@ -132,7 +132,7 @@ class Config:
     global_training: GlobalTrainingSettings = field(default_factory=GlobalTrainingSettings)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mode: str = "one_shot"
-    rounds: int = 1
+    rounds: int = 10
     phases: list[PhaseSettings] = field(default_factory=list)
     seed: int = 0
     device: str = "auto"

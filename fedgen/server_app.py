@@ -8,6 +8,7 @@ import os
 import shlex
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fedgen.recorder import Recorder
 from fedgen.run_folder import RunFolder
 from fedgen.strategy import Member, SyntheticPooling, open_strategy
 from fedgen.task import Task, prepare_task
-from fedgen.training.adapters import train_adapters
+from fedgen.training.adapters import Schedule, train_adapters
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Server:
             self.task.store.shape,
             self.config.synthesis.max_samples,
             lambda round_number: self.task.seed("decode", round_number),
-            self.train_on_pool if learns else None,
+            partial(self.train_on_pool, phase) if learns else None,
             settings,
             str(self.task.device),
         )
@@ -155,13 +156,17 @@ class Server:
         return zero_shot(self.adapters, self.test, self.task.targets.heads, self.task.classes)
 
     def train_on_pool(
-        self, round_number: int, arrays: ArrayRecord, pool: PooledTokens
+        self, phase: Phase, round_number: int, arrays: ArrayRecord, pool: PooledTokens
     ) -> tuple[ArrayRecord, dict[str, float]]:
-        """Train the aggregated adapters on everyone's synthetic samples, on the server's device."""
+        """Train the aggregated adapters on everyone's synthetic samples, on the server's device.
+
+        As on the nodes, the rounds of a phase share one learning-rate schedule.
+        """
         self.adapters.load_state_dict(arrays.to_torch_state_dict())
         seed = self.task.seed("global", round_number)
         heads = self.task.targets.heads
-        losses, _ = train_adapters(self.adapters, pool, heads, self.config.global_training, seed)
+        schedule = Schedule(round_number - phase.offset - 1, phase.rounds)
+        losses, _ = train_adapters(self.adapters, pool, heads, self.config.global_training, seed, schedule=schedule)
         return ArrayRecord(self.adapters.state_dict()), losses
 
     def _load(self) -> int:

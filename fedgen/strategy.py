@@ -18,7 +18,8 @@ from flwr.serverapp.strategy import Strategy
 
 from fedgen.config import StrategyConfig
 from fedgen.errors import AggregationError, ConfigError, PayloadError, suggestion
-from fedgen.exchange.payload import read_array, samples_from_record
+from fedgen.exchange.payload import codec_fingerprint, read_array, samples_from_record
+from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.phases import Phase
 from fedgen.recorder import RoundReport
@@ -123,6 +124,7 @@ class SyntheticPooling(Strategy):
         self.strategy, self.phase, self.members, self.settings = strategy, phase, members, settings
         self.min_nodes, self.timeout, self.shape, self.device = min_nodes, timeout, shape, device
         self.samples_limit, self.samples_seed, self.train_on_pool = samples_limit, samples_seed, train_on_pool
+        self.codecs: dict[str, Codec] = {}  # that nodes sent, by fingerprint: each travels once
         self.pool: dict[int, SyntheticTokens] = {}  # the latest samples of each node, by number
         self.report = RoundReport(phase.offset)
 
@@ -188,7 +190,7 @@ class SyntheticPooling(Strategy):
         ), metrics
 
     def _learn_from_pool(self, arrays: ArrayRecord) -> ArrayRecord:
-        content = RecordDict({"config": self._config})
+        content = RecordDict({"config": ConfigRecord({**self._config, "codecs": " ".join(self.codecs)})})
         messages = [Message(content, node_id, "query.synthesize") for node_id in self._asked]
         self.report.bytes_sent += sum(_size(message) for message in messages)
         self._accept(self._grid.send_and_receive(messages, timeout=self.timeout), self._take_samples)
@@ -261,10 +263,20 @@ class SyntheticPooling(Strategy):
             raise PayloadError(f"a reply with samples needs one ArrayRecord, got {len(records)}")
         classes = self._member(number).counts.keys()
         seed = self.samples_seed(self.report.round) + number
-        samples = samples_from_record(records[0], self.shape, classes, self.samples_limit, seed, self.device)
+        codec = None if "codec.mean" in records[0] else self._known_codec(reply)
+        samples = samples_from_record(records[0], self.shape, classes, self.samples_limit, seed, self.device, codec)
         if not 1 <= len(samples) <= self.samples_limit:
             raise PayloadError(f"{len(samples)} samples, expected 1 to synthesis.max_samples={self.samples_limit}")
+        self.codecs[codec_fingerprint(samples.codec)] = samples.codec
         self.pool[number] = samples
+
+    def _known_codec(self, reply: Message) -> Codec:
+        """Return the codec that a reply names instead of sending it."""
+        facts = reply.content.config_records.get("facts", ConfigRecord())
+        name = str(facts.get("codec", ""))
+        if name not in self.codecs:
+            raise PayloadError(f"samples come without their codec, and codec {name!r} has not been sent before")
+        return self.codecs[name]
 
     def _member(self, number: int) -> Member:
         return next(member for member in self.members.values() if member.number == number)

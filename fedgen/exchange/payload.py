@@ -1,6 +1,7 @@
 """Synthetic samples on the wire: latents as bytes, class counts, and the codec once.
 
-A sample of k coefficients costs k bytes, whatever the length of its token sequence; a codec about 0.45 MB.
+A sample of k coefficients costs k bytes, whatever the length of its token sequence; a codec about 0.45 MB, and it
+travels only to a receiver that does not have it.
 
 =================  =======  ============  ==============================================================
 array              type     shape         meaning
@@ -15,6 +16,7 @@ array              type     shape         meaning
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from io import BytesIO
 from math import prod
@@ -29,11 +31,28 @@ from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
 
 LARGEST = 1e6  # no core value of sane tokens is near this
-NAMES = ("classes", "counts", "latents", "latent-scale", *(f"codec.{name}" for name in Codec.NAMES))
+SAMPLES = ("classes", "counts", "latents", "latent-scale")
+CODEC = tuple(f"codec.{name}" for name in Codec.NAMES)
 
 
-def samples_to_record(samples: SyntheticTokens) -> ArrayRecord:
-    """Return ``samples`` as arrays for a message, ordered by class."""
+def codec_fingerprint(codec: Codec) -> str:
+    """Return a digest of ``codec`` as it travels: both sides compute the same."""
+    digest = hashlib.sha256()
+    for array in _codec_arrays(codec).values():
+        digest.update(repr((array.dtype.str, array.shape)).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def samples_to_record(samples: SyntheticTokens, known: Collection[str] = ()) -> ArrayRecord:
+    """Return ``samples`` as arrays for a message, ordered by class.
+
+    Parameters
+    ----------
+    samples : SyntheticTokens
+    known : Collection[str]
+        Fingerprints of codecs that the receiver has: such a codec does not travel again.
+    """
     order = samples.labels.argsort(stable=True)
     latents = samples.latents.cpu()[order]  # (N, k)
     peaks = latents.abs().amax(dim=0) if len(latents) else torch.zeros(samples.codec.size)
@@ -45,8 +64,8 @@ def samples_to_record(samples: SyntheticTokens) -> ArrayRecord:
         "latents": (latents / scale).round().to(torch.int8).numpy(),
         "latent-scale": scale.numpy(),
     }
-    for name, value in samples.codec.state().items():
-        arrays[f"codec.{name}"] = value.cpu().numpy().astype(_codec_type(value.dim()))
+    if codec_fingerprint(samples.codec) not in known:
+        arrays |= _codec_arrays(samples.codec)
     return ArrayRecord({name: Array(value) for name, value in arrays.items()})
 
 
@@ -57,6 +76,7 @@ def samples_from_record(
     limit: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    codec: Codec | None = None,
 ) -> SyntheticTokens:
     """Read samples from a node's message; nothing in it is believed.
 
@@ -74,19 +94,25 @@ def samples_from_record(
         Seed of the residual noise in decoding.
     device : torch.device or str
         Where the samples are decoded.
+    codec : Codec, optional
+        What the samples were made in, if it came with an earlier message; it must not come again then.
 
     Raises
     ------
     PayloadError
         Names the array or value that is missing, unknown, of a wrong type or shape, not allowed or not finite.
     """
-    missing, unknown = sorted(set(NAMES) - set(record)), sorted(set(record) - set(NAMES))
+    names = {*SAMPLES, *(() if codec else CODEC)}
+    missing, unknown = sorted(names - set(record)), sorted(set(record) - names)
     if missing or unknown:
         raise PayloadError(f"samples: missing arrays {missing}, unexpected arrays {unknown}")
     labels = _read_labels(record, classes, limit)
     latents = _read(record, "latents", np.int8, (len(labels), None))  # (N, k)
     scale = _read(record, "latent-scale", np.float32, (latents.shape[1],))
-    codec = _read_codec(record, shape, latents.shape[1])
+    if codec is None:
+        codec = _read_codec(record, shape, latents.shape[1])
+    elif latents.shape[1] != codec.size:
+        raise PayloadError(f"samples: latents have {latents.shape[1]} coefficients, their codec has {codec.size}")
     values = torch.from_numpy(latents).float() * torch.from_numpy(scale)
     _check_size(codec, values)
     return SyntheticTokens(codec, values, labels, seed, device)
@@ -95,6 +121,12 @@ def samples_from_record(
 def record_bytes(record: ArrayRecord) -> int:
     """Return the bytes that the arrays of ``record`` take in a message, without its envelope."""
     return sum(len(array.data) for array in record.values())
+
+
+def _codec_arrays(codec: Codec) -> dict[str, np.ndarray]:
+    """Return ``codec`` in the types that travel, by array name."""
+    state = {f"codec.{name}": value for name, value in codec.state().items()}
+    return {name: value.cpu().numpy().astype(_codec_type(value.dim())) for name, value in state.items()}
 
 
 def _read_labels(record: ArrayRecord, classes: Collection[int], limit: int) -> Tensor:
