@@ -77,7 +77,7 @@ def test_a_node_that_cannot_take_part_says_why(ask: Ask) -> None:
 def test_samples(ask: Ask, task: Task) -> None:
     ask("train", "mode=one_shot", arrays=ArrayRecord(task.adapters().state_dict()))
     reply = ask("query.synthesize", "mode=one_shot")
-    assert list(reply.content) == ["samples"]
+    assert list(reply.content.array_records) == ["samples"]
     record = reply.content["samples"]
     assert record["classes"].numpy().tolist() == [0, 1]
     assert record["counts"].numpy().tolist() == [6, 6]
