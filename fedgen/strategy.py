@@ -311,4 +311,7 @@ def _keep_shared_metrics(replies: list[Message]) -> None:
 
 def _size(message: Message) -> int:
     """Return the bytes of a message's records."""
-    return sum(record.count_bytes() for record in message.content.values())
+    records = message.content
+    numbers = [*records.array_records.values(), *records.metric_records.values()]
+    words = [part for record in records.config_records.values() for item in record.items() for part in item]
+    return sum(record.count_bytes() for record in numbers) + sum(len(str(word)) for word in words)
