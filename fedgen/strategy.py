@@ -312,6 +312,7 @@ def _keep_shared_metrics(replies: list[Message]) -> None:
 def _size(message: Message) -> int:
     """Return the bytes of a message's records."""
     records = message.content
-    numbers = [*records.array_records.values(), *records.metric_records.values()]
+    arrays = sum(record.count_bytes() for record in records.array_records.values())
+    metrics = sum(record.count_bytes() for record in records.metric_records.values())
     words = [part for record in records.config_records.values() for item in record.items() for part in item]
-    return sum(record.count_bytes() for record in numbers) + sum(len(str(word)) for word in words)
+    return arrays + metrics + sum(len(str(word)) for word in words)
