@@ -42,6 +42,7 @@ TINY = [
     "generator.training.epochs=3",
     "global_training.epochs=1",
     "synthesis.samples_per_class=6",
+    "rounds=1",
     "strategy.wait=1",
     "device=cpu",
     "threads=1",

@@ -189,6 +189,19 @@ def test_no_reply_holds_a_real_embedding(tiny: Tiny, federate: Federate, task: T
             assert float(nearest.min()) > 0.1
 
 
+def test_a_codec_travels_once(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
+    sent: list[tuple[int, int, bool]] = []
+
+    def keep(message: Message, reply: Message, node: int) -> None:
+        if message.metadata.message_type == "query.synthesize":
+            sent.append((int(message.content["config"]["round"]), node, "codec.mean" in reply.content["samples"]))
+
+    results = federate(tiny("mode=one_shot", "rounds=2"), tmp_path, Nodes(keep))
+    assert sorted(sent) == [(round_number, node, round_number == 1) for round_number in (1, 2) for node in range(3)]
+    assert sum(results["samples"].values()) == 36
+    assert results["bytes"]["received"][1] < results["bytes"]["received"][0]
+
+
 def crash(*numbers: int) -> Callable[[Message, Context], Message]:
     """Nodes of which some fail in training."""
 

@@ -355,6 +355,17 @@ def test_no_samples_at_all_are_refused() -> None:
     assert "0 samples" in pooling.report.lost[1]
 
 
+def test_a_codec_that_never_came_is_refused() -> None:
+    def without(content: RecordDict, node: int) -> None:
+        if node == 1:
+            for name in [name for name in content["samples"] if name.startswith("codec.")]:
+                del content["samples"][name]
+            content["facts"] = ConfigRecord({"codec": "0123"})
+
+    _, pooling = run(toy_nodes(synthesize=without), mode="one_shot", min_nodes=2)
+    assert "come without their codec, and codec '0123' has not been sent before" in pooling.report.lost[1]
+
+
 def crash(content: RecordDict, node: int) -> None:
     if node == 1:
         raise RuntimeError("disk full")
