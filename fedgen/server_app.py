@@ -121,7 +121,7 @@ class Server:
         learns = phase.mode.synthesizes and self.config.global_training.name != "none"
         settings: dict[str, Any] = {"yaml": to_yaml(self.config), "phase": number, "finished": self.finished}
         strategy = SyntheticPooling(
-            open_strategy(self.config.strategy, len(members)),
+            open_strategy(self.config.strategy, self.config.min_nodes),
             phase,
             members,
             self.config.min_nodes,

@@ -41,8 +41,8 @@ STRATEGY_CLASSES: dict[str, Any] = {
 }
 
 
-def open_strategy(settings: StrategyConfig, nodes: int) -> Strategy:
-    """Build the Flower strategy that ``settings`` name, asking all ``nodes`` in every round.
+def open_strategy(settings: StrategyConfig, min_nodes: int) -> Strategy:
+    """Build the Flower strategy that ``settings`` name; it asks every node that is there, at least ``min_nodes``.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def open_strategy(settings: StrategyConfig, nodes: int) -> Strategy:
                 f"strategy.options.{name} is no option of strategy={settings.name}: {known}.{suggestion(name, takes)}"
             )
     options = {name: int(value) if name.startswith("num_") else value for name, value in settings.options.items()}
-    return kind(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes, **options)
+    return kind(fraction_evaluate=0.0, min_train_nodes=min_nodes, min_available_nodes=min_nodes, **options)
 
 
 def _own_options(kind: Any) -> set[str]:
