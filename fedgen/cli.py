@@ -123,7 +123,8 @@ def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
     folders = [path for path in options.folders if not path.is_file()]  # a sweep's folder holds multirun.yaml too
     if not folders:
         raise FedgenError(f"no run folder among {', '.join(map(str, options.folders))}")
-    show(comparison_table({str(folder): RunFolder(folder).results() for folder in folders}))
+    runs = {str(folder): RunFolder(folder).results() for folder in folders}
+    show(comparison_table(dict(sorted(runs.items(), key=lambda run: run[1]["accuracy"]))))
 
 
 def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
@@ -138,7 +139,11 @@ def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
     for path in options.folders:
         folder = RunFolder(path)
         config = folder.config()
+        if config.phase_list[0].mode == "standalone":
+            raise FedgenError(f"{path} is a run of mode=standalone: it has no global adapters to evaluate")
         if options.fold is not None:
+            if options.fold != config.data.test_fold:
+                logger.warning("%s trained on fold %d: these are no held-out clips", path, options.fold)
             config = replace(config, data=replace(config.data, test_fold=options.fold))
         task = prepare_task(config)
         weights, _ = folder.load_adapters(task.identity())

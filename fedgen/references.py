@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedgen.config import Config
 from fedgen.data.tokens import TensorTokens
+from fedgen.errors import ConfigError
 from fedgen.evaluation.zero_shot import Scores, mean_scores, zero_shot
 from fedgen.node import Node
 from fedgen.phases import Phase, plan
@@ -24,7 +25,14 @@ def run_reference(config: Config) -> dict[str, Any]:
 
     ``standalone`` has the nodes of the partition and reports the mean of their scores on the whole held-out fold;
     ``centralised`` has one node with everyone's clips.
+
+    Raises
+    ------
+    ConfigError
+        With ``checkpoint.load``: references start afresh.
     """
+    if config.checkpoint.load:
+        raise ConfigError(f"checkpoint.load={config.checkpoint.load}: mode={config.phase_list[0].mode} starts afresh")
     config = replace(config, run_dir=str(Path(str(config.run_dir)).absolute()))
     task = prepare_task(config)
     folder = RunFolder.create(task.config)

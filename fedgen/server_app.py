@@ -113,8 +113,7 @@ class Server:
                 limit = f"strategy.timeout={self.config.strategy.timeout:g} s"
                 problems.append(f"{silent} nodes did not answer in {limit}")
             raise DataError("nodes cannot start: " + "; ".join(sorted(set(problems))))
-        facts = {r.metadata.src_node_id: json.loads(str(r.content.config_records["facts"]["json"])) for r in replies}
-        return self._members(facts)
+        return self._members(replies)
 
     def run_phase(self, number: int, phase: Phase, members: dict[int, Member], arrays: ArrayRecord) -> ArrayRecord:
         """Run one phase from ``arrays`` and return the global adapters at its end."""
@@ -186,15 +185,23 @@ class Server:
             time.sleep(0.5)
         return sorted(ids)
 
-    def _members(self, facts: dict[int, dict[str, Any]]) -> dict[int, Member]:
+    def _members(self, replies: list[Message]) -> dict[int, Member]:
         members = {}
-        for node_id, said in facts.items():
-            if said["classes"] != self.task.classes or tuple(said["shape"]) != self.task.store.shape:
+        for reply in replies:
+            node_id = reply.metadata.src_node_id
+            try:
+                said = json.loads(str(reply.content.config_records["facts"]["json"]))
+                member = Member(int(said["number"]), {int(label): int(count) for label, count in said["counts"]})
+            except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
-                    f"node {said['number']} has tokens {tuple(said['shape'])} of classes {said['classes']}; "
-                    f"the server has {self.task.store.shape} of {self.task.classes}"
+                    f"Flower node {node_id} describes itself in a way that cannot be read: {error!r}"
+                ) from error
+            if said.get("classes") != self.task.classes or said.get("shape") != list(self.task.store.shape):
+                raise DataError(
+                    f"node {member.number} has tokens {said.get('shape')} of classes {said.get('classes')}; "
+                    f"the server has {list(self.task.store.shape)} of {self.task.classes}"
                 )
-            members[node_id] = Member(int(said["number"]), {int(label): int(n) for label, n in said["counts"]})
+            members[node_id] = member
         numbers = sorted(member.number for member in members.values())
         if len(set(numbers)) != len(numbers):
             raise DataError(f"two nodes have the same partition-id: {numbers}")

@@ -105,7 +105,8 @@ def prepare_task(config: Config) -> Task:
         store = open_store(folder, identity_of(dataset, encoder))
     except DataError:  # not there, not complete, or not ours: preparing makes it or says why it cannot
         store = prepare(dataset, encoder, folder)
-    config = replace(config, data=replace(config.data, store=str(folder)))
+    root = config.data.root and str(Path(config.data.root).expanduser().absolute())  # so that any folder can go on
+    config = replace(config, data=replace(config.data, root=root, store=str(folder)))
     return Task(config, store, open_targets(store.classes, config.target), device)
 
 

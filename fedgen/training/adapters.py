@@ -84,7 +84,7 @@ class GlobalTrainingSettings(TrainingSettings):
     key: ClassVar[str] = "global_training"
 
     name: str = "supervised"
-    epochs: int = 2
+    epochs: int = 1
 
     def __post_init__(self) -> None:
         choose(self.name, GLOBAL_TRAINING, "global_training")
