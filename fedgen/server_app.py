@@ -34,6 +34,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run what ``overrides`` (text, as on the command line) or ``config`` (resolved YAML) of the run config say."""
+    show_progress()
     values = context.run_config
     if "config" in values:
         config = from_yaml(str(values["config"]))
@@ -43,6 +44,16 @@ def main(grid: Grid, context: Context) -> None:
         home = Path(os.environ.get("FEDGEN_HOME") or "~/.cache/fedgen").expanduser()
         config = replace(config, run_dir=str(home / "runs" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{context.run_id}"))
     federate(grid, config)
+
+
+def show_progress() -> None:
+    """Print fedgen's own log lines where nobody has set up logging, as in Flower's server process."""
+    own = logging.getLogger("fedgen")
+    if not logging.getLogger().handlers and not own.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
+        own.addHandler(handler)
+        own.setLevel(logging.INFO)
 
 
 def federate(grid: Grid, config: Config) -> dict[str, Any]:

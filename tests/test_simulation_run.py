@@ -25,6 +25,7 @@ def test_a_simulation_gives_what_a_run_in_process_gives(
     log = tmp_path / "log"
     code = simulate([*tiny_overrides, *overrides, f"run_dir={simulated}"], nodes=3, log=log)
     assert code == 0, log.read_text()[-3000:]
+    assert "round 1/1 train_generators | nodes 3/3" in log.read_text()
     expected, found = federate(tiny(*overrides), local), RunFolder(simulated).results()
     assert figures(found) == figures(expected)
     assert {node: sorted(counts) for node, counts in found["nodes"].items()} == {
