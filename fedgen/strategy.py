@@ -124,7 +124,7 @@ class SyntheticPooling(Strategy):
         self.strategy, self.phase, self.members, self.settings = strategy, phase, members, settings
         self.min_nodes, self.timeout, self.shape, self.device = min_nodes, timeout, shape, device
         self.samples_limit, self.samples_seed, self.train_on_pool = samples_limit, samples_seed, train_on_pool
-        self.codecs: dict[str, Codec] = {}  # that nodes sent, by fingerprint: each travels once
+        self.codecs: dict[str, Codec] = {}  # of the pool, by fingerprint: these do not travel again
         self.pool: dict[int, SyntheticTokens] = {}  # the latest samples of each node, by number
         self.report = RoundReport(phase.offset)
 
@@ -190,6 +190,7 @@ class SyntheticPooling(Strategy):
         ), metrics
 
     def _learn_from_pool(self, arrays: ArrayRecord) -> ArrayRecord:
+        self.codecs = {codec_fingerprint(samples.codec): samples.codec for samples in self.pool.values()}
         content = RecordDict({"config": ConfigRecord({**self._config, "codecs": " ".join(self.codecs)})})
         messages = [Message(content, node_id, "query.synthesize") for node_id in self._asked]
         self.report.bytes_sent += sum(_size(message) for message in messages)
@@ -267,7 +268,6 @@ class SyntheticPooling(Strategy):
         samples = samples_from_record(records[0], self.shape, classes, self.samples_limit, seed, self.device, codec)
         if not 1 <= len(samples) <= self.samples_limit:
             raise PayloadError(f"{len(samples)} samples, expected 1 to synthesis.max_samples={self.samples_limit}")
-        self.codecs[codec_fingerprint(samples.codec)] = samples.codec
         self.pool[number] = samples
 
     def _known_codec(self, reply: Message) -> Codec:
