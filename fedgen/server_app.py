@@ -208,9 +208,10 @@ class Server:
                     f"Flower node {node_id} describes itself in a way that cannot be read: {error!r}"
                 ) from error
             if said.get("classes") != self.task.classes or said.get("shape") != list(self.task.store.shape):
+                shape = tuple(said.get("shape") or ())
                 raise DataError(
-                    f"node {member.number} has tokens {said.get('shape')} of classes {said.get('classes')}; "
-                    f"the server has {list(self.task.store.shape)} of {self.task.classes}"
+                    f"node {member.number} has tokens {shape} of classes {said.get('classes')}; "
+                    f"the server has {self.task.store.shape} of {self.task.classes}"
                 )
             members[node_id] = member
         numbers = sorted(member.number for member in members.values())
