@@ -229,9 +229,11 @@ def test_a_termination_signal_in_a_run_stops_everything(app: Path):
 @pytest.mark.slow
 def test_ctrl_c_stops_the_superlink(tmp_path: Path):
     code = f"""
+import signal
 import time
 from pathlib import Path
 from fedgen.superlink import simulation_superlink
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits that it is ignored
 with simulation_superlink(Path({str(tmp_path)!r})):
     print("up", flush=True)
     time.sleep(60)
