@@ -160,7 +160,7 @@ def _read_codec(record: ArrayRecord, shape: tuple[int, int], size: int) -> Codec
 def _check_size(codec: Codec, latents: Tensor) -> None:
     """Refuse finite values that would still decode to infinity."""
     for rows in latents.split(4096):
-        peak = float(codec.cores(rows).abs().max()) if rows.numel() else 0.0
+        peak = float(codec.cores(rows.to(codec.mean.device)).abs().max()) if rows.numel() else 0.0
         if not peak <= LARGEST:
             raise PayloadError(f"samples: latents decode to a core value of {peak:g}, expected at most {LARGEST:g}")
 
