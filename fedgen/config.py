@@ -18,12 +18,12 @@ from fedgen.data.datasets import DataSettings
 from fedgen.data.encoders import EncoderSettings
 from fedgen.data.partition import PartitionSettings
 from fedgen.data.targets import TargetSettings
-from fedgen.errors import ConfigError, require, suggestion
+from fedgen.errors import ConfigError, choose, require, suggestion
 from fedgen.models.adapters import AdapterSettings
 from fedgen.models.generators import GeneratorSettings
 from fedgen.phases import PhaseSettings
 from fedgen.training.adapters import GlobalTrainingSettings, TrainingSettings
-from fedgen.training.bank import GranularitySettings
+from fedgen.training.bank import GRANULARITIES, GranularitySettings
 
 Settings = TypeVar("Settings")
 
@@ -32,7 +32,11 @@ STRATEGIES = [
     "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
 ]  # fmt: skip
 DEVICES = ["auto", "cpu", "cuda"]
-OPEN_KEYS = ("granularity.groups", "strategy.options")  # mappings whose keys are the user's own
+MEMORY = ["auto", "low", "high"]
+CHECKS = ["strict", "warn"]
+SHARING = ["local", "shared"]
+SCHEMES = ["cyclic", "average"]
+OPEN_KEYS = ("granularity.groups", "strategy.options", "nodes")  # mappings whose keys are the user's own
 
 
 @dataclass(frozen=True)
@@ -94,26 +98,110 @@ class SynthesisConfig:
     max_samples: int = 100_000
 
     def __post_init__(self) -> None:
-        value = self.samples_per_class
-        good = value == "auto" or (value.isdecimal() and int(value) > 0)
-        require(good, f"synthesis.samples_per_class={value!r} must be a positive whole number or auto")
+        check_samples_per_class(self.samples_per_class, "synthesis.samples_per_class")
         require(self.max_samples >= 1, f"synthesis.max_samples={self.max_samples} must be at least 1")
+
+
+def check_samples_per_class(value: str, key: str) -> None:
+    """Raise `ConfigError` unless ``value`` is a positive whole number or ``auto``."""
+    good = value == "auto" or (value.isdecimal() and int(value) > 0)
+    require(good, f"{key}={value!r} must be a positive whole number or auto")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Where trained state comes from and how generator files are called.
+    """Where trained state comes from, and which files of generators are kept.
 
     Parameters
     ----------
     load : str, optional
         Run folder whose adapters, generators and round number this run goes on from.
+    round : int, optional
+        Which of its ``_round_{n}`` generators to load; the latest by default.
+    check : str
+        ``strict`` refuses a checkpoint of another encoder, target, data set or split; ``warn`` lists what differs.
+    save : bool
+        Whether generators are saved as checkpoints.
+    dir : str, optional
+        Folder of the generators' files; ``checkpoints`` in the run folder by default.
     base_name : str, optional
         First part of generator file names; by granularity ``vae_unified``, ``vae_perclass`` or ``vae_group``.
+    frequency : int
+        Every so many rounds, generators are also kept as ``_round_{n}``; 0: never.
+    keep_last : int, optional
+        How many of these are kept; all by default.
     """
 
     load: str | None = None
+    round: int | None = None
+    check: str = "strict"
+    save: bool = True
+    dir: str | None = None
     base_name: str | None = None
+    frequency: int = 0
+    keep_last: int | None = None
+
+    def __post_init__(self) -> None:
+        choose(self.check, CHECKS, "checkpoint.check")
+        require(self.round is None or self.round >= 1, f"checkpoint.round={self.round} must be at least 1")
+        require(self.frequency >= 0, f"checkpoint.frequency={self.frequency} must be at least 0")
+        require(
+            self.keep_last is None or self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last} must be at least 1"
+        )
+        name = self.base_name
+        require(not name or Path(name).name == name, f"checkpoint.base_name={name!r} must be a name, not a path")
+
+
+@dataclass(frozen=True)
+class SharingConfig:
+    """Whether each node has generators of its own, or all nodes train the same ones.
+
+    Parameters
+    ----------
+    name : str
+        ``local`` or ``shared``.
+    scheme : str
+        ``cyclic``: node after node, each going on where the one before stopped; ``average``: all at once from the same
+        state, then averaged by their clips.
+    reset_on_class_change : bool
+        Whether a shared generator starts anew, weights and optimiser, when it meets classes that it was not trained on.
+    """
+
+    name: str = "local"
+    scheme: str = "cyclic"
+    reset_on_class_change: bool = False
+
+    def __post_init__(self) -> None:
+        choose(self.name, SHARING, "sharing")
+        choose(self.scheme, SCHEMES, "sharing.scheme")
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What one node does otherwise than the rest; None: as the rest.
+
+    Parameters
+    ----------
+    granularity : str, optional
+    groups : dict[str, list[str]], optional
+        The node's own groups of classes.
+    classes : list[str], optional
+        The only classes of its data that the node uses.
+    samples_per_class : str, optional
+        As ``synthesis.samples_per_class``.
+    """
+
+    granularity: str | None = None
+    groups: dict[str, list[str]] | None = None
+    classes: list[str] | None = None
+    samples_per_class: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.granularity is not None:
+            choose(self.granularity, GRANULARITIES, "nodes.*.granularity")
+        if self.samples_per_class is not None:
+            check_samples_per_class(self.samples_per_class, "nodes.*.samples_per_class")
+        require(self.classes is None or bool(self.classes), "nodes.*.classes=[] leaves a node without classes")
 
 
 @dataclass(frozen=True)
@@ -131,20 +219,27 @@ class Config:
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     global_training: GlobalTrainingSettings = field(default_factory=GlobalTrainingSettings)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sharing: SharingConfig = field(default_factory=SharingConfig)
+    nodes: dict[str, NodeConfig] = field(default_factory=dict)
     mode: str = "one_shot"
     rounds: int = 10
     phases: list[PhaseSettings] = field(default_factory=list)
     seed: int = 0
     device: str = "auto"
+    memory: str = "auto"
     threads: int | None = None
     run_dir: str | None = None
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed={self.seed} must be at least 0")
-        require(self.device in DEVICES, f"device={self.device!r} is not one of {', '.join(DEVICES)}")
+        choose(self.device, DEVICES, "device")
+        choose(self.memory, MEMORY, "memory")
         require(self.threads is None or self.threads >= 1, f"threads={self.threads} must be at least 1")
         least, nodes = self.strategy.min_nodes, self.partition.nodes
         require(least is None or least <= nodes, f"strategy.min_nodes={least} is more than partition.nodes={nodes}")
+        for number in self.nodes:
+            good = number.isdecimal() and int(number) < nodes
+            require(good, f"nodes.{number} is no node: partition.nodes={nodes}, they are 0 to {nodes - 1}")
         PhaseSettings(self.mode, self.rounds)
 
     @property
@@ -199,12 +294,24 @@ def to_yaml(config: Config) -> str:
 
 def from_dictconfig(values: DictConfig) -> Config:
     """Validate a composed configuration: every key known, every value of its type."""
-    try:
-        schema = _writable(OmegaConf.structured(Config))
-        plain = OmegaConf.to_container(OmegaConf.merge(schema, values), resolve=True)
-    except OmegaConfBaseException as error:
-        raise _explain_value(error) from error
+    rest = OmegaConf.masked_copy(values, [str(key) for key in values if key != "nodes"])
+    nodes = OmegaConf.to_container(values.nodes) if values.get("nodes") else {}
+    require(isinstance(nodes, dict), f"nodes={nodes!r} must map numbers of nodes to what they do otherwise")
+    plain = _merged(Config, rest)
+    plain["nodes"] = {
+        str(number): _build(NodeConfig, _merged(NodeConfig, OmegaConf.create(own or {}), f"nodes.{number}."))
+        for number, own in sorted(nodes.items(), key=str)  # type: ignore[union-attr]
+    }
     return _build(Config, plain)
+
+
+def _merged(cls: type, values: DictConfig, prefix: str = "") -> dict[str, Any]:
+    """Return ``values`` over the defaults of ``cls``, each of its type."""
+    try:
+        schema = _writable(OmegaConf.structured(cls))
+        return dict(OmegaConf.to_container(OmegaConf.merge(schema, values), resolve=True))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise _explain_value(error, prefix) from error
 
 
 def _writable(schema: DictConfig) -> DictConfig:
@@ -228,8 +335,8 @@ def _build(cls: type[Settings], values: Any) -> Settings:
     return cls(**built)
 
 
-def _explain_value(error: OmegaConfBaseException) -> ConfigError:
-    key = error.full_key or ""
+def _explain_value(error: OmegaConfBaseException, prefix: str = "") -> ConfigError:
+    key = prefix + (error.full_key or "")
     first = str(error).splitlines()[0]
     if "not in" in first:
         return ConfigError(f"unknown configuration key '{key}'.{suggestion(key, known_keys())}")
@@ -267,6 +374,8 @@ def known_keys() -> list[str]:
             keys.append(prefix + name)
             if dataclasses.is_dataclass(hint):
                 keys += walk(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+            elif hint == dict[str, NodeConfig]:
+                keys += walk(NodeConfig, f"{prefix}{name}.0.")
         return keys
 
     return walk(Config, "")

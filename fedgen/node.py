@@ -14,9 +14,10 @@ from fedgen.data.tokens import TensorTokens
 from fedgen.errors import CheckpointError, DataError
 from fedgen.exchange.checkpoint import load_bank, load_tensors, save_bank, save_tensors
 from fedgen.models.samples import SyntheticTokens
+from fedgen.models.schedule import Schedule
 from fedgen.phases import Generators, Phase, plan
 from fedgen.task import Task
-from fedgen.training.adapters import Schedule, train_adapters
+from fedgen.training.adapters import train_adapters
 from fedgen.training.bank import Bank, slots
 
 BASE_NAMES = {"unified": "vae_unified", "per_class": "vae_perclass", "per_group": "vae_group"}

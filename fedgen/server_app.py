@@ -19,12 +19,13 @@ from fedgen.config import Config, from_yaml, load_config, to_yaml
 from fedgen.errors import AggregationError, ConfigError, DataError
 from fedgen.evaluation.zero_shot import Scores, zero_shot
 from fedgen.models.samples import PooledTokens
+from fedgen.models.schedule import Schedule
 from fedgen.phases import Phase, plan
 from fedgen.recorder import Recorder
 from fedgen.run_folder import RunFolder
 from fedgen.strategy import Member, SyntheticPooling, open_strategy
 from fedgen.task import Task, prepare_task
-from fedgen.training.adapters import Schedule, train_adapters
+from fedgen.training.adapters import train_adapters
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fedgen.data.streams import stream
 from fedgen.data.tokens import TokenSource
-from fedgen.errors import DataError, require
+from fedgen.errors import DataError, choose, require
 
+CODECS = ("tucker", "flat")
 MOMENT_TOKENS = 256  # tokens of a clip that its channel moments read: neighbours overlap, all of them tell no more
 SKETCH = 64  # random directions in which position moments see the channels
 
@@ -20,12 +21,14 @@ SKETCH = 64  # random directions in which position moments see the channels
 class CodecSettings:
     """Sizes of the codec; each is limited by what the data has."""
 
+    name: str = "tucker"
     channels: int = 24
     positions: int = 48
     components: int = 128
     noise: bool = True
 
     def __post_init__(self) -> None:
+        choose(self.name, CODECS, "generator.codec.name")
         for name in ("channels", "positions", "components"):
             value = getattr(self, name)
             require(value >= 1, f"generator.codec.{name}={value} must be at least 1")

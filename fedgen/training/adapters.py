@@ -16,6 +16,7 @@ from fedgen.data.tokens import FactoredSource, FactoredTokens, TokenSource
 from fedgen.errors import choose, require
 from fedgen.models.adapters import Adapters
 from fedgen.models.optimizer import load_optimizer_tensors, optimizer_tensors
+from fedgen.models.schedule import Schedule
 
 GLOBAL_TRAINING = ("none", "supervised")
 
@@ -89,23 +90,6 @@ class GlobalTrainingSettings(TrainingSettings):
     def __post_init__(self) -> None:
         choose(self.name, GLOBAL_TRAINING, "global_training")
         super().__post_init__()
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Where one call stands in a longer training: call ``index`` (from 0) of ``calls`` of equal length."""
-
-    index: int = 0
-    calls: int = 1
-
-    def rate(self, step: int, steps: int, warmup: float) -> float:
-        """Return the factor on the learning rate at ``step`` of ``steps`` in this call: linear warm-up, then cosine."""
-        total = steps * self.calls
-        now = self.index * steps + step
-        rising = max(1, round(warmup * total))
-        if now < rising:
-            return (now + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * (now - rising) / max(1, total - rising)))
 
 
 def target_losses(

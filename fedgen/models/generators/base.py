@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedgen.errors import ConfigError, require
 from fedgen.models.codec import CodecSettings
+from fedgen.models.lengths import Lengths
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,22 @@ class GeneratorSettings:
         Hidden width and latent size of neural kinds.
     shrinkage : float
         Share of the tied covariance in each class's, from 0 (own) to 1 (tied).
+    conditions : list[str]
+        Embeddings of the target that conditioned kinds see, such as ``clip``; all of the target's if empty.
+    training_length, output_length : int, optional
+        Tokens of a sequence that the generator models, and tokens of a sample; the encoder's by default.
+    upsampling : str
+        How a sample gets from ``training_length`` to ``output_length``: see `fedgen.models.lengths`.
     """
 
     kind: str = "gaussian"
     width: int = 512
     latents: int = 64
     shrinkage: float = 0.3
+    conditions: list[str] = field(default_factory=list)
+    training_length: int | None = None
+    output_length: int | None = None
+    upsampling: str = "linear"
     codec: CodecSettings = field(default_factory=CodecSettings)
     training: GeneratorTraining = field(default_factory=GeneratorTraining)
 
@@ -69,6 +80,12 @@ class GeneratorSettings:
         require(self.width >= 1, f"generator.width={self.width} must be at least 1")
         require(self.latents >= 1, f"generator.latents={self.latents} must be at least 1")
         require(0 <= self.shrinkage <= 1, f"generator.shrinkage={self.shrinkage} must be between 0 and 1")
+        Lengths(self.training_length, self.output_length, self.upsampling)
+
+    @property
+    def lengths(self) -> Lengths:
+        """Lengths of the sequences that are modelled and made."""
+        return Lengths(self.training_length, self.output_length, self.upsampling)
 
 
 class Generator(ABC):
