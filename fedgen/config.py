@@ -295,12 +295,13 @@ def to_yaml(config: Config) -> str:
 def from_dictconfig(values: DictConfig) -> Config:
     """Validate a composed configuration: every key known, every value of its type."""
     rest = OmegaConf.masked_copy(values, [str(key) for key in values if key != "nodes"])
-    nodes = OmegaConf.to_container(values.nodes) if values.get("nodes") else {}
-    require(isinstance(nodes, dict), f"nodes={nodes!r} must map numbers of nodes to what they do otherwise")
+    nodes = values.get("nodes") or {}
+    mapping = isinstance(nodes, dict | DictConfig) and all(isinstance(own, dict | DictConfig) for own in nodes.values())
+    require(mapping, f"nodes={nodes} must map numbers of nodes to what they do otherwise")
     plain = _merged(Config, rest)
     plain["nodes"] = {
-        str(number): _build(NodeConfig, _merged(NodeConfig, OmegaConf.create(own or {}), f"nodes.{number}."))
-        for number, own in sorted(nodes.items(), key=str)  # type: ignore[union-attr]
+        str(number): _build(NodeConfig, _merged(NodeConfig, own, f"nodes.{number}."))
+        for number, own in sorted(nodes.items(), key=str)
     }
     return _build(Config, plain)
 
@@ -317,8 +318,9 @@ def _merged(cls: type, values: DictConfig, prefix: str = "") -> dict[str, Any]:
 def _writable(schema: DictConfig) -> DictConfig:
     OmegaConf.set_readonly(schema, False)  # frozen dataclasses make read-only nodes
     for key in schema:
-        if isinstance(schema._get_node(key), DictConfig):
-            _writable(schema[key])
+        child = schema._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            _writable(child)
     return schema
 
 

@@ -21,11 +21,11 @@ SKETCH = 64  # random directions in which position moments see the channels
 class CodecSettings:
     """Sizes of the codec; each is limited by what the data has."""
 
-    name: str = "tucker"
     channels: int = 24
     positions: int = 48
     components: int = 128
     noise: bool = True
+    name: str = "tucker"
 
     def __post_init__(self) -> None:
         choose(self.name, CODECS, "generator.codec.name")

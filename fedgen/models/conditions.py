@@ -19,8 +19,8 @@ class Conditions:
     Attributes
     ----------
     values : Mapping[str, Tensor]
-        By name (``clip``, ``t5``, ``text``): a vector ``(C, width)`` or a token sequence ``(C, tokens, width)`` for each
-        global class id.
+        By name (``clip``, ``t5``, ``text``): for each global class id a vector ``(C, width)`` or a token sequence
+        ``(C, tokens, width)``.
     """
 
     values: Mapping[str, Tensor]
