@@ -9,10 +9,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fedgen.data.streams import stream
 from fedgen.errors import DataError, choose, require
+from fedgen.models.conditions import Conditions
 
 TARGETS = ["sd", "flux", "small"]
 SOURCES = ["words"]
@@ -64,10 +64,9 @@ class Targets:
     classes: list[str]
     heads: dict[str, Tensor]
 
-    def conditions(self) -> Tensor:
-        """Return one vector per class ``(C, c)``: the heads' token means, each of unit norm, side by side."""
-        means = [head if head.dim() == 2 else head.mean(1) for head in self.heads.values()]  # (C, width) each
-        return torch.cat([functional.normalize(mean, dim=1) for mean in means], dim=1)
+    def conditions(self) -> Conditions:
+        """Return what generators may be conditioned on: every head's target of every class."""
+        return Conditions(self.heads)
 
 
 def open_targets(classes: list[str], settings: TargetSettings) -> Targets:

@@ -25,7 +25,7 @@ from torch import Tensor
 from fedgen.errors import CheckpointError, DataError, FedgenError
 from fedgen.exchange.files import load_tensors, parse, save_tensors, serialise, write_atomically
 from fedgen.models.codec import Codec
-from fedgen.models.generators import Generator, open_generator
+from fedgen.models.generators import Generator
 from fedgen.training.bank import Bank, slots
 
 __all__ = ["generator_file", "load_bank", "load_tensors", "save_bank", "save_tensors", "write_atomically"]
@@ -153,8 +153,11 @@ def load_bank(
 
 
 def _sizes(bank: Bank, codec: Codec) -> dict[str, Any]:
-    conditions = 0 if bank.conditions is None else bank.conditions.shape[1]
-    return {"tokens": list(codec.shape), "components": codec.size, "conditions": conditions}
+    return {"tokens": list(codec.shape), "components": codec.size, "conditions": _conditions(bank)}
+
+
+def _conditions(bank: Bank) -> dict[str, list[int]]:
+    return {name: list(shape) for name, shape in bank.condition_sizes.items()}
 
 
 def _entry(folder: Path, name: str, bank: Bank) -> dict[str, Any]:
@@ -177,12 +180,11 @@ def _mismatches(entry: Mapping[str, Any], bank: Bank, classes: list[str], expect
     """Return what of the checkpoint differs from the run."""
     served = {part["key"]: sorted(part["classes"]) for part in entry["generators"].values()}
     wanted = {key: sorted(names) for key, names in slots(bank.granularity, classes).items()}
-    conditions = 0 if bank.conditions is None else bank.conditions.shape[1]
     pairs = {
         "kind": (entry["kind"], bank.settings.kind),
         "granularity": (entry["granularity"], bank.granularity.name),
         "classes": (served, wanted),
-        "size of conditions": (entry["sizes"].get("conditions"), conditions),
+        "size of conditions": (entry["sizes"].get("conditions"), _conditions(bank)),
     }
     plain = json.loads(json.dumps(dict(expected)))  # as JSON gives it back: lists for tuples
     pairs |= {name: (entry["metadata"].get(name), value) for name, value in plain.items()}
@@ -191,7 +193,7 @@ def _mismatches(entry: Mapping[str, Any], bank: Bank, classes: list[str], expect
 
 def _restore(folder: Path, entry: Mapping[str, Any], file: str, bank: Bank) -> Generator:
     state = _read_part(folder, entry, file)
-    generator = open_generator(bank.settings, entry["sizes"]["components"], bank.conditions)
+    generator = bank.new_generator(entry["sizes"]["components"])
     try:
         generator.load_state(state)
     except DataError as error:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import ConfigError, DataError, choose, require
 from fedgen.models.codec import Codec
+from fedgen.models.conditions import Conditions
 from fedgen.models.generators import KINDS, Generator, GeneratorSettings, open_generator
 from fedgen.models.samples import SyntheticTokens
 from fedgen.models.seeds import seeded
@@ -70,8 +71,8 @@ class Bank:
         Which generator serves which class.
     class_names : list[str]
         Name of each global class id.
-    conditions : Tensor, optional
-        Condition vector of each global class id ``(C, c)``; needed by conditioned kinds only.
+    conditions : Conditions, optional
+        What the target has for each global class id; conditioned kinds see what ``settings.conditions`` selects.
 
     Raises
     ------
@@ -84,19 +85,29 @@ class Bank:
         settings: GeneratorSettings,
         granularity: GranularitySettings,
         class_names: list[str],
-        conditions: Tensor | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         kind = KINDS[choose(settings.kind, KINDS, "generator.kind")]
+        self.conditions = conditions.select(settings.conditions) if conditions and kind.conditioned else None
         if kind.conditioned and (conditions is None or len(conditions) != len(class_names)):
             got = "none" if conditions is None else str(len(conditions))
             raise ConfigError(
                 f"generator.kind={settings.kind} needs a condition for each of {len(class_names)} classes, got {got}"
             )
         self.settings, self.granularity = settings, granularity
-        self.class_names, self.conditions = list(class_names), conditions
+        self.class_names = list(class_names)
         self.codec: Codec | None = None
         self.generators: dict[str, Generator] = {}
         self.classes: dict[str, list[str]] = {}  # what each generator was fitted to
+
+    @property
+    def condition_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each embedding that the generators are conditioned on, by name; empty for unconditioned kinds."""
+        return self.conditions.sizes if self.conditions else {}
+
+    def new_generator(self, size: int) -> Generator:
+        """Return an unfitted generator of the bank's settings for latents of ``size`` coefficients."""
+        return open_generator(self.settings, size, self.conditions.pooled() if self.conditions else None)
 
     def fit(self, source: TokenSource, seed: int, codec: Codec | None = None) -> list[dict[str, float | str]]:
         """Fit every generator to its classes' clips of ``source``, on the source's device.
@@ -122,7 +133,7 @@ class Bank:
         losses: list[dict[str, float | str]] = []
         for key, names in chosen.items():
             rows = self._rows(source.labels, names)
-            generator = self.generators.get(key) or open_generator(self.settings, self.codec.size, self.conditions)
+            generator = self.generators.get(key) or self.new_generator(self.codec.size)
             epochs = generator.fit(latents[rows.to(latents.device)], source.labels[rows], _slot_seed(seed, key))
             losses += [{"generator": key, "epoch": number, **epoch} for number, epoch in enumerate(epochs)]
             self.generators[key], self.classes[key] = generator, names

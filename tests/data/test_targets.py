@@ -18,8 +18,8 @@ def test_heads_have_the_shapes_of_the_diffusion_models(name: str, shapes: dict[s
     for value in targets.heads.values():
         assert torch.allclose(value.norm(dim=-1), torch.ones(value.shape[:-1]), atol=1e-5)
     width = sum(shape[-1] for shape in shapes.values())
-    assert targets.conditions().shape == (4, width)
-    assert torch.allclose(targets.conditions().norm(dim=1), torch.full((4,), len(shapes) ** 0.5), atol=1e-5)
+    assert targets.conditions().pooled().shape == (4, width)
+    assert torch.allclose(targets.conditions().pooled().norm(dim=1), torch.full((4,), len(shapes) ** 0.5), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sd", "flux", "small"])

@@ -14,6 +14,7 @@ from fedgen.errors import CheckpointError
 from fedgen.exchange import checkpoint
 from fedgen.exchange.checkpoint import load_bank, load_tensors, save_bank, save_tensors
 from fedgen.models.codec import CodecSettings
+from fedgen.models.conditions import Conditions
 from fedgen.models.generators import KINDS, GeneratorSettings, GeneratorTraining
 from fedgen.training.bank import GRANULARITIES, Bank, GranularitySettings
 
@@ -32,7 +33,7 @@ def source(seed: int = 0) -> TensorTokens:
 
 def bank(granularity: str = "per_class", kind: str = "gaussian", fitted: bool = True, conditions: int = 4) -> Bank:
     groups = GranularitySettings(granularity, GROUPS)
-    made = Bank(replace(SETTINGS, kind=kind), groups, NAMES, torch.eye(4, conditions))
+    made = Bank(replace(SETTINGS, kind=kind), groups, NAMES, Conditions({"text": torch.eye(4, conditions)}))
     if fitted:
         made.fit(source(), seed=0)
     return made
@@ -106,12 +107,17 @@ def test_every_problem_is_listed_and_nothing_changes(tmp_path: Path) -> None:
 def test_what_belongs_to_another_run_is_refused(tmp_path: Path) -> None:
     save_bank(tmp_path, "vae", 0, bank("unified", "conditioned_vae"), METADATA)
     wider = bank("unified", "conditioned_vae", fitted=False, conditions=3)
-    deeper = Bank(replace(SETTINGS, kind="conditioned_vae", latents=5), GranularitySettings(), NAMES, torch.eye(4))
+    deeper = Bank(
+        replace(SETTINGS, kind="conditioned_vae", latents=5),
+        GranularitySettings(),
+        NAMES,
+        Conditions({"text": torch.eye(4)}),
+    )
     cases = [
         (bank("unified", "vae", fitted=False), NAMES, "kind is conditioned_vae, this run has vae"),
         (bank("per_class", "conditioned_vae", fitted=False), NAMES, "granularity is unified, this run has per_class"),
         (bank("unified", "conditioned_vae", fitted=False), NAMES[:2], "classes is .*this run has"),
-        (wider, NAMES, "size of conditions is 4, this run has 3"),
+        (wider, NAMES, "size of conditions is {'text': [4]}, this run has {'text': [3]}"),
         (deeper, NAMES, r"model.encoder.4.weight is \(8, 16\), expected shape \(10, 16\)"),
     ]
     for into, classes, says in cases:

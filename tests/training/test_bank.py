@@ -8,6 +8,7 @@ import torch
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError
 from fedgen.models.codec import CodecSettings
+from fedgen.models.conditions import Conditions
 from fedgen.models.generators import GeneratorSettings, GeneratorTraining
 from fedgen.training.bank import GRANULARITIES, Bank, GranularitySettings, slots
 
@@ -25,7 +26,12 @@ def source(classes: tuple[int, ...] = (0, 1, 2), count: int = 60) -> TensorToken
 
 
 def bank(granularity: str = "unified", kind: str = "gaussian", names: list[str] = NAMES) -> Bank:
-    return Bank(replace(SETTINGS, kind=kind), GranularitySettings(granularity, GROUPS), names, torch.eye(len(NAMES)))
+    return Bank(
+        replace(SETTINGS, kind=kind),
+        GranularitySettings(granularity, GROUPS),
+        names,
+        Conditions({"text": torch.eye(len(NAMES))}),
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,4 +123,4 @@ def test_conditions_are_checked_before_anything_is_trained() -> None:
     with pytest.raises(ConfigError, match="for each of 5 classes, got none"):
         Bank(conditioned, GranularitySettings(), NAMES)
     with pytest.raises(ConfigError, match="for each of 5 classes, got 4"):
-        Bank(conditioned, GranularitySettings(), NAMES, torch.eye(4))
+        Bank(conditioned, GranularitySettings(), NAMES, Conditions({"text": torch.eye(4)}))
