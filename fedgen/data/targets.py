@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedgen.data.conditions import Conditions
 from fedgen.data.streams import stream
 from fedgen.errors import DataError, choose, require
-from fedgen.models.conditions import Conditions
 
 TARGETS = ["sd", "flux", "small"]
 SOURCES = ["words"]

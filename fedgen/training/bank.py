@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedgen.data.conditions import Conditions
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import ConfigError, DataError, choose, require
 from fedgen.models.codec import Codec
-from fedgen.models.conditions import Conditions
 from fedgen.models.generators import KINDS, Generator, GeneratorSettings, open_generator
 from fedgen.models.samples import SyntheticTokens
 from fedgen.models.seeds import seeded

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedgen.data.conditions import Conditions
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError
 from fedgen.models.codec import CodecSettings
-from fedgen.models.conditions import Conditions
 from fedgen.models.generators import GeneratorSettings, GeneratorTraining
 from fedgen.training.bank import GRANULARITIES, Bank, GranularitySettings, slots
 
