@@ -92,10 +92,13 @@ class SynthesisConfig:
         A number, or ``auto``: the node's mean number of clips a class.
     max_samples : int
         Most samples that the server takes from one node in one round.
+    absent : list[str]
+        Embeddings of the target that ``multimodal_vae`` does without when it samples, such as ``t5``.
     """
 
     samples_per_class: str = "128"
     max_samples: int = 100_000
+    absent: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_samples_per_class(self.samples_per_class, "synthesis.samples_per_class")
@@ -224,6 +227,7 @@ class Config:
     mode: str = "one_shot"
     rounds: int = 10
     phases: list[PhaseSettings] = field(default_factory=list)
+    resume: str | None = None
     seed: int = 0
     device: str = "auto"
     memory: str = "auto"

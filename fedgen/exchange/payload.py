@@ -188,17 +188,31 @@ def read_array(array: Array, name: str, dtype: np.dtype, shape: tuple[int | None
     PayloadError
         It is no NumPy array, of another type or shape, or holds values that are NaN or infinite.
     """
-    found_shape, found_type, body = _parse(array, name)
+    values = read_values(array, name)
     expected = "x".join("any" if size is None else str(size) for size in shape)
-    fits = len(found_shape) == len(shape) and all(
-        wanted in (None, size) for size, wanted in zip(found_shape, shape, strict=True)
+    fits = len(values.shape) == len(shape) and all(
+        wanted in (None, size) for size, wanted in zip(values.shape, shape, strict=True)
     )
-    if found_type != dtype or not fits:
-        raise PayloadError(f"{name} is {found_type} of shape {found_shape}, expected {dtype} of shape ({expected})")
-    if len(body) != prod(found_shape) * found_type.itemsize:
-        raise PayloadError(f"{name} has {len(body)} bytes of values, expected {found_type} {found_shape}")
-    values = np.frombuffer(body, dtype=dtype).reshape(found_shape)
-    if found_type.kind == "f" and not np.isfinite(values).all():
+    if values.dtype != dtype or not fits:
+        raise PayloadError(f"{name} is {values.dtype} of shape {values.shape}, expected {dtype} of shape ({expected})")
+    return values
+
+
+def read_values(array: Array, name: str) -> np.ndarray:
+    """Return the values of an array that somebody sent, of whatever type and shape, without trusting its header.
+
+    Raises
+    ------
+    PayloadError
+        It is no NumPy array of numbers, or holds values that are NaN or infinite.
+    """
+    shape, dtype, body = _parse(array, name)
+    if dtype.kind not in "biuf":
+        raise PayloadError(f"{name} is {dtype}, expected numbers")
+    if len(body) != prod(shape) * dtype.itemsize:
+        raise PayloadError(f"{name} has {len(body)} bytes of values, expected {dtype} {shape}")
+    values = np.frombuffer(body, dtype=dtype).reshape(shape)
+    if dtype.kind == "f" and not np.isfinite(values).all():
         raise PayloadError(f"{name} has {int((~np.isfinite(values)).sum())} values that are NaN or infinite")
     return values.copy()
 
