@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "fedgen"
 # A part may import parts of its own line and of the lines above it, but never in a circle. A new part needs a place.
 LAYERS = [
     ["errors"],
+    ["files"],
     ["data", "models"],
     ["training", "evaluation"],
     ["exchange"],

@@ -1,14 +1,10 @@
-"""The files of an embedding store: safetensors shards, a JSON index with their checksums, and a lock."""
+"""The files of an embedding store: safetensors shards and a JSON index with their checksums."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedgen.errors import DataError
-
-log = logging.getLogger(__name__)
+from fedgen.files import write_atomically
 
 FORMAT = 1
 PREPARE = "`fedgen prepare` with the same data and encoder"
@@ -37,12 +32,7 @@ def write_shard(folder: Path, number: int, tokens: Tensor) -> dict[str, Any]:
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:
     """Put the index into place."""
-    temporary = folder / "index.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(index, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / "index.json")
+    write_atomically(folder / "index.json", json.dumps(index, indent=1).encode())
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
@@ -86,15 +76,3 @@ def check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]
                 f"the store {folder} was made by other data or another encoder: {differ}. "
                 "Choose another data.store, or delete the folder"
             )
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from working on ``folder``; waits until they have finished."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process prepares %s: waiting for it", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,13 @@ from fedgen.data.shards import (
     PREPARE,
     check_identity,
     intact,
-    locked,
     read_index,
     shard_count,
     write_index,
     write_shard,
 )
 from fedgen.errors import DataError
+from fedgen.files import home, locked
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +126,8 @@ def store_folder(settings: DataSettings, dataset: Dataset, encoder: Encoder) -> 
     """Return ``data.store`` if given, else ``$FEDGEN_HOME/stores/<data>-<encoder>-<hash>`` (``~/.cache/fedgen``)."""
     if settings.store:
         return Path(settings.store).expanduser()
-    home = Path(os.environ.get("FEDGEN_HOME") or "~/.cache/fedgen").expanduser()
     text = json.dumps([FORMAT, identity_of(dataset, encoder)], sort_keys=True)
-    return home / "stores" / f"{dataset.name}-{encoder.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return home() / "stores" / f"{dataset.name}-{encoder.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def open_store(folder: Path, expected: dict[str, Any] | None = None) -> Store:

@@ -10,12 +10,10 @@ A bank is one file for each generator, one for the codec, and an entry in the fo
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,12 +21,13 @@ from urllib.parse import quote
 from torch import Tensor
 
 from fedgen.errors import CheckpointError, DataError, FedgenError
-from fedgen.exchange.files import load_tensors, parse, save_tensors, serialise, write_atomically
+from fedgen.exchange.files import load_tensors, parse, save_tensors, serialise
+from fedgen.files import locked, write_atomically
 from fedgen.models.codec import Codec
 from fedgen.models.generators import Generator
 from fedgen.training.bank import Bank, slots
 
-__all__ = ["generator_file", "load_bank", "load_tensors", "save_bank", "save_tensors", "write_atomically"]
+__all__ = ["generator_file", "has_bank", "load_bank", "load_tensors", "save_bank", "save_tensors", "write_atomically"]
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -51,7 +50,21 @@ def generator_file(base_name: str, node: int, granularity: str, key: str) -> str
     return f"{base_name}_node{node}{suffix}.safetensors"
 
 
-def save_bank(folder: Path, base_name: str, node: int, bank: Bank, metadata: Mapping[str, Any]) -> None:
+def has_bank(folder: Path, base_name: str, node: int, round: int | None = None) -> bool:
+    """Return whether the manifest of ``folder`` names a checkpoint of ``node``."""
+    manifest = _read_manifest(folder)
+    return manifest is not None and f"{base_name}_node{node}" in manifest["checkpoints"]
+
+
+def save_bank(
+    folder: Path,
+    base_name: str,
+    node: int,
+    bank: Bank,
+    metadata: Mapping[str, Any],
+    frequency: int = 0,
+    keep_last: int | None = None,
+) -> None:
     """Save the codec and every generator of ``node`` as one checkpoint, replacing the node's earlier one.
 
     The files are written beside the old ones, then the manifest names them, then they take their places: whenever the
@@ -95,7 +108,7 @@ def save_bank(folder: Path, base_name: str, node: int, bank: Bank, metadata: Map
         "metadata": dict(metadata),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         manifest = _read_manifest(folder) or {"format": FORMAT, "checkpoints": {}}
         _settle(folder, manifest["checkpoints"].get(name))
         for file, content in contents.items():
@@ -106,7 +119,14 @@ def save_bank(folder: Path, base_name: str, node: int, bank: Bank, metadata: Map
 
 
 def load_bank(
-    folder: Path, base_name: str, node: int, bank: Bank, classes: list[str], expected: Mapping[str, Any]
+    folder: Path,
+    base_name: str,
+    node: int,
+    bank: Bank,
+    classes: list[str],
+    expected: Mapping[str, Any],
+    round: int | None = None,
+    check: str = "strict",
 ) -> dict[str, Any]:
     """Fill ``bank`` with the checkpoint of ``node``, all of it or nothing.
 
@@ -236,11 +256,3 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: nodes that save at the same time change one manifest one after the other."""
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also when the process dies
-        yield

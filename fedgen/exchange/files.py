@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedgen.errors import CheckpointError
+from fedgen.files import write_atomically
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -33,21 +33,6 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return parse(path.read_bytes(), path)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` through a temporary file in the same folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
 def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
     """Return ``tensors`` and JSON ``metadata`` in the safetensors format."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -63,12 +48,3 @@ def parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         return tensors, json.loads(header.get("__metadata__", {}).get("fedgen", "{}"))
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,72 @@
+"""Files are written whole, nothing is left behind, and one process at a time changes a folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedgen.files import home, locked, readable, write_atomically
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FEDGEN_HOME", str(tmp_path))
+    assert home() == tmp_path
+    monkeypatch.setenv("FEDGEN_HOME", "")
+    assert home() == Path.home() / ".cache" / "fedgen"
+
+
+def test_a_file_is_replaced_and_its_folder_made(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "file.json"
+    write_atomically(file, b"old")
+    write_atomically(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert names(file.parent) == ["file.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    write_atomically(file, b"old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_a_killed_process_left_is_swept_up(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    (tmp_path / f".a[1].{killed.pid}.tmp").write_bytes(b"half")
+    (tmp_path / f".a[1].{os.getppid()}.tmp").write_bytes(b"half")  # of a process that lives
+    (tmp_path / f".b.{killed.pid}.tmp").write_bytes(b"half")  # of another file
+    write_atomically(tmp_path / "a[1]", b"whole")
+    assert names(tmp_path) == [f".a[1].{os.getppid()}.tmp", f".b.{killed.pid}.tmp", "a[1]"]
+
+
+def test_who_changes_a_folder_is_alone_and_readers_share(tmp_path: Path) -> None:
+    def others_may(what: str) -> bool:
+        code = (
+            "import fcntl, sys\n"
+            "kind = fcntl.LOCK_EX if sys.argv[2] == 'write' else fcntl.LOCK_SH\n"
+            "fcntl.flock(open(sys.argv[1]), kind | fcntl.LOCK_NB)\n"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path / ".lock"), what]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    with readable(tmp_path):  # nobody has ever written: there is nothing to lock
+        assert names(tmp_path) == []
+    with locked(tmp_path):
+        assert [others_may("read"), others_may("write")] == [False, False]
+    with readable(tmp_path):
+        assert [others_may("read"), others_may("write")] == [True, False]
+    assert others_may("write")
