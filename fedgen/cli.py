@@ -59,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", evaluate_command, "score the saved global adapters of a run again", "+")
     evaluate.add_argument("--fold", type=int, help="held-out fold; the run's own by default")
     add("report", report_command, "draw the plots of runs again", "+")
+    migrate = add("migrate", migrate_command, "translate a JSON configuration of the predecessor, FedA2V")
+    migrate.add_argument("old", type=Path, metavar="OLD.json")
+    migrate.add_argument("--experiment", metavar="NAME", help="print an experiment file instead of a command")
+    migrate.add_argument(
+        "--out", type=Path, metavar="PATH", help="write it, to a path that ends in experiment/NAME.yaml"
+    )
     return parser
 
 
@@ -164,6 +170,23 @@ def report_command(options: argparse.Namespace, rest: list[str]) -> None:
     for path in options.folders:
         for picture in draw_run(RunFolder(path).results(), path):
             logger.info("%s", picture)
+
+
+def migrate_command(options: argparse.Namespace, rest: list[str]) -> None:
+    """``fedgen migrate``: print what an old configuration is here, and on standard error what became of every key."""
+    from fedgen.migrate import command, experiment, overrides, report, save_experiment, translate
+
+    _refuse(rest)
+    if options.out and not options.experiment:
+        raise FedgenError(f"--out={options.out} needs --experiment NAME")
+    result = translate(options.old)
+    report(result)
+    settings = result.finished(str(options.old))
+    if not options.experiment:
+        print(command(overrides(settings)))
+        return
+    text = experiment(settings, options.experiment, options.old.name)
+    print(save_experiment(options.out, options.experiment, text) if options.out else text)
 
 
 def _refuse(rest: Sequence[str]) -> None:

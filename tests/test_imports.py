@@ -19,7 +19,7 @@ LAYERS = [
     ["task", "run_folder"],
     ["node", "recorder"],
     ["client_app", "server_app", "strategy", "local_grid", "simulate", "superlink", "references"],
-    ["run"],
+    ["run", "migrate"],
     ["cli"],
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
