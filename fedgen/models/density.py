@@ -2,12 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from fedgen.errors import DataError
+from fedgen.models.states import check_tensors
 
 FEW = 8  # samples below which a class has no covariance of its own
+
+
+class ClassStatistics:
+    """What a Gaussian for each class follows from; those of several nodes add up to those of all their samples.
+
+    Attributes
+    ----------
+    classes, counts : Tensor
+        Global class ids ``(C,)``, ascending, and samples of each.
+    means : Tensor
+        ``(C, k)``, float64.
+    scatters : Tensor
+        Sums of outer products of deviations from the mean ``(C, k, k)``, float64.
+
+    References
+    ----------
+    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+    """
+
+    NAMES = ("classes", "counts", "means", "scatters")
+
+    def __init__(self, classes: Tensor, counts: Tensor, means: Tensor, scatters: Tensor) -> None:
+        self.classes, self.counts = classes.long().cpu(), counts.long().cpu()
+        self.means, self.scatters = means.double().cpu(), scatters.double().cpu()
+
+    @classmethod
+    def empty(cls, size: int) -> ClassStatistics:
+        """Return the statistics of no samples of ``size`` coefficients."""
+        return cls(torch.zeros(0), torch.zeros(0), torch.zeros(0, size), torch.zeros(0, size, size))
+
+    @classmethod
+    def measure(cls, latents: Tensor, labels: Tensor) -> ClassStatistics:
+        """Measure ``latents`` ``(N, k)`` of classes ``labels`` ``(N,)``."""
+        values = latents.detach().cpu().double()
+        classes, rows, counts = labels.cpu().unique(return_inverse=True, return_counts=True)
+        sums = torch.zeros(len(classes), values.shape[1], dtype=torch.float64).index_add_(0, rows, values)
+        means = sums / counts[:, None]
+        centred = values - means[rows]
+        parts = [centred[rows == row] for row in range(len(classes))]
+        return cls(classes, counts, means, torch.stack([part.T @ part for part in parts]))
+
+    def __add__(self, other: ClassStatistics) -> ClassStatistics:
+        classes = torch.cat([self.classes, other.classes]).unique()
+        counts = torch.zeros(len(classes), dtype=torch.long)
+        means = torch.zeros(len(classes), self.means.shape[1], dtype=torch.float64)
+        scatters = torch.zeros(len(classes), *self.scatters.shape[1:], dtype=torch.float64)
+        for part in (self, other):
+            rows = torch.searchsorted(classes, part.classes)
+            before, added = counts[rows].double()[:, None], part.counts.double()[:, None]  # (C', 1)
+            gap = part.means - means[rows]  # (C', k)
+            between = (before * added / (before + added))[..., None] * gap[:, :, None] * gap[:, None]
+            scatters[rows] += part.scatters + between
+            means[rows] += gap * added / (before + added)
+            counts[rows] += part.counts
+        return ClassStatistics(classes, counts, means, scatters)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything, by name, in float32 and int64."""
+        values = {name: getattr(self, name) for name in self.NAMES}
+        return {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], size: int) -> ClassStatistics:
+        """Rebuild statistics of ``size`` coefficients from `state`.
+
+        Raises
+        ------
+        DataError
+            A tensor is missing, unknown, not finite or of a wrong shape, classes do not ascend, or counts are below 1.
+        """
+        count = _length(state, "classes")
+        shapes = {"classes": (count,), "counts": (count,), "means": (count, size), "scatters": (count, size, size)}
+        check_tensors(state, shapes)
+        found = cls(*(state[name] for name in cls.NAMES))
+        if (found.classes.diff() <= 0).any() or (found.counts < 1).any():
+            raise DataError(f"statistics of classes {found.classes.tolist()} with counts {found.counts.tolist()}")
+        return found
 
 
 class ClassGaussians:
@@ -45,19 +125,20 @@ class ClassGaussians:
     @classmethod
     def fit(cls, latents: Tensor, labels: Tensor, shrinkage: float = 0.3) -> ClassGaussians:
         """Fit to ``latents`` ``(N, k)`` of classes ``labels`` ``(N,)``; ``shrinkage`` is s: 0 own, 1 tied."""
-        values, labels = latents.detach().cpu().double(), labels.cpu()
-        classes, rows, counts = labels.unique(return_inverse=True, return_counts=True)
-        means = torch.zeros(len(classes), values.shape[1], dtype=torch.float64)
-        means = means.index_add_(0, rows, values) / counts[:, None]
-        centred = values - means[rows]
-        tied = _tied(values, centred, len(classes))
-        factors, factor_of = [_factor(tied)], torch.zeros(len(classes), dtype=torch.long)
-        for row, count in enumerate(counts.tolist()):
+        return cls.from_statistics(ClassStatistics.measure(latents, labels), shrinkage)
+
+    @classmethod
+    def from_statistics(cls, statistics: ClassStatistics, shrinkage: float = 0.3) -> ClassGaussians:
+        """Return the densities that follow from ``statistics`` of at least one class."""
+        counts = statistics.counts.tolist()
+        tied = _tied(statistics)
+        factors, factor_of = [_factor(tied)], torch.zeros(len(counts), dtype=torch.long)
+        for row, count in enumerate(counts):
             if shrinkage < 1 and count >= FEW:
-                own = centred[rows == row]
                 factor_of[row] = len(factors)
-                factors.append(_factor((1 - shrinkage) * own.T @ own / (count - 1) + shrinkage * tied))
-        return cls(classes, means, torch.stack(factors), factor_of)
+                own = statistics.scatters[row] / (count - 1)
+                factors.append(_factor((1 - shrinkage) * own + shrinkage * tied))
+        return cls(statistics.classes, statistics.means, torch.stack(factors), factor_of)
 
     def sample(self, label: int, count: int, generator: torch.Generator) -> Tensor:
         """Draw ``count`` vectors ``(count, k)`` of class ``label`` with ``generator`` (on the CPU).
@@ -86,14 +167,9 @@ class ClassGaussians:
         DataError
             Names the tensor that is missing or of a wrong shape.
         """
-        missing = [name for name in cls.NAMES if name not in state]
-        if missing:
-            raise DataError(f"a density's state has no {', '.join(missing)}")
-        count, factors = len(state["classes"]), len(state["factors"])
+        count, factors = (_length(state, name) for name in ("classes", "factors"))
         shapes = {"classes": (count,), "means": (count, size), "factors": (factors, size, size), "factor_of": (count,)}
-        for name, shape in shapes.items():
-            if tuple(state[name].shape) != shape:
-                raise DataError(f"density {name} has shape {tuple(state[name].shape)}, expected {shape}")
+        check_tensors(state, shapes)
         return cls(*(state[name] for name in cls.NAMES))
 
 
@@ -105,13 +181,18 @@ def variance_within(values: Tensor, labels: Tensor) -> Tensor:
     return centred.square().sum(dim=0) / max(1, len(values) - len(classes))
 
 
-def _tied(values: Tensor, centred: Tensor, classes: int) -> Tensor:
+def _length(state: Mapping[str, Tensor], name: str) -> int:
+    return len(state[name]) if name in state and state[name].dim() else 0
+
+
+def _tied(statistics: ClassStatistics) -> Tensor:
     """Return the covariance within classes ``(k, k)``; that of all samples, or the unit matrix, where none repeats."""
-    if len(values) > classes:
-        return centred.T @ centred / (len(values) - classes)
-    if len(values) > 1:
-        return values.T.cov()  # every class has one sample
-    return torch.eye(values.shape[1], dtype=values.dtype)
+    samples, classes = int(statistics.counts.sum()), len(statistics.classes)
+    if samples > classes:
+        return statistics.scatters.sum(dim=0) / (samples - classes)
+    if samples > 1:
+        return statistics.means.T.cov()  # every class has one sample, its mean
+    return torch.eye(statistics.means.shape[1], dtype=torch.float64)
 
 
 def _factor(covariance: Tensor) -> Tensor:

@@ -10,22 +10,27 @@ from fedgen.errors import DataError
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Return the optimiser's moments as ``{moment}.{parameter}``, where they are; empty before the first step."""
+def optimizer_tensors(model: nn.Module, *optimizers: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Return the moments of ``model``'s parameters as ``{moment}.{parameter}``, where they are.
+
+    A parameter that no optimiser has stepped has none. Optimisers may also hold parameters of other models.
+    """
     tensors = {}
     for name, parameter in model.named_parameters():
-        for moment, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{moment}.{name}"] = value.detach().clone()
+        for optimizer in optimizers:
+            for moment, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{moment}.{name}"] = value.detach().clone()
     return tensors
 
 
 def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
     """Give ``optimizer`` the moments that `optimizer_tensors` returned, on the devices of the parameters."""
-    state = {}
-    for index, (name, _) in enumerate(model.named_parameters()):
-        if f"step.{name}" in tensors:
-            state[index] = {moment: tensors[f"{moment}.{name}"].clone() for moment in MOMENTS}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter in held and f"step.{name}" in tensors:
+            optimizer.state[parameter] = {
+                moment: tensors[f"{moment}.{name}"].to(parameter.device, torch.float32, copy=True) for moment in MOMENTS
+            }
 
 
 def check_optimizer_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -40,3 +45,5 @@ def check_optimizer_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> Non
             found = tuple(tensors[name].shape) if name in tensors else "missing"
             expected = tuple(shapes[name]) if name in shapes else "nothing"
             raise DataError(f"optimizer.{name} is {found}, expected {expected}")
+        if not name.startswith("exp_avg.") and (tensors[name] < 0).any():
+            raise DataError(f"optimizer.{name} is below 0")

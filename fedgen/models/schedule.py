@@ -1,4 +1,4 @@
-"""The learning-rate schedule that all training shares: linear warm-up, then a cosine."""
+"""The schedule that all training shares: linear warm-up of the learning rate, then a cosine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class Schedule:
 
     index: int = 0
     calls: int = 1
+
+    def progress(self, step: int, steps: int) -> float:
+        """Return the share of the whole training, from 0, that is done at ``step`` of ``steps`` in this call."""
+        return (self.index + step / steps) / self.calls
 
     def rate(self, step: int, steps: int, warmup: float) -> float:
         """Return the factor on the learning rate at ``step`` of ``steps`` in this call: linear warm-up, then cosine."""

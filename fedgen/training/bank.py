@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor
 from fedgen.data.conditions import Conditions
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import ConfigError, DataError, choose, require
+from fedgen.models.batches import BatchLimit
 from fedgen.models.codec import Codec
-from fedgen.models.generators import KINDS, Generator, GeneratorSettings, open_generator
+from fedgen.models.generators import KINDS, Generator, GeneratorSettings, Part, open_generator
 from fedgen.models.samples import SyntheticTokens
+from fedgen.models.schedule import Schedule
 from fedgen.models.seeds import seeded
 
 GRANULARITIES = ("unified", "per_class", "per_group")
@@ -73,11 +75,19 @@ class Bank:
         Name of each global class id.
     conditions : Conditions, optional
         What the target has for each global class id; conditioned kinds see what ``settings.conditions`` selects.
+    vectorised : bool, optional
+        Whether neural generators are trained all at once rather than one after the other; by default on CUDA, where
+        starting many small operations is what takes the time. What they learn is the same up to rounding.
+    limit : BatchLimit, optional
+        Largest batch that training starts with; it is halved when memory runs out.
+    split_seed : int
+        Seed of the choice of clips that early stopping is judged by. It must not change from round to round: clips that
+        were held out stay held out.
 
     Raises
     ------
     ConfigError
-        Unknown kind, or conditions missing or not one for each class.
+        Unknown kind; or conditions that are missing, not one for each class, not of the target, or not for this kind.
     """
 
     def __init__(
@@ -86,16 +96,20 @@ class Bank:
         granularity: GranularitySettings,
         class_names: list[str],
         conditions: Conditions | None = None,
+        vectorised: bool | None = None,
+        limit: BatchLimit | None = None,
+        split_seed: int = 0,
     ) -> None:
-        kind = KINDS[choose(settings.kind, KINDS, "generator.kind")]
-        self.conditions = conditions.select(settings.conditions) if conditions and kind.conditioned else None
-        if kind.conditioned and (conditions is None or len(conditions) != len(class_names)):
-            got = "none" if conditions is None else str(len(conditions))
+        self.kind = KINDS[choose(settings.kind, KINDS, "generator.kind")]
+        self.conditions = self.kind.select(settings, conditions)
+        if self.conditions is not None and len(self.conditions) != len(class_names):
             raise ConfigError(
-                f"generator.kind={settings.kind} needs a condition for each of {len(class_names)} classes, got {got}"
+                f"generator.kind={settings.kind} needs a condition for each of {len(class_names)} classes, "
+                f"got {len(self.conditions)}"
             )
         self.settings, self.granularity = settings, granularity
         self.class_names = list(class_names)
+        self.vectorised, self.limit, self.split_seed = vectorised, limit or BatchLimit(), split_seed
         self.codec: Codec | None = None
         self.generators: dict[str, Generator] = {}
         self.classes: dict[str, list[str]] = {}  # what each generator was fitted to
@@ -107,7 +121,7 @@ class Bank:
 
     def new_generator(self, size: int) -> Generator:
         """Return an unfitted generator of the bank's settings for latents of ``size`` coefficients."""
-        return open_generator(self.settings, size, self.conditions.pooled() if self.conditions else None)
+        return open_generator(self.settings, size, self.conditions)
 
     def fit(self, source: TokenSource, seed: int, codec: Codec | None = None) -> list[dict[str, float | str]]:
         """Fit every generator to its classes' clips of ``source``, on the source's device.
@@ -125,29 +139,109 @@ class Bank:
         ConfigError
             The granularity does not cover the classes present.
         """
-        present = [self.class_names[label] for label in source.labels.unique().tolist()]
-        chosen = slots(self.granularity, present)
+        classes = self._slots(source)
         if self.codec is None:
             self.codec = codec or Codec.fit(source, self.settings.codec)
-        latents = self.codec.encode_all(source)
-        losses: list[dict[str, float | str]] = []
-        for key, names in chosen.items():
-            rows = self._rows(source.labels, names)
-            generator = self.generators.get(key) or self.new_generator(self.codec.size)
-            epochs = generator.fit(latents[rows.to(latents.device)], source.labels[rows], _slot_seed(seed, key))
-            losses += [{"generator": key, "epoch": number, **epoch} for number, epoch in enumerate(epochs)]
-            self.generators[key], self.classes[key] = generator, names
+        size = self.codec.size
+        chosen = {key: self.generators.get(key) or self.new_generator(size) for key in classes}
+        losses = self._train(chosen, self._parts(source, self.codec, classes, seed))
+        self.generators |= chosen
+        self.classes |= classes
         return losses
 
-    def sample(self, counts: Mapping[int, int], seed: int, device: torch.device | str = "cpu") -> SyntheticTokens:
+    def fit_shared(
+        self,
+        source: TokenSource,
+        codec: Codec,
+        states: Mapping[str, dict[str, Tensor]],
+        init_seed: int,
+        seed: int,
+        schedule: Schedule,
+    ) -> list[dict[str, float | str]]:
+        """Train generators that all nodes share on this node's clips; `shared_states` then gives what to pass on.
+
+        Parameters
+        ----------
+        source : TokenSource
+            The node's clips.
+        codec : Codec
+            The nodes' shared codec.
+        states : Mapping[str, dict[str, Tensor]]
+            State by key, as `shared_states` or a merge gave it. A key without one starts from ``init_seed``.
+        init_seed : int
+            Seed of first weights: the same on every node.
+        seed : int
+            Seed of the order and the noise.
+        schedule : Schedule
+            Place of this call in the training of all rounds.
+
+        Returns
+        -------
+        list[dict]
+            As `fit`.
+
+        Raises
+        ------
+        ConfigError
+            The granularity does not cover the classes present, or a class has too few clips to share.
+        DataError
+            A state is not one of these settings.
+        """
+        classes = self._slots(source)
+        chosen = {key: self._shared(codec, states.get(key), _slot_seed(init_seed, key)) for key in classes}
+        losses = self._train(chosen, self._parts(source, codec, classes, seed), schedule)
+        self.codec, self.generators, self.classes = codec, chosen, classes
+        return losses
+
+    def shared_states(self) -> dict[str, dict[str, Tensor]]:
+        """Return what nodes that share generators exchange, by the generators' keys."""
+        return {key: generator.shared_state() for key, generator in self.generators.items()}
+
+    def adopt(self, source: TokenSource, codec: Codec, states: Mapping[str, dict[str, Tensor]]) -> None:
+        """Take over shared generators and fit what is the node's own to them: the bank can then sample and be saved.
+
+        Raises
+        ------
+        ConfigError
+            The granularity does not cover the classes present.
+        DataError
+            A generator of the node's classes has no state, or one of other settings. The bank is then as before.
+        """
+        classes = self._slots(source)
+        missing = [key for key in classes if key not in states]
+        if missing:
+            raise DataError(f"no shared state for {', '.join(missing)}; there is one for {', '.join(sorted(states))}")
+        chosen = {key: self._shared(codec, states[key], 0) for key in classes}
+        for key, part in self._parts(source, codec, classes, seed=0).items():
+            chosen[key].settle(part.latents, part.labels)
+        self.codec, self.generators, self.classes = codec, chosen, classes
+
+    def sample(
+        self,
+        counts: Mapping[int, int],
+        seed: int,
+        device: torch.device | str = "cpu",
+        absent: Sequence[str] = (),
+    ) -> SyntheticTokens:
         """Draw samples: ``counts`` says how many of each global class id.
 
         A class's samples depend on its generator, the seed and its id alone, not on which other classes are asked for.
+
+        Parameters
+        ----------
+        counts : Mapping[int, int]
+        seed : int
+        device : torch.device or str
+            Where the samples are decoded.
+        absent : Sequence[str]
+            Conditions to do without, such as ``t5``, for kinds that can.
 
         Raises
         ------
         DataError
             The bank is not fitted, or owns no generator of a class.
+        ConfigError
+            The kind cannot do without a condition of that name.
         """
         if self.codec is None:
             raise DataError("the bank is not fitted: it has no codec to decode samples with")
@@ -155,13 +249,43 @@ class Bank:
         drawn, labels = [torch.zeros(0, self.codec.size)], [torch.zeros(0, dtype=torch.long)]
         for label, count in sorted(counts.items()):
             generator = self.generators[self._owner(owners, label)]
-            drawn.append(generator.sample(label, count, seeded(seed, label)).cpu())
+            drawn.append(generator.sample(label, count, seeded(seed, label), absent).cpu())
             labels.append(torch.full((count,), label))
         return SyntheticTokens(self.codec, torch.cat(drawn), torch.cat(labels), seed, device)
 
-    def _rows(self, labels: Tensor, names: list[str]) -> Tensor:
-        wanted = torch.tensor([self.class_names.index(name) for name in names])
-        return torch.isin(labels, wanted).nonzero().squeeze(1)
+    def _slots(self, source: TokenSource) -> dict[str, list[str]]:
+        return slots(self.granularity, [self.class_names[label] for label in source.labels.unique().tolist()])
+
+    def _parts(self, source: TokenSource, codec: Codec, classes: Mapping[str, list[str]], seed: int) -> dict[str, Part]:
+        """Return what each generator learns from."""
+        latents, parts = codec.encode_all(source), {}
+        for key, names in classes.items():
+            wanted = torch.tensor([self.class_names.index(name) for name in names])
+            rows = torch.isin(source.labels, wanted).nonzero().squeeze(1)
+            seeds = _slot_seed(seed, key), _slot_seed(self.split_seed, key)
+            parts[key] = Part(latents[rows.to(latents.device)], source.labels[rows], *seeds)
+        return parts
+
+    def _train(
+        self, generators: Mapping[str, Generator], parts: Mapping[str, Part], schedule: Schedule | None = None
+    ) -> list[dict[str, float | str]]:
+        """Train generators on their parts and return their losses."""
+        on_cuda = any(part.latents.is_cuda for part in parts.values())
+        stacked = on_cuda if self.vectorised is None else self.vectorised
+        found = self.kind.fit_all(list(generators.values()), list(parts.values()), schedule, stacked, self.limit)
+        return [
+            {"generator": key, "epoch": number, **epoch}
+            for key, epochs in zip(generators, found, strict=True)
+            for number, epoch in enumerate(epochs)
+        ]
+
+    def _shared(self, codec: Codec, state: dict[str, Tensor] | None, init_seed: int) -> Generator:
+        generator = self.new_generator(codec.size)
+        if state is None:
+            generator.initialise(init_seed)
+        else:
+            generator.load_shared_state(state)
+        return generator
 
     def _owner(self, owners: Mapping[str, str], label: int) -> str:
         name = self.class_names[label] if 0 <= label < len(self.class_names) else f"class id {label}"

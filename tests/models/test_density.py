@@ -67,7 +67,7 @@ def test_unknown_classes_and_bad_states_are_errors() -> None:
     density = ClassGaussians.fit(torch.randn(10, 4), torch.arange(10) % 2)
     with pytest.raises(DataError, match=r"class 5.*\[0, 1\]"):
         density.sample(5, 1, torch.Generator())
-    with pytest.raises(DataError, match=r"means has shape \(2, 4\), expected \(2, 3\)"):
+    with pytest.raises(DataError, match=r"factors is \(1, 4, 4\), expected shape \(1, 3, 3\)"):
         ClassGaussians.from_state(density.state(), size=3)
     with pytest.raises(DataError, match="factors"):
         ClassGaussians.from_state({"classes": torch.zeros(1), "means": torch.zeros(1, 4)}, size=4)

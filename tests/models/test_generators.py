@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedgen.data.conditions import Conditions
 from fedgen.errors import ConfigError, DataError
 from fedgen.models.generators import KINDS, Generator, GeneratorSettings, GeneratorTraining, open_generator
 from fedgen.models.generators.vae import VAEGenerator
 
 TRAINING = GeneratorTraining(epochs=30, batch_size=16, lr=5e-3, validation=0.0)
 SIZE = 6
+CONDITIONS = Conditions({"text": torch.eye(3)})
 
 
 def settings(kind: str, training: GeneratorTraining = TRAINING) -> GeneratorSettings:
@@ -28,7 +30,7 @@ def clusters(count: int = 90) -> tuple[Tensor, Tensor]:
 
 
 def fitted(kind: str, training: GeneratorTraining = TRAINING) -> Generator:
-    generator = open_generator(settings(kind, training), SIZE, torch.eye(3))
+    generator = open_generator(settings(kind, training), SIZE, CONDITIONS)
     generator.fit(*clusters(), seed=0)
     return generator
 
@@ -45,7 +47,7 @@ def draw(generator: Generator, label: int = 1, count: int = 5) -> Tensor:
 def test_samples_have_the_class_mean_and_its_spread(kind: str) -> None:
     latents, labels = clusters(600)
     training = replace(TRAINING, epochs=60, batch_size=64)
-    generator = open_generator(settings(kind, training), SIZE, torch.eye(3))
+    generator = open_generator(settings(kind, training), SIZE, CONDITIONS)
     generator.fit(latents, labels, seed=0)
     for label in range(3):
         real, samples = latents[labels == label], draw(generator, label, 2000)
@@ -64,7 +66,7 @@ def test_sampling_repeats_with_its_seed_and_training_with_its_own(kind: str) -> 
 
 def test_state_makes_a_twin_that_also_trains_on_alike(kind: str) -> None:
     generator = fitted(kind)
-    twin = open_generator(settings(kind), SIZE, torch.eye(3))
+    twin = open_generator(settings(kind), SIZE, CONDITIONS)
     twin.load_state(generator.state())
     assert torch.equal(draw(generator), draw(twin))
     losses = [one.fit(*clusters(), seed=1) for one in (generator, twin)]
@@ -93,16 +95,16 @@ def test_a_broken_state_changes_nothing(kind: str) -> None:
 
 def test_unfitted_generators_and_unknown_classes_are_errors(kind: str) -> None:
     with pytest.raises(DataError, match="not fitted"):
-        draw(open_generator(settings(kind), SIZE, torch.eye(3)))
+        draw(open_generator(settings(kind), SIZE, CONDITIONS))
     with pytest.raises(DataError, match="class 8"):
         draw(fitted(kind), label=8)
 
 
 @pytest.mark.parametrize("kind", ["vae", "conditioned_vae"])
 def test_losses_come_by_component_and_fall(kind: str) -> None:
-    losses = open_generator(settings(kind), SIZE, torch.eye(3)).fit(*clusters(), seed=0)
+    losses = open_generator(settings(kind), SIZE, CONDITIONS).fit(*clusters(), seed=0)
     assert len(losses) == TRAINING.epochs
-    assert set(losses[0]) == {"reconstruction", "kl", "loss"}
+    assert set(losses[0]) == {"similarity", "reconstruction", "kl", "loss"}
     assert losses[-1]["reconstruction"] < 0.5 * losses[0]["reconstruction"]
     last = losses[-1]
     assert last["loss"] == pytest.approx(last["reconstruction"] + TRAINING.beta * last["kl"], rel=1e-4)
@@ -146,12 +148,12 @@ def test_input_noise_changes_training_but_never_sampling() -> None:
 def test_the_condition_decides_what_a_conditioned_decoder_makes() -> None:
     generator = fitted("conditioned_vae")
     before = draw(generator)
-    generator.conditions = torch.eye(3).roll(1, dims=0)
+    generator.embeddings = {"pooled": torch.eye(3).roll(1, dims=0)}
     assert (draw(generator) - before).abs().max() > 0.1
 
 
 def test_conditions_and_kinds_are_checked() -> None:
-    with pytest.raises(ConfigError, match="conditioned_vae needs a condition"):
+    with pytest.raises(ConfigError, match="conditioned_vae needs conditions"):
         open_generator(settings("conditioned_vae"), SIZE)
     with pytest.raises(ConfigError, match=r"generator\.kind='gausian'.*Did you mean 'gaussian'"):
         open_generator(settings("gausian"), SIZE)

@@ -120,7 +120,7 @@ def test_classes_without_a_generator_are_errors() -> None:
 
 def test_conditions_are_checked_before_anything_is_trained() -> None:
     conditioned = replace(SETTINGS, kind="conditioned_vae")
-    with pytest.raises(ConfigError, match="for each of 5 classes, got none"):
+    with pytest.raises(ConfigError, match="needs conditions for each class, got none"):
         Bank(conditioned, GranularitySettings(), NAMES)
     with pytest.raises(ConfigError, match="for each of 5 classes, got 4"):
         Bank(conditioned, GranularitySettings(), NAMES, Conditions({"text": torch.eye(4)}))

@@ -3,89 +3,38 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from fedgen.data.conditions import Conditions
 from fedgen.errors import ConfigError, require
-from fedgen.models.codec import CodecSettings
-from fedgen.models.lengths import Lengths
+from fedgen.models.batches import BatchLimit
+from fedgen.models.generators.settings import GeneratorSettings
+from fedgen.models.schedule import Schedule
 
 
-@dataclass(frozen=True)
-class GeneratorTraining:
-    """How a generator is trained; shares are of the configured epochs."""
-
-    epochs: int = 100
-    batch_size: int = 32
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    warmup: float = 0.05
-    clip: float = 1.0
-    beta: float = 3e-5
-    beta_warmup: float = 0.4
-    noise: float = 0.0
-    validation: float = 0.1
-    patience: int = 50
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
-            value = getattr(self, name)
-            require(value >= 1, f"generator.training.{name}={value} must be at least 1")
-        for name in ("lr", "clip"):
-            value = getattr(self, name)
-            require(value > 0, f"generator.training.{name}={value} must be above 0")
-        for name in ("weight_decay", "beta", "noise"):
-            value = getattr(self, name)
-            require(value >= 0, f"generator.training.{name}={value} must be at least 0")
-        for name in ("warmup", "beta_warmup", "validation"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"generator.training.{name}={value} must be at least 0 and below 1")
-
-
-@dataclass(frozen=True)
-class GeneratorSettings:
-    """Which generator, of what size, in which codec.
+class Part(NamedTuple):
+    """What one generator learns from.
 
     Attributes
     ----------
-    kind : str
-        See `fedgen.models.generators.KINDS`.
-    width, latents : int
-        Hidden width and latent size of neural kinds.
-    shrinkage : float
-        Share of the tied covariance in each class's, from 0 (own) to 1 (tied).
-    conditions : list[str]
-        Embeddings of the target that conditioned kinds see, such as ``clip``; all of the target's if empty.
-    training_length, output_length : int, optional
-        Tokens of a sequence that the generator models, and tokens of a sample; the encoder's by default.
-    upsampling : str
-        How a sample gets from ``training_length`` to ``output_length``: see `fedgen.models.lengths`.
+    latents : Tensor
+        ``(N, k)``, on the device to train on.
+    labels : Tensor
+        Global class ids ``(N,)``, on the CPU.
+    seed : int
+        Seed of weights, order and noise.
+    split_seed : int
+        Seed of the choice of rows that are held out: the same in later calls, so that they stay held out.
     """
 
-    kind: str = "gaussian"
-    width: int = 512
-    latents: int = 64
-    shrinkage: float = 0.3
-    conditions: list[str] = field(default_factory=list)
-    training_length: int | None = None
-    output_length: int | None = None
-    upsampling: str = "linear"
-    codec: CodecSettings = field(default_factory=CodecSettings)
-    training: GeneratorTraining = field(default_factory=GeneratorTraining)
-
-    def __post_init__(self) -> None:
-        require(self.width >= 1, f"generator.width={self.width} must be at least 1")
-        require(self.latents >= 1, f"generator.latents={self.latents} must be at least 1")
-        require(0 <= self.shrinkage <= 1, f"generator.shrinkage={self.shrinkage} must be between 0 and 1")
-        Lengths(self.training_length, self.output_length, self.upsampling)
-
-    @property
-    def lengths(self) -> Lengths:
-        """Lengths of the sequences that are modelled and made."""
-        return Lengths(self.training_length, self.output_length, self.upsampling)
+    latents: Tensor
+    labels: Tensor
+    seed: int
+    split_seed: int = 0
 
 
 class Generator(ABC):
@@ -97,35 +46,140 @@ class Generator(ABC):
         Sizes and training.
     size : int
         Coefficients ``k`` of a latent vector.
-    conditions : Tensor, optional
-        One condition vector for each global class id, ``(C, c)``. Given once: fitting and sampling use the same.
+    conditions : Conditions, optional
+        What the target has for each global class id. Given once: fitting and sampling use the same.
 
     Raises
     ------
     ConfigError
-        The kind is conditioned and there are no conditions.
+        The kind is conditioned and there are no conditions, or lacks one that ``settings.conditions`` names; or the
+        kind sees none and ``settings.conditions`` names some.
     """
 
     kind: ClassVar[str]
     conditioned: ClassVar[bool] = False
+    restarts: ClassVar[bool] = False  # whether a shared round starts from nothing, as closed forms do
 
-    def __init__(self, settings: GeneratorSettings, size: int, conditions: Tensor | None = None) -> None:
-        if self.conditioned and conditions is None:
-            raise ConfigError(f"generator.kind={self.kind} needs a condition vector for each class, got none")
+    def __init__(self, settings: GeneratorSettings, size: int, conditions: Conditions | None = None) -> None:
         self.settings, self.size = settings, size
-        self.conditions = conditions if self.conditioned else None
+        self.conditions = self.select(settings, conditions)
+
+    @classmethod
+    def select(cls, settings: GeneratorSettings, conditions: Conditions | None) -> Conditions | None:
+        """Return what generators of this kind see of ``conditions``: None for unconditioned kinds.
+
+        Raises
+        ------
+        ConfigError
+            As the class says.
+        """
+        if not cls.conditioned:
+            names = ", ".join(settings.conditions)
+            require(
+                not names, f"generator.conditions=[{names}], but generator.kind={cls.kind} sees none: it must be []"
+            )
+            return None
+        if conditions is None or not conditions.values:
+            raise ConfigError(f"generator.kind={cls.kind} needs conditions for each class, got none")
+        return conditions.select(settings.conditions)
 
     @abstractmethod
-    def fit(self, latents: Tensor, labels: Tensor, seed: int) -> list[dict[str, float]]:
-        """Fit to ``latents`` ``(N, k)`` of classes ``labels`` ``(N,)``, on the latents' device.
+    def initialise(self, seed: int) -> None:
+        """Become untrained: fresh weights from ``seed``; what was learned, and the optimiser's state, is forgotten."""
 
-        A fitted generator goes on from its weights and its optimiser's state. Returns the losses of each epoch by
-        component.
+    @abstractmethod
+    def fit(self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0) -> list[dict[str, float]]:
+        """Fit to a node's own ``latents`` ``(N, k)`` of classes ``labels`` ``(N,)``, on the latents' device.
+
+        A generator that was fitted goes on from its weights and its optimiser's state; any other is initialised. See
+        `Part` for the seeds. Returns the losses of each epoch by component.
         """
 
     @abstractmethod
-    def sample(self, label: int, count: int, generator: torch.Generator) -> Tensor:
-        """Draw ``count`` latents ``(count, k)`` of class ``label`` with ``generator``, both on the CPU."""
+    def fit_shared(self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule) -> list[dict[str, float]]:
+        """Go on from `load_shared_state` or `initialise` with a node's latents, as one of the calls of ``schedule``.
+
+        Every node takes latents as they are (a shared codec's are standardised over all nodes) and uses all of them.
+        """
+
+    @classmethod
+    def fit_all(
+        cls,
+        generators: Sequence[Self],
+        parts: Sequence[Part],
+        schedule: Schedule | None = None,
+        stacked: bool = False,
+        limit: BatchLimit | None = None,
+    ) -> list[list[dict[str, float]]]:
+        """`fit` each generator to its part, or `fit_shared` if there is a ``schedule``; return each one's losses.
+
+        Parameters
+        ----------
+        generators : Sequence[Generator]
+            Of the same settings and size.
+        parts : Sequence[Part]
+            One for each.
+        schedule : Schedule, optional
+        stacked : bool
+            Whether neural kinds are trained all at once rather than one after the other. The result is the same up to
+            rounding.
+        limit : BatchLimit, optional
+            Halves the batch of neural kinds when memory runs out.
+        """
+        pairs = list(zip(generators, parts, strict=True))
+        if schedule is None:
+            return [generator.fit(*part) for generator, part in pairs]
+        return [generator.fit_shared(part.latents, part.labels, part.seed, schedule) for generator, part in pairs]
+
+    @abstractmethod
+    def settle(self, latents: Tensor, labels: Tensor) -> None:
+        """Fit what is the node's own, such as the density of its classes' codes, to the current weights."""
+
+    @abstractmethod
+    def sample(self, label: int, count: int, generator: torch.Generator, absent: Sequence[str] = ()) -> Tensor:
+        """Draw ``count`` latents ``(count, k)`` of class ``label`` with ``generator``, both on the CPU.
+
+        Parameters
+        ----------
+        label : int
+            Global class id.
+        count : int
+        generator : torch.Generator
+        absent : Sequence[str]
+            Conditions to do without, for kinds that can.
+
+        Raises
+        ------
+        DataError
+            The generator is not fitted, or not to this class.
+        ConfigError
+            The kind cannot do without a condition of that name.
+        """
+
+    def refuse_absent(self, absent: Sequence[str], names: Sequence[str] = ()) -> None:
+        """Raise `ConfigError` unless ``names``, conditions that the kind can do without, hold all of ``absent``."""
+        unknown = [name for name in absent if name not in names]
+        choices = ", ".join(names) or "nothing"
+        require(not unknown, f"absent={unknown}: generator.kind={self.kind} can do without {choices}")
+
+    @abstractmethod
+    def shared_state(self) -> dict[str, Tensor]:
+        """Return what nodes that share the generator exchange, by name, on the CPU in float32 and int64."""
+
+    @abstractmethod
+    def load_shared_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `shared_state` gave; `settle` makes the generator whole.
+
+        Raises
+        ------
+        DataError
+            A tensor is missing, unknown, of another shape or not finite; the generator is then as it was before.
+        """
+
+    @classmethod
+    @abstractmethod
+    def merge(cls, states: Sequence[dict[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+        """Return one shared state made of several, ``weights`` being their clips."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+
 import torch
 from torch import Tensor
 
-from fedgen.errors import DataError
-from fedgen.models.density import ClassGaussians
+from fedgen.data.conditions import Conditions
+from fedgen.errors import ConfigError, DataError
+from fedgen.models.density import ClassGaussians, ClassStatistics
 from fedgen.models.generators.base import Generator
+from fedgen.models.generators.settings import GeneratorSettings
+from fedgen.models.schedule import Schedule
+
+FEWEST_SHARED = 3  # clips of a class: the mean and scatter of one or two give just these clips
 
 
 class GaussianGenerator(Generator):
     """Class Gaussians of the latents, in closed form.
+
+    Nodes that share it exchange the number, mean and scatter of each class's clips, which add up.
 
     References
     ----------
@@ -19,19 +30,68 @@ class GaussianGenerator(Generator):
     """
 
     kind = "gaussian"
-    density: ClassGaussians | None = None
+    restarts = True
 
-    def fit(self, latents: Tensor, labels: Tensor, seed: int) -> list[dict[str, float]]:
+    def __init__(self, settings: GeneratorSettings, size: int, conditions: Conditions | None = None) -> None:
+        super().__init__(settings, size, conditions)
+        self.density: ClassGaussians | None = None
+        self.statistics = ClassStatistics.empty(size)  # shared ones
+
+    def initialise(self, seed: int) -> None:
+        """Forget everything."""
+        self.density, self.statistics = None, ClassStatistics.empty(self.size)
+
+    def fit(self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0) -> list[dict[str, float]]:
         """Fit means and covariances anew; the loss is the mean squared distance to the class mean."""
-        self.density = ClassGaussians.fit(latents, labels, self.settings.shrinkage)
-        rows = torch.searchsorted(self.density.classes, labels.cpu())
-        return [{"loss": float((latents.cpu() - self.density.means[rows]).square().mean())}]
+        statistics = ClassStatistics.measure(latents, labels)
+        self.density = ClassGaussians.from_statistics(statistics, self.settings.shrinkage)
+        return [_loss(statistics)]
 
-    def sample(self, label: int, count: int, generator: torch.Generator) -> Tensor:
+    def fit_shared(self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule) -> list[dict[str, float]]:
+        """Add the statistics of a node's latents.
+
+        Raises
+        ------
+        ConfigError
+            A class has so few clips that its mean and scatter would give them away.
+        """
+        own = ClassStatistics.measure(latents, labels)
+        few = own.classes[own.counts < FEWEST_SHARED].tolist()
+        if few:
+            raise ConfigError(
+                f"sharing=shared with generator.kind={self.kind}: classes of ids {few} have fewer than {FEWEST_SHARED} "
+                "clips on this node, and their statistics would give these clips away; use sharing=local"
+            )
+        self.statistics += own
+        return [_loss(own)]
+
+    def settle(self, latents: Tensor, labels: Tensor) -> None:
+        """Take the densities from the shared statistics; nothing of them is the node's own."""
+        if not len(self.statistics.classes):
+            raise DataError("the generator has no shared statistics to settle on")
+        self.density = ClassGaussians.from_statistics(self.statistics, self.settings.shrinkage)
+
+    def sample(self, label: int, count: int, generator: torch.Generator, absent: Sequence[str] = ()) -> Tensor:
         """Draw ``count`` latents ``(count, k)`` of class ``label``."""
+        self.refuse_absent(absent)
         if self.density is None:
             raise DataError("the generator is not fitted")
         return self.density.sample(label, count, generator)
+
+    def shared_state(self) -> dict[str, Tensor]:
+        """Return class ids, counts, means and scatters."""
+        return self.statistics.state()
+
+    def load_shared_state(self, state: dict[str, Tensor]) -> None:
+        """Take over statistics."""
+        self.statistics = ClassStatistics.from_state(state, self.size)
+        self.density = None
+
+    @classmethod
+    def merge(cls, states: Sequence[dict[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+        """Return the statistics of all clips together; they carry their weights in themselves."""
+        parts = [ClassStatistics.from_state(state, state["means"].shape[-1]) for state in states]
+        return reduce(add, parts).state()
 
     def state(self) -> dict[str, Tensor]:
         """Return the densities."""
@@ -40,3 +100,8 @@ class GaussianGenerator(Generator):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over the densities of ``state``."""
         self.density = ClassGaussians.from_state(state, self.size)
+
+
+def _loss(statistics: ClassStatistics) -> dict[str, float]:
+    samples, size = int(statistics.counts.sum()), statistics.means.shape[1]
+    return {"loss": float(statistics.scatters.diagonal(dim1=1, dim2=2).sum() / (samples * size))}

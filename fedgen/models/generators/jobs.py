@@ -1,0 +1,123 @@
+"""One model on its way through training: its rows, its random streams, its losses, its best epoch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fedgen.errors import DataError
+from fedgen.models.generators.settings import GeneratorTraining
+from fedgen.models.optimizer import optimizer_tensors
+from fedgen.models.seeds import seeded
+
+
+@dataclass
+class Job:
+    """One model and what it learns from.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained in place; moves to the device of the rows.
+    rows : dict[str, Tensor]
+        What batches are taken from, ``(N, ...)`` each, on the device to train on.
+    seed : int
+        Seed of the order of rows and of the noise.
+    split_seed : int, optional
+        Seed of the choice of rows that are held out; without it none are.
+    tables : dict[str, Tensor]
+        Handed to every batch as they are.
+    moments : dict[str, Tensor]
+        The optimisers' state of an earlier call, or empty; training puts that of the weights it leaves here.
+    resumed : bool
+        Whether the model was trained before: its ramps are over, and its validation loss at the start is the first that
+        later epochs have to beat.
+    """
+
+    model: nn.Module
+    rows: dict[str, Tensor]
+    seed: int
+    split_seed: int | None = None
+    tables: dict[str, Tensor] = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    resumed: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len(next(iter(self.rows.values())))
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the rows."""
+        return next(iter(self.rows.values())).device
+
+
+class Run:
+    """A job in progress.
+
+    Attributes
+    ----------
+    rows, held : Tensor
+        Numbers of the rows that are trained on ``(R,)`` and held out ``(H,)``, on the CPU.
+    batches : list[int]
+        Sizes of the batches of an epoch.
+    losses : list[dict[str, float]]
+        Of each epoch, by component.
+    """
+
+    def __init__(self, job: Job, training: GeneratorTraining, validates: bool) -> None:
+        self.job, self.training = job, training
+        job.model.to(job.device)
+        held = int(training.validation * job.count) if validates and job.split_seed is not None else 0
+        order = torch.randperm(job.count, generator=seeded(job.split_seed or 0, "validation"))
+        self.held, self.rows = order[:held], order[held:]
+        self.batches = [len(rows) for rows in self.rows.split(training.batch_size)]
+        self.steps = training.epochs * len(self.batches)
+        self.shuffle, self.noise = seeded(job.seed, "shuffle"), seeded(job.seed, "noise", device=job.device)
+        self.losses: list[dict[str, float]] = []
+        self.best, self.age = math.inf, 0
+        self.kept: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # weights and moments of the best epoch
+
+    @property
+    def stale(self) -> bool:
+        """Whether ``patience`` epochs have passed without a better one."""
+        return self.age >= self.training.patience
+
+    def order(self) -> Tensor:
+        """Return the rows of an epoch ``(R,)`` in a new order, on the CPU."""
+        return self.rows[torch.randperm(len(self.rows), generator=self.shuffle)]
+
+    def note(self, losses: dict[str, float]) -> None:
+        """Add the losses of an epoch.
+
+        Raises
+        ------
+        DataError
+            One of them is not finite.
+        """
+        if not all(map(math.isfinite, losses.values())):
+            raise DataError(
+                f"training of a generator diverged in epoch {len(self.losses)}: {losses}; "
+                f"lower generator.training.lr={self.training.lr}"
+            )
+        self.losses.append(losses)
+        self.age += 1 if len(self.held) else 0
+
+    def judge(self, loss: float, optimizers: list[torch.optim.AdamW]) -> None:
+        """Keep weights and moments if ``loss``, of the held-out rows, is the best so far."""
+        if loss < self.best:
+            weights = {name: value.clone() for name, value in self.job.model.state_dict().items()}
+            self.best, self.age, self.kept = loss, 0, (weights, optimizer_tensors(self.job.model, *optimizers))
+
+    def finish(self, optimizers: list[torch.optim.AdamW]) -> None:
+        """Give the model its best weights back and the job their moments, on the CPU."""
+        moments = optimizer_tensors(self.job.model, *optimizers)
+        if self.kept is not None:
+            weights, moments = self.kept
+            self.job.model.load_state_dict(weights)
+        self.job.model.requires_grad_(True)
+        self.job.moments = {name: value.cpu() for name, value in moments.items()}

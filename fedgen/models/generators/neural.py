@@ -1,0 +1,213 @@
+"""What all generators that are trained by gradient descent have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from fedgen.data.conditions import Conditions
+from fedgen.errors import DataError
+from fedgen.models.batches import BatchLimit
+from fedgen.models.density import ClassGaussians
+from fedgen.models.generators.base import Generator, Part
+from fedgen.models.generators.jobs import Job
+from fedgen.models.generators.loop import Recipe, train
+from fedgen.models.generators.settings import GeneratorSettings
+from fedgen.models.optimizer import MOMENTS, check_optimizer_tensors
+from fedgen.models.schedule import Schedule
+from fedgen.models.seeds import seeded
+from fedgen.models.states import average, check_tensors, join, part_of
+
+
+class NeuralGenerator(Generator):
+    """A network that is trained on centred latents of unit mean variance, and a density that its samples start from.
+
+    A kind says which network (`build`), how it learns (`recipe`), what of the classes is fitted to the trained network
+    (`settle`) and how samples are drawn (`sample`). What it is conditioned on are the ``embeddings`` of its classes:
+    fitting and sampling both read them through `classes_of`.
+
+    Attributes
+    ----------
+    model : nn.Module
+        On the CPU, except while it is trained.
+    embeddings : dict[str, Tensor]
+        What the network sees of each global class id, ``(C, ...)`` by name; empty for unconditioned kinds.
+    mean, deviation : Tensor
+        ``(k,)`` and ``()``: of the latents of the first fit; 0 and 1 for a shared generator.
+    residual : Tensor
+        Deviation of the noise that samples get ``(k,)``.
+    density : ClassGaussians or None
+        None until the generator is settled.
+    moments : dict[str, Tensor]
+        AdamW's, between fits.
+    """
+
+    def __init__(self, settings: GeneratorSettings, size: int, conditions: Conditions | None = None) -> None:
+        super().__init__(settings, size, conditions)
+        self.embeddings = self.see(self.conditions)
+        self.model = self.build()
+        self.mean, self.deviation, self.residual = torch.zeros(size), torch.ones(()), torch.zeros(size)
+        self.density: ClassGaussians | None = None
+        self.moments: dict[str, Tensor] = {}
+        self.initialised = False
+
+    @classmethod
+    def see(cls, conditions: Conditions | None) -> dict[str, Tensor]:
+        """Return what of ``conditions`` the network sees: by default one vector a class, or nothing."""
+        return {} if conditions is None else {"pooled": conditions.pooled()}
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Return the network, its weights not yet drawn."""
+
+    @property
+    @abstractmethod
+    def recipe(self) -> Recipe:
+        """How the network learns from rows ``values`` ``(b, k)`` and ``classes`` ``(b, C)``: see `classes_of`."""
+
+    @property
+    def code_size(self) -> int:
+        """Coefficients of the vectors that the density describes."""
+        return self.settings.latents
+
+    def initialise(self, seed: int) -> None:
+        """Draw every weight anew: matrices uniform within 1/sqrt(inputs), vectors 0."""
+        generator = seeded(seed, "weights")
+        for parameter in self.model.parameters():
+            if parameter.dim() > 1:
+                nn.init.kaiming_uniform_(parameter, a=5**0.5, generator=generator)
+            else:
+                nn.init.zeros_(parameter)
+        self.mean, self.deviation, self.residual = torch.zeros(self.size), torch.ones(()), torch.zeros(self.size)
+        self.density, self.moments, self.initialised = None, {}, True
+
+    def fit(self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0) -> list[dict[str, float]]:
+        """Train on ``latents`` ``(N, k)`` and settle; a generator that was trained goes on, its ramps being over."""
+        return self.fit_all([self], [Part(latents, labels, seed, split_seed)])[0]
+
+    def fit_shared(self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule) -> list[dict[str, float]]:
+        """Train on all of ``latents`` ``(N, k)`` as they are, without early stopping: each node's steps count."""
+        return self.fit_all([self], [Part(latents, labels, seed)], schedule)[0]
+
+    @classmethod
+    def fit_all(
+        cls,
+        generators: Sequence[Self],
+        parts: Sequence[Part],
+        schedule: Schedule | None = None,
+        stacked: bool = False,
+        limit: BatchLimit | None = None,
+    ) -> list[list[dict[str, float]]]:
+        """Train generators together, or one after the other on the device: see `Generator.fit_all`."""
+        pairs = list(zip(generators, parts, strict=True))
+        teams = [pairs] if stacked and pairs else [[pair] for pair in pairs]
+        return [losses for team in teams for losses in cls._fit_team(team, schedule, limit)]
+
+    @classmethod
+    def _fit_team(
+        cls, pairs: Sequence[tuple[Self, Part]], schedule: Schedule | None, limit: BatchLimit | None
+    ) -> list[list[dict[str, float]]]:
+        shared = schedule is not None
+        jobs = [generator._job(part, shared) for generator, part in pairs]
+        losses = train(jobs, pairs[0][0].recipe, pairs[0][0].settings.training, schedule, limit)
+        for (generator, part), job in zip(pairs, jobs, strict=True):
+            generator.moments = job.moments
+            generator.model.cpu()
+            if not shared:
+                generator.settle(part.latents, part.labels)
+        return losses
+
+    def _job(self, part: Part, shared: bool) -> Job:
+        """Return what training needs; an untrained generator is initialised unless nodes share it."""
+        if not self.initialised:
+            self.initialise(part.seed)
+            if not shared:
+                self.mean = part.latents.mean(dim=0).cpu()
+                self.deviation = part.latents.var(dim=0, correction=0).mean().sqrt().clamp(min=1e-3).cpu()
+        classes, tables = self.classes_of(part.labels, part.latents.device)
+        rows = {"values": self.standardised(part.latents), "classes": classes}
+        resumed = bool(self.moments) and not shared
+        split_seed = None if shared else part.split_seed
+        return Job(self.model, rows, part.seed, split_seed, tables, self.moments, resumed)
+
+    def standardised(self, latents: Tensor) -> Tensor:
+        """Return ``latents`` ``(N, k)`` as the network sees them."""
+        return (latents - self.mean.to(latents.device)) / self.deviation.to(latents.device)
+
+    def classes_of(self, labels: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, dict[str, Tensor]]:
+        """Return which class each of ``labels`` ``(N,)`` is, one-hot ``(N, C)``, and the embeddings of these ``C``.
+
+        A network embeds each class once and spreads the result over the rows with a product.
+        """
+        present, rows = labels.cpu().unique(return_inverse=True)
+        classes = nn.functional.one_hot(rows, len(present)).float()
+        tables = {name: value[present].float().to(device) for name, value in self.embeddings.items()}
+        return classes.to(device), tables
+
+    def require_density(self) -> ClassGaussians:
+        """Return the density.
+
+        Raises
+        ------
+        DataError
+            There is none yet.
+        """
+        if self.density is None:
+            raise DataError("the generator is not fitted")
+        return self.density
+
+    def shared_state(self) -> dict[str, Tensor]:
+        """Return the weights and AdamW's state, copied."""
+        parts = {"model": self.model.state_dict(), "optimizer": self.moments}
+        return {name: value.detach().clone() for name, value in join(parts).items()}
+
+    def load_shared_state(self, state: dict[str, Tensor]) -> None:
+        """Take over weights and AdamW's state; latents count as standardised."""
+        moments = part_of(state, "optimizer")
+        shapes = {f"optimizer.{name}": value.shape for name, value in moments.items()}
+        check_tensors(state, self._model_shapes() | shapes)
+        check_optimizer_tensors(self.model, moments)
+        self.model.load_state_dict(part_of(state, "model"))
+        self.mean, self.deviation, self.residual = torch.zeros(self.size), torch.ones(()), torch.zeros(self.size)
+        self.moments = {name: value.clone() for name, value in moments.items()}
+        self.density, self.initialised = None, True
+
+    @classmethod
+    def merge(cls, states: Sequence[dict[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+        """Return the weighted mean of weights and moments; step counts are rounded."""
+        merged = average(states, weights)
+        step = f"optimizer.{MOMENTS[0]}."
+        return {name: value.round() if name.startswith(step) else value for name, value in merged.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return weights, standardisation, density and the optimiser's moments; empty before the first fit."""
+        if self.density is None:
+            return {}
+        parts = {"model": self.model.state_dict(), "density": self.density.state(), "optimizer": self.moments}
+        return join(parts) | {"mean": self.mean, "deviation": self.deviation, "residual": self.residual}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over ``state``.
+
+        Raises
+        ------
+        DataError
+            Names a tensor that is missing, unknown, not finite or of another shape than these settings give it.
+        """
+        expected = self._model_shapes()
+        expected |= {"mean": self.mean.shape, "deviation": self.deviation.shape, "residual": self.residual.shape}
+        moments, density = part_of(state, "optimizer"), part_of(state, "density")
+        parts = {name: value.shape for name, value in join({"optimizer": moments, "density": density}).items()}
+        check_tensors(state, expected | parts)
+        check_optimizer_tensors(self.model, moments)
+        self.density = ClassGaussians.from_state(density, self.code_size)
+        self.model.load_state_dict(part_of(state, "model"))
+        self.moments, self.initialised = moments, True
+        self.mean, self.deviation, self.residual = state["mean"], state["deviation"], state["residual"]
+
+    def _model_shapes(self) -> dict[str, torch.Size]:
+        return {f"model.{name}": value.shape for name, value in self.model.state_dict().items()}

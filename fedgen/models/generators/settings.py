@@ -1,0 +1,88 @@
+"""What decides how a generator is built and trained: the configuration group ``generator``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedgen.errors import require
+from fedgen.models.codec import CodecSettings
+from fedgen.models.lengths import Lengths
+
+
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """How a generator is trained; shares are of the configured epochs."""
+
+    epochs: int = 100
+    batch_size: int = 32
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.05
+    clip: float = 1.0
+    beta: float = 3e-5
+    beta_warmup: float = 0.4
+    noise: float = 0.0
+    condition_dropout: float = 0.1
+    validation: float = 0.1
+    patience: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            value = getattr(self, name)
+            require(value >= 1, f"generator.training.{name}={value} must be at least 1")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            require(value > 0, f"generator.training.{name}={value} must be above 0")
+        for name in ("weight_decay", "beta", "noise"):
+            value = getattr(self, name)
+            require(value >= 0, f"generator.training.{name}={value} must be at least 0")
+        for name in ("warmup", "beta_warmup", "condition_dropout", "validation"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"generator.training.{name}={value} must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class GeneratorSettings:
+    """Which generator, of what size, in which codec.
+
+    Attributes
+    ----------
+    kind : str
+        See `fedgen.models.generators.KINDS`.
+    width, latents : int
+        Hidden width and latent size of neural kinds.
+    embedding : int
+        Width of a condition as conditioned kinds see it.
+    shrinkage : float
+        Share of the tied covariance in each class's, from 0 (own) to 1 (tied).
+    conditions : list[str]
+        Embeddings of the target that conditioned kinds see, such as ``clip``; all of the target's if empty.
+    training_length, output_length : int, optional
+        Tokens of a sequence that the generator models, and tokens of a sample; the encoder's by default.
+    upsampling : str
+        How a sample gets from ``training_length`` to ``output_length``: see `fedgen.models.lengths`.
+    """
+
+    kind: str = "gaussian"
+    width: int = 512
+    latents: int = 64
+    embedding: int = 64
+    shrinkage: float = 0.3
+    conditions: list[str] = field(default_factory=list)
+    training_length: int | None = None
+    output_length: int | None = None
+    upsampling: str = "linear"
+    codec: CodecSettings = field(default_factory=CodecSettings)
+    training: GeneratorTraining = field(default_factory=GeneratorTraining)
+
+    def __post_init__(self) -> None:
+        for name in ("width", "latents", "embedding"):
+            value = getattr(self, name)
+            require(value >= 1, f"generator.{name}={value} must be at least 1")
+        require(0 <= self.shrinkage <= 1, f"generator.shrinkage={self.shrinkage} must be between 0 and 1")
+        Lengths(self.training_length, self.output_length, self.upsampling)
+
+    @property
+    def lengths(self) -> Lengths:
+        """Lengths of the sequences that are modelled and made."""
+        return Lengths(self.training_length, self.output_length, self.upsampling)

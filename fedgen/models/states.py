@@ -1,0 +1,56 @@
+"""States of models as named tensors: joined, checked, averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedgen.errors import DataError
+
+
+def join(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of all parts as ``{part}.{name}``."""
+    return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+
+
+def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Return the tensors of one part of a joined state."""
+    return {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+
+
+def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]]) -> None:
+    """Raise `DataError` unless ``state`` has exactly the tensors of ``expected``, of these shapes, all finite."""
+    for name in sorted(set(expected) | set(state)):
+        if name not in expected:
+            raise DataError(f"{name} is unknown here")
+        if name not in state or tuple(state[name].shape) != tuple(expected[name]):
+            found = tuple(state[name].shape) if name in state else "missing"
+            raise DataError(f"{name} is {found}, expected shape {tuple(expected[name])}")
+        if not state[name].isfinite().all():
+            raise DataError(f"{name} holds values that are not finite")
+
+
+def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+    """Return the weighted mean of states of the same tensors; equal states give just that state.
+
+    Sums are taken in float64: rounding back to float32 then gives the exact value where all states agree.
+
+    Raises
+    ------
+    DataError
+        No state, a weight that is not positive, or states of different tensors.
+    """
+    if not states or len(states) != len(weights) or min(weights) <= 0:
+        raise DataError(f"a mean needs a positive weight for each of {len(states)} states, got {list(weights)}")
+    shapes = {name: tuple(value.shape) for name, value in states[0].items()}
+    for state in states[1:]:
+        check_tensors(state, shapes)
+    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    return {
+        name: sum(
+            (share * state[name].double() for share, state in zip(shares, states, strict=True)), torch.zeros(())
+        ).to(value.dtype)
+        for name, value in states[0].items()
+    }
