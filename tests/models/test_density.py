@@ -69,5 +69,5 @@ def test_unknown_classes_and_bad_states_are_errors() -> None:
         density.sample(5, 1, torch.Generator())
     with pytest.raises(DataError, match=r"factors is \(1, 4, 4\), expected shape \(1, 3, 3\)"):
         ClassGaussians.from_state(density.state(), size=3)
-    with pytest.raises(DataError, match="factors"):
+    with pytest.raises(DataError, match="factor_of is missing"):
         ClassGaussians.from_state({"classes": torch.zeros(1), "means": torch.zeros(1, 4)}, size=4)
