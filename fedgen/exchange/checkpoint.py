@@ -1,59 +1,40 @@
-"""Checkpoints: safetensors and JSON, written atomically, checked whole before anything is used.
+"""Checkpoints of generators: saved whole whatever dies meanwhile, loaded whole or not at all.
 
-A bank is one file for each generator, one for the codec, and an entry in the folder's ``manifest.json``::
+A checkpoint is one file for each generator, one for the codec that they share, and an entry in the folder's
+``manifest.json``; ``_round_{n}`` follows in the names of those that are kept of single rounds::
 
     {base}_node{id}.safetensors                    granularity=unified
     {base}_node{id}_class_{class}.safetensors      granularity=per_class
     {base}_node{id}_group_{group}.safetensors      granularity=per_group
     {base}_node{id}_codec.safetensors
+
+``docs/checkpoints.md`` describes the formats.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from torch import Tensor
 
-from fedgen.errors import CheckpointError, DataError, FedgenError
-from fedgen.exchange.files import load_tensors, parse, save_tensors, serialise
-from fedgen.files import locked, write_atomically
+from fedgen.errors import CheckpointError
+from fedgen.exchange.agreement import model_sizes, sequence_lengths
+from fedgen.exchange.files import load_tensors, save_tensors, serialise
+from fedgen.exchange.loading import has_bank, load_bank
+from fedgen.exchange.manifest import Checkpoint, Manifest, Part
+from fedgen.exchange.names import checkpoint_name, codec_file, generator_file
+from fedgen.exchange.parts import digest, stage, tidy
+from fedgen.files import locked, sync_folder, write_atomically
 from fedgen.models.codec import Codec
-from fedgen.models.generators import Generator
-from fedgen.training.bank import Bank, slots
+from fedgen.training.bank import Bank
 
 __all__ = ["generator_file", "has_bank", "load_bank", "load_tensors", "save_bank", "save_tensors", "write_atomically"]
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-STAGED = ".new"  # suffix of a file that the manifest may already name, not yet renamed
-ENTRY = {
-    "kind": str,
-    "granularity": str,
-    "sizes": dict,
-    "codec": str,
-    "generators": dict,
-    "sha256": dict,
-    "metadata": dict,
-}  # what the manifest holds about a node's checkpoint
-SLOT_SUFFIX = {"unified": "", "per_class": "_class_{key}", "per_group": "_group_{key}"}
-
-
-def generator_file(base_name: str, node: int, granularity: str, key: str) -> str:
-    """Return the file name of the generator ``key`` of ``node``; characters no file system likes are quoted."""
-    suffix = SLOT_SUFFIX[granularity].format(key=quote(key, safe=" "))
-    return f"{base_name}_node{node}{suffix}.safetensors"
-
-
-def has_bank(folder: Path, base_name: str, node: int, round: int | None = None) -> bool:
-    """Return whether the manifest of ``folder`` names a checkpoint of ``node``."""
-    manifest = _read_manifest(folder)
-    return manifest is not None and f"{base_name}_node{node}" in manifest["checkpoints"]
+STATISTICS = ("mean", "deviation")  # tensors of a generator by which it standardises its inputs
 
 
 def save_bank(
@@ -81,178 +62,94 @@ def save_bank(
     bank : Bank
         A fitted bank.
     metadata : Mapping
-        JSON values to keep beside it, such as ``encoder`` (identity), ``target``, ``round``, ``seed``, ``mode``.
+        JSON values: ``round`` (finished rounds; required), ``encoder`` (identity), ``target`` (name), ``dataset``
+        (identity), ``split``, ``tokens`` (shape of a clip's tokens), ``counts`` (clips by class name), ``seed``,
+        ``mode``, ``metrics`` (last losses).
+    frequency : int
+        Every so many rounds, the checkpoint is also kept under names with ``_round_{n}``; 0: never.
+    keep_last : int, optional
+        How many of these stay, the last saved ones; all by default.
 
     Raises
     ------
     CheckpointError
-        The bank is not fitted.
+        The bank is not fitted, or the files cannot be written: then the last whole checkpoint stays.
     """
     if bank.codec is None:
         raise CheckpointError(f"node {node} has no fitted generators to save")
-    name = f"{base_name}_node{node}"
-    contents = {f"{name}_codec.safetensors": serialise(bank.codec.state(), {"part": "codec"})}
-    files: dict[str, Any] = {}
+    about = _describe(base_name, node, bank, bank.codec, metadata)
+    rounds = [None, about.round] if frequency and about.round % frequency == 0 else [None]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            tidy(folder, Manifest.read(folder))  # what an earlier save that died had left to do
+            try:
+                saved = {round: _stage(folder, about, bank, bank.codec, round) for round in rounds}
+                sync_folder(folder)
+                _updated(Manifest.read(folder), saved, keep_last).write(folder)
+            finally:
+                tidy(folder, Manifest.read(folder))
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint_name(base_name, node)} cannot be saved in {folder}: {error.strerror or error} "
+            f"({error.filename or 'while writing'}); the last whole one stays"
+        ) from error
+
+
+def _describe(base_name: str, node: int, bank: Bank, codec: Codec, metadata: Mapping[str, Any]) -> Checkpoint:
+    """Return the checkpoint without its files."""
+    if type(metadata.get("round")) is not int:
+        raise CheckpointError(f"metadata of node {node} has no round, a whole number: {metadata.get('round')!r}")
+    served = sorted(name for names in bank.classes.values() for name in names)
+    return Checkpoint(
+        base_name=base_name,
+        node=node,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        kind=bank.settings.kind,
+        granularity=bank.granularity.name,
+        class_ids={name: bank.class_names.index(name) for name in served},
+        codec=bank.settings.codec.name,
+        sizes={"components": codec.size, **model_sizes(bank)},
+        lengths={"tokens": list(codec.shape), **sequence_lengths(bank)},
+        metadata=dict(metadata),
+    )
+
+
+def _stage(folder: Path, about: Checkpoint, bank: Bank, codec: Codec, round: int | None) -> Checkpoint:
+    """Write every file beside its place, one at a time, and return the checkpoint with them."""
+    files = {}
+    for file, part, tensors in _parts(about, bank, codec, round):
+        content = serialise(tensors, about.header(part))
+        stage(folder, file, content)
+        files[file] = replace(part, bytes=len(content), sha256=digest(content))
+    return replace(about, files=files)
+
+
+def _parts(
+    about: Checkpoint, bank: Bank, codec: Codec, round: int | None
+) -> Iterator[tuple[str, Part, dict[str, Tensor]]]:
+    state = codec.state()
+    yield codec_file(about.base_name, about.node, round), Part("codec", "", [], _numbers(state), []), state
     for key, generator in bank.generators.items():
-        file = generator_file(base_name, node, bank.granularity.name, key)
-        contents[file] = serialise(generator.state(), {"part": "generator", "key": key})
-        files[file] = {"key": key, "classes": bank.classes[key]}
-    entry = {
-        "node": node,
-        "kind": bank.settings.kind,
-        "granularity": bank.granularity.name,
-        "sizes": _sizes(bank, bank.codec),
-        "codec": f"{name}_codec.safetensors",
-        "generators": files,
-        "sha256": {file: _digest(content) for file, content in contents.items()},
-        "metadata": dict(metadata),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        manifest = _read_manifest(folder) or {"format": FORMAT, "checkpoints": {}}
-        _settle(folder, manifest["checkpoints"].get(name))
-        for file, content in contents.items():
-            write_atomically(folder / (file + STAGED), content)
-        manifest["checkpoints"][name] = entry
-        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _settle(folder, entry)
+        file = generator_file(about.base_name, about.node, about.granularity, key, round)
+        state = generator.state()
+        statistics = [name for name in STATISTICS if name in state]
+        yield file, Part("generator", key, list(bank.classes[key]), _numbers(state), statistics), state
 
 
-def load_bank(
-    folder: Path,
-    base_name: str,
-    node: int,
-    bank: Bank,
-    classes: list[str],
-    expected: Mapping[str, Any],
-    round: int | None = None,
-    check: str = "strict",
-) -> dict[str, Any]:
-    """Fill ``bank`` with the checkpoint of ``node``, all of it or nothing.
-
-    Parameters
-    ----------
-    folder, base_name, node
-        As given to `save_bank`.
-    bank : Bank
-        Bank of the run's settings; takes over codec and generators.
-    classes : list[str]
-        Classes of which the node has clips; the checkpoint must serve exactly these, with the bank's granularity.
-    expected : Mapping
-        Metadata that the checkpoint must carry, such as ``{"encoder": identity, "target": "sd"}``.
-
-    Returns
-    -------
-    dict
-        The metadata given to `save_bank`.
-
-    Raises
-    ------
-    CheckpointError
-        Lists every problem found: a file missing (and the command that makes it), damaged, or of another kind,
-        granularity, class, size, encoder or target. The bank is then as it was before.
-    """
-    entry = _entry(folder, f"{base_name}_node{node}", bank)
-    problems = _mismatches(entry, bank, classes, expected)
-    codec: Codec | None = None
-    generators: dict[str, Generator] = {}
-    try:
-        codec = Codec.from_state(_read_part(folder, entry, entry["codec"]))
-    except FedgenError as error:
-        problems.append(str(error))
-    for file, part in entry["generators"].items():
-        try:
-            generators[part["key"]] = _restore(folder, entry, file, bank)
-        except FedgenError as error:
-            problems.append(str(error))
-    if problems:
-        raise CheckpointError(f"checkpoint {base_name}_node{node} in {folder}: " + "; ".join(problems))
-    bank.codec, bank.generators = codec, generators
-    bank.classes = {part["key"]: part["classes"] for part in entry["generators"].values()}
-    return entry["metadata"]
+def _numbers(state: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for name, value in state.items() if not name.startswith("optimizer."))
 
 
-def _sizes(bank: Bank, codec: Codec) -> dict[str, Any]:
-    return {"tokens": list(codec.shape), "components": codec.size, "conditions": _conditions(bank)}
-
-
-def _conditions(bank: Bank) -> dict[str, list[int]]:
-    return {name: list(shape) for name, shape in bank.condition_sizes.items()}
-
-
-def _entry(folder: Path, name: str, bank: Bank) -> dict[str, Any]:
-    manifest = _read_manifest(folder)
-    if manifest is None or name not in manifest["checkpoints"]:
-        known = ", ".join(sorted(manifest["checkpoints"])) if manifest else "no manifest"
-        command = f"fedgen run mode=train_generators generator={bank.settings.kind} granularity={bank.granularity.name}"
-        raise CheckpointError(f"no checkpoint {name} in {folder} (found: {known}); make it with `{command}`")
-    entry = manifest["checkpoints"][name]
-    for field, kind in ENTRY.items():
-        if not isinstance(entry.get(field), kind):
-            raise CheckpointError(f"{folder / MANIFEST}: {name} has no valid {field!r}")
-    for file in (entry["codec"], *entry["generators"]):
-        if Path(file).name != file:
-            raise CheckpointError(f"{folder / MANIFEST}: {name} names {file!r}, which is not a file of the folder")
-    return entry
-
-
-def _mismatches(entry: Mapping[str, Any], bank: Bank, classes: list[str], expected: Mapping[str, Any]) -> list[str]:
-    """Return what of the checkpoint differs from the run."""
-    served = {part["key"]: sorted(part["classes"]) for part in entry["generators"].values()}
-    wanted = {key: sorted(names) for key, names in slots(bank.granularity, classes).items()}
-    pairs = {
-        "kind": (entry["kind"], bank.settings.kind),
-        "granularity": (entry["granularity"], bank.granularity.name),
-        "classes": (served, wanted),
-        "size of conditions": (entry["sizes"].get("conditions"), _conditions(bank)),
-    }
-    plain = json.loads(json.dumps(dict(expected)))  # as JSON gives it back: lists for tuples
-    pairs |= {name: (entry["metadata"].get(name), value) for name, value in plain.items()}
-    return [f"{name} is {found}, this run has {here}" for name, (found, here) in pairs.items() if found != here]
-
-
-def _restore(folder: Path, entry: Mapping[str, Any], file: str, bank: Bank) -> Generator:
-    state = _read_part(folder, entry, file)
-    generator = bank.new_generator(entry["sizes"]["components"])
-    try:
-        generator.load_state(state)
-    except DataError as error:
-        raise CheckpointError(f"{file}: {error}") from error
-    return generator
-
-
-def _read_part(folder: Path, entry: Mapping[str, Any], file: str) -> dict[str, Tensor]:
-    """Return the tensors of ``file``, from wherever its content is the one that the manifest names."""
-    paths = [path for path in (folder / file, folder / (file + STAGED)) if path.is_file()]
-    if not paths:
-        raise CheckpointError(f"{file} is missing")
-    for path in paths:
-        content = path.read_bytes()
-        if _digest(content) == entry["sha256"].get(file):
-            return parse(content, path)[0]
-    raise CheckpointError(f"{file} is damaged: its checksum is not the manifest's")
-
-
-def _settle(folder: Path, entry: Mapping[str, Any] | None) -> None:
-    """Move staged files that the manifest names to their places."""
-    for file, digest in entry["sha256"].items() if entry else ():
-        staged = folder / (file + STAGED)
-        if staged.is_file() and _digest(staged.read_bytes()) == digest:
-            os.replace(staged, folder / file)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "checkpoints" not in manifest:
-        raise CheckpointError(f"{path} is not a manifest of format {FORMAT}")
-    return manifest
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _updated(manifest: Manifest, saved: Mapping[int | None, Checkpoint], keep_last: int | None) -> Manifest:
+    """Return the manifest with the ``saved`` checkpoints and without those of earlier rounds that are not kept."""
+    checkpoints = dict(manifest.checkpoints)
+    for round, checkpoint in saved.items():
+        name = checkpoint_name(checkpoint.base_name, checkpoint.node, round)
+        checkpoints.pop(name, None)  # so that it becomes the last
+        checkpoints[name] = checkpoint
+    if keep_last is not None:
+        newest = saved[None]
+        for name in list(Manifest(checkpoints).rounds(newest.base_name, newest.node).values())[:-keep_last]:
+            del checkpoints[name]
+    return Manifest(checkpoints, sorted(set(manifest.parts()) - set(Manifest(checkpoints).parts())))

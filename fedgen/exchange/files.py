@@ -14,6 +14,9 @@ from torch import Tensor
 from fedgen.errors import CheckpointError
 from fedgen.files import write_atomically
 
+HEADER = "fedgen"  # the entry of the safetensors header that holds our metadata
+PICKLES = (b"PK\x03\x04", b"\x80")  # how files of `torch.save` begin
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write ``tensors`` and JSON ``metadata`` to one safetensors file: the old file or the new one, never half."""
@@ -36,7 +39,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
     """Return ``tensors`` and JSON ``metadata`` in the safetensors format."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    return save(plain, {"fedgen": json.dumps(dict(metadata))})
+    return save(plain, {HEADER: json.dumps(dict(metadata))})
 
 
 def parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -44,7 +47,29 @@ def parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     try:
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")  # the format: header length, JSON header, values
-        header = json.loads(content[8 : 8 + length])
-        return tensors, json.loads(header.get("__metadata__", {}).get("fedgen", "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+        return tensors, header_of(json.loads(content[8 : 8 + length]).get("__metadata__", {}))
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a type of numbers that torch does not have
+        raise CheckpointError(f"{path} is {not_tensors(content, error)}") from error
+
+
+def not_tensors(beginning: bytes, error: Exception) -> str:
+    """Say what a file is that safetensors cannot read; ``beginning`` are its first bytes."""
+    reason = "it looks like a pickle, which is never opened" if beginning.startswith(PICKLES) else str(error)
+    return f"not a whole safetensors file: {reason}"
+
+
+def header_of(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return our metadata out of the text entries of a safetensors header.
+
+    Raises
+    ------
+    ValueError
+        It is not a JSON object.
+    """
+    try:
+        values = json.loads(metadata.get(HEADER, "{}"))
+    except RecursionError as error:
+        raise ValueError(f"its {HEADER!r} entry is nested too deeply") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"its {HEADER!r} entry is not a JSON object")
+    return values

@@ -1,49 +1,28 @@
-"""Checkpoints come back whole or not at all, and say what is wrong."""
+"""Checkpoints: what is saved, under which names, and that it comes back."""
 
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from banks import METADATA, NAMES, bank, draw, load, source
 
-from fedgen.data.conditions import Conditions
-from fedgen.data.tokens import TensorTokens
 from fedgen.errors import CheckpointError
-from fedgen.exchange import checkpoint
-from fedgen.exchange.checkpoint import load_bank, load_tensors, save_bank, save_tensors
-from fedgen.models.codec import CodecSettings
-from fedgen.models.generators import KINDS, GeneratorSettings, GeneratorTraining
-from fedgen.training.bank import GRANULARITIES, Bank, GranularitySettings
-
-NAMES = ["rain", "train", "sea waves", "dog/cat"]
-GROUPS = {"water": ["rain", "sea waves"], "other": ["train", "dog/cat"]}
-SETTINGS = GeneratorSettings(
-    width=16, latents=4, codec=CodecSettings(4, 4, 6), training=GeneratorTraining(epochs=2, validation=0.0)
-)
-METADATA = {"encoder": {"name": "patches", "stride": 10}, "target": "sd", "round": 3}
+from fedgen.exchange.checkpoint import has_bank, load_tensors, save_bank, save_tensors
+from fedgen.exchange.manifest import Manifest
+from fedgen.models.generators import KINDS
+from fedgen.training.bank import GRANULARITIES
 
 
-def source(seed: int = 0) -> TensorTokens:
-    tokens = torch.randn(60, 7, 5, generator=torch.Generator().manual_seed(seed))
-    return TensorTokens(tokens, torch.arange(60) % 4)
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"manifest.json", ".lock"}
 
 
-CONDITIONS = Conditions({"text": torch.eye(4)})
-
-
-def bank(granularity: str = "per_class", kind: str = "gaussian", fitted: bool = True, conditions: int = 4) -> Bank:
-    groups = GranularitySettings(granularity, GROUPS)
-    made = Bank(replace(SETTINGS, kind=kind), groups, NAMES, Conditions({"text": torch.eye(4, conditions)}))
-    if fitted:
-        made.fit(source(), seed=0)
-    return made
-
-
-def load(folder: Path, into: Bank, node: int = 0, classes: list[str] = NAMES, target: str = "sd") -> dict[str, object]:
-    return load_bank(folder, "vae", node, into, classes, {"encoder": METADATA["encoder"], "target": target})
+def round_(number: int) -> dict[str, object]:
+    return {**METADATA, "round": number}
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -53,145 +32,185 @@ def test_a_loaded_bank_draws_the_same_samples(tmp_path: Path, kind: str, granula
     save_bank(tmp_path, "vae", 0, saved, METADATA)
     loaded = bank(granularity, kind, fitted=False)
     assert load(tmp_path, loaded) == METADATA
-    counts = {0: 3, 3: 2}
-    assert torch.equal(saved.sample(counts, 1).latents, loaded.sample(counts, 1).latents)
-    everything = torch.arange(5)
+    assert torch.equal(draw(saved), draw(loaded))
+    counts, everything = {0: 3, 3: 2}, torch.arange(5)
     assert torch.equal(saved.sample(counts, 1).batch(everything), loaded.sample(counts, 1).batch(everything))
     assert saved.fit(source(), seed=2) == loaded.fit(source(), seed=2)  # optimiser state came along
 
 
-def test_files_are_named_as_users_know_them(tmp_path: Path) -> None:
-    for node, granularity in enumerate(GRANULARITIES):
-        save_bank(tmp_path, "vae", node, bank(granularity), METADATA)
-    assert {path.name for path in tmp_path.glob("*.safetensors")} == {
-        "vae_node0.safetensors",
-        "vae_node0_codec.safetensors",
-        "vae_node1_class_rain.safetensors",
-        "vae_node1_class_train.safetensors",
-        "vae_node1_class_sea waves.safetensors",
-        "vae_node1_class_dog%2Fcat.safetensors",
-        "vae_node1_codec.safetensors",
-        "vae_node2_group_water.safetensors",
-        "vae_node2_group_other.safetensors",
-        "vae_node2_codec.safetensors",
-    }
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    entry = manifest["checkpoints"]["vae_node2"]
-    assert entry["generators"]["vae_node2_group_water.safetensors"]["classes"] == ["rain", "sea waves"]
-    assert (entry["kind"], entry["granularity"], entry["metadata"]) == ("gaussian", "per_group", METADATA)
+class TestNames:
+    def test_files_are_named_as_users_know_them(self, tmp_path: Path) -> None:
+        for node, granularity in enumerate(GRANULARITIES):
+            save_bank(tmp_path, "vae", node, bank(granularity), METADATA)
+        assert names(tmp_path) == {
+            "vae_node0.safetensors",
+            "vae_node0_codec.safetensors",
+            "vae_node1_class_rain.safetensors",
+            "vae_node1_class_train.safetensors",
+            "vae_node1_class_sea waves.safetensors",
+            "vae_node1_class_dog%2Fcat.safetensors",
+            "vae_node1_codec.safetensors",
+            "vae_node2_group_first.safetensors",
+            "vae_node2_group_second.safetensors",
+            "vae_node2_codec.safetensors",
+        }
+
+    def test_rain_is_not_train_and_node_1_is_not_node_11(self, tmp_path: Path) -> None:
+        for node, seed in ((11, 0), (1, 1)):
+            save_bank(tmp_path, "vae", node, bank(seed=seed), METADATA)
+        loaded = bank(fitted=False)
+        load(tmp_path, loaded, node=1)
+        assert torch.equal(draw(loaded), draw(bank(seed=1)))
+        assert loaded.classes == {name: [name] for name in NAMES}
+        assert not has_bank(tmp_path, "vae", 111)
+
+    def test_a_class_may_be_called_like_a_round(self, tmp_path: Path) -> None:
+        classes = ["rain", "rain_round_3", "rain round", "codec"]
+        save_bank(tmp_path, "vae", 0, bank(names=classes), METADATA, frequency=1)
+        assert len(names(tmp_path)) == 2 * 5
+        assert {"vae_node0_class_rain%5Fround_3.safetensors", "vae_node0_class_rain_round_3.safetensors"} <= names(
+            tmp_path
+        )
+        for chosen in (None, 3):
+            loaded = bank(names=classes, fitted=False)
+            load(tmp_path, loaded, round=chosen)
+            assert torch.equal(draw(loaded), draw(bank(names=classes)))
+
+    def test_a_checkpoint_is_there_when_the_manifest_names_it(self, tmp_path: Path) -> None:
+        assert not has_bank(tmp_path / "nowhere", "vae", 0)
+        save_bank(tmp_path, "vae", 0, bank(), round_(4), frequency=2)
+        save_bank(tmp_path, "vae", 0, bank(), round_(5), frequency=2)
+        there = {number: has_bank(tmp_path, "vae", 0, number) for number in (3, 4, 5, 6)}
+        assert there == {3: False, 4: True, 5: True, 6: False}
+        assert has_bank(tmp_path, "vae", 0)
+        assert not has_bank(tmp_path, "vae", 1)
+        assert not has_bank(tmp_path, "gan", 0)
 
 
-def test_a_missing_checkpoint_says_which_and_what_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no checkpoint vae_node0 .*mode=train_generators generator=gaussian"):
-        load(tmp_path, bank(fitted=False))
-    save_bank(tmp_path, "vae", 0, bank(), METADATA)
-    with pytest.raises(CheckpointError, match=r"no checkpoint vae_node7 .*found: vae_node0"):
-        load(tmp_path, bank(fitted=False), node=7)
+class TestRounds:
+    def test_every_so_many_rounds_are_kept(self, tmp_path: Path) -> None:
+        for number in range(1, 8):
+            save_bank(tmp_path, "vae", 0, bank("unified", seed=number), round_(number), frequency=3)
+        assert names(tmp_path) == {
+            "vae_node0.safetensors",
+            "vae_node0_codec.safetensors",
+            "vae_node0_round_3.safetensors",
+            "vae_node0_codec_round_3.safetensors",
+            "vae_node0_round_6.safetensors",
+            "vae_node0_codec_round_6.safetensors",
+        }
+        for chosen, expected in ((None, 7), (3, 3), (6, 6), (7, 7)):  # the latest is round 7's
+            loaded = bank("unified", fitted=False)
+            assert load(tmp_path, loaded, round=chosen)["round"] == expected
+            assert torch.equal(draw(loaded), draw(bank("unified", seed=expected)))
+
+    def test_a_round_that_was_not_kept(self, tmp_path: Path) -> None:
+        for number in (8, 9, 10, 11):
+            save_bank(tmp_path, "vae", 0, bank("unified"), round_(number), frequency=2)
+        with pytest.raises(
+            CheckpointError, match=r"checkpoint\.round=9 is not one of the rounds there are: 8, 10, 11$"
+        ):
+            load(tmp_path, bank("unified", fitted=False), round=9)
+
+    def test_the_last_ones_stay(self, tmp_path: Path) -> None:
+        """Round 9 comes before round 10, whatever their names say."""
+        for number in range(7, 12):
+            save_bank(tmp_path, "vae", 0, bank("unified"), round_(number), frequency=1, keep_last=2)
+        save_bank(tmp_path, "vae", 1, bank("unified"), round_(1), frequency=1, keep_last=2)  # a node's own
+        kept = {name for name in names(tmp_path) if "round" in name}
+        assert kept == {
+            "vae_node0_round_10.safetensors",
+            "vae_node0_codec_round_10.safetensors",
+            "vae_node0_round_11.safetensors",
+            "vae_node0_codec_round_11.safetensors",
+            "vae_node1_round_1.safetensors",
+            "vae_node1_codec_round_1.safetensors",
+        }
+        assert set(Manifest.read(tmp_path).parts()) == names(tmp_path)
+
+    def test_a_round_that_is_repeated_counts_as_the_last(self, tmp_path: Path) -> None:
+        for number in (1, 2, 3, 1):
+            save_bank(tmp_path, "vae", 0, bank("unified"), round_(number), frequency=1, keep_last=2)
+        assert sorted(Manifest.read(tmp_path).rounds("vae", 0)) == [1, 3]
+
+    def test_files_of_classes_that_a_node_has_no_more_go(self, tmp_path: Path) -> None:
+        save_bank(tmp_path, "vae", 0, bank(), METADATA)
+        (tmp_path / "vae_node0_class_mine.safetensors").touch()  # not in the manifest: not ours
+        save_bank(tmp_path, "vae", 0, bank(names=["rain", "train"]), METADATA)
+        assert names(tmp_path) == {
+            "vae_node0_class_rain.safetensors",
+            "vae_node0_class_train.safetensors",
+            "vae_node0_codec.safetensors",
+            "vae_node0_class_mine.safetensors",
+        }
 
 
-def test_every_problem_is_listed_and_nothing_changes(tmp_path: Path) -> None:
-    save_bank(tmp_path, "vae", 0, bank(), METADATA)
-    (tmp_path / "vae_node0_class_rain.safetensors").unlink()
-    train = tmp_path / "vae_node0_class_train.safetensors"
-    train.write_bytes(train.read_bytes()[:-7])
-    into = bank()
-    before = into.sample({0: 2, 1: 2}, seed=0).latents
-    with pytest.raises(CheckpointError) as caught:
-        load(tmp_path, into, target="flux")
-    for says in (
-        "class_rain.safetensors is missing",
-        "class_train.safetensors is damaged",
-        "target is sd, this run has flux",
-    ):
-        assert says in str(caught.value)
-    assert torch.equal(into.sample({0: 2, 1: 2}, seed=0).latents, before)
+class TestMetadata:
+    def test_the_manifest_tells_everything(self, tmp_path: Path) -> None:
+        save_bank(tmp_path, "vae", 2, bank("per_group", "conditioned_vae"), METADATA)
+        manifest = json.loads((tmp_path / "manifest.json").read_text())
+        assert manifest["format"] == 2
+        found = manifest["checkpoints"]["vae_node2"]
+        files, time = found.pop("files"), datetime.fromisoformat(found.pop("time"))
+        assert timedelta() <= datetime.now(time.tzinfo) - time < timedelta(minutes=5)
+        assert found == {
+            "base_name": "vae",
+            "node": 2,
+            "kind": "conditioned_vae",
+            "granularity": "per_group",
+            "class_ids": {"dog/cat": 3, "rain": 0, "sea waves": 2, "train": 1},
+            "codec": "tucker",
+            "sizes": {"components": 6, "width": 16, "latents": 4, "conditions": {"text": [4]}},
+            "lengths": {"tokens": [7, 5], "training": None, "output": None, "upsampling": "linear"},
+            "metadata": METADATA,
+        }
+        first = files["vae_node2_group_first.safetensors"]
+        assert (first["part"], first["key"], first["classes"]) == ("generator", "first", ["rain", "sea waves"])
+        assert first["standardisation"] == ["mean", "deviation"]
+        assert first["parameters"] > 1000
+        assert {len(part["sha256"]) for part in files.values()} == {64}
+        assert {name: part["bytes"] for name, part in files.items()} == {
+            path.name: path.stat().st_size for path in tmp_path.glob("*.safetensors")
+        }
 
+    def test_a_single_file_tells_what_it_is(self, tmp_path: Path) -> None:
+        save_bank(tmp_path, "vae", 2, bank(), METADATA)
+        entry = json.loads((tmp_path / "manifest.json").read_text())["checkpoints"]["vae_node2"]
+        part = entry.pop("files")["vae_node2_class_train.safetensors"]
+        del part["bytes"], part["sha256"]
+        _, header = load_tensors(tmp_path / "vae_node2_class_train.safetensors")
+        assert header == {"format": 2, **entry, **part}
+        assert (header["key"], header["node"], header["metadata"]["target"]) == ("train", 2, "sd")
 
-def test_what_belongs_to_another_run_is_refused(tmp_path: Path) -> None:
-    save_bank(tmp_path, "vae", 0, bank("unified", "conditioned_vae"), METADATA)
-    wider = bank("unified", "conditioned_vae", fitted=False, conditions=3)
-    deeper = Bank(
-        replace(SETTINGS, kind="conditioned_vae", latents=5),
-        GranularitySettings(),
-        NAMES,
-        Conditions({"text": torch.eye(4)}),
-    )
-    cases = [
-        (bank("unified", "vae", fitted=False), NAMES, "kind is conditioned_vae, this run has vae"),
-        (bank("per_class", "conditioned_vae", fitted=False), NAMES, "granularity is unified, this run has per_class"),
-        (bank("unified", "conditioned_vae", fitted=False), NAMES[:2], "classes is .*this run has"),
-        (wider, NAMES, r"size of conditions is \{'text': \[4\]\}, this run has \{'text': \[3\]\}"),
-        (deeper, NAMES, r"model.encoder.4.weight is \(8, 16\), expected shape \(10, 16\)"),
-    ]
-    for into, classes, says in cases:
-        with pytest.raises(CheckpointError, match=says):
-            load(tmp_path, into, classes=classes)
-        assert into.codec is None
+    @pytest.mark.parametrize("metadata", [{}, {"round": "3"}, {"round": None}])
+    def test_a_checkpoint_without_a_round_is_not_saved(self, tmp_path: Path, metadata: dict[str, object]) -> None:
+        with pytest.raises(CheckpointError, match="has no round"):
+            save_bank(tmp_path, "vae", 0, bank(), metadata)
 
-
-@pytest.mark.parametrize("content", [b"", b"{}", b"not json", b'{"format": 99, "checkpoints": {}}', b"\x80\x04."])
-def test_a_bad_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "manifest.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"manifest\.json is not"):
-        load(tmp_path, bank(fitted=False))
-
-
-def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
-    save_bank(tmp_path, "vae", 0, bank(), METADATA)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    manifest["checkpoints"]["vae_node0"]["codec"] = "../codec.safetensors"
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="not a file of the folder"):
-        load(tmp_path, bank(fitted=False))
-
-
-@pytest.mark.parametrize("survived", range(13))
-def test_a_save_that_dies_leaves_the_old_checkpoint_or_the_new(
-    tmp_path: Path, survived: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old, new = bank(), bank(fitted=False)
-    new.fit(source(seed=1), seed=1)
-    save_bank(tmp_path, "vae", 0, old, METADATA)
-    steps = iter(range(survived))
-    replace_file = checkpoint.os.replace
-
-    def dying(*paths: Path) -> None:
-        if next(steps, None) is None:
-            raise KeyboardInterrupt
-        replace_file(*paths)
-
-    with monkeypatch.context() as patched:  # `os.replace` is the only call that changes what a reader sees
-        patched.setattr("os.replace", dying)
-        try:
-            save_bank(tmp_path, "vae", 0, new, METADATA)
-        except KeyboardInterrupt:
-            assert survived < 11
-    loaded = bank(fitted=False)
-    load(tmp_path, loaded)
-    expected = new if survived >= 6 else old  # five staged files, then the manifest
-    assert torch.equal(loaded.sample({0: 3}, 0).latents, expected.sample({0: 3}, 0).latents)
-    save_bank(tmp_path, "vae", 0, old, METADATA)
-    assert not list(tmp_path.glob("*.new"))
-    load(tmp_path, loaded)
+    def test_a_bank_that_was_never_fitted_is_not_saved(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="no fitted generators"):
+            save_bank(tmp_path, "vae", 0, bank(fitted=False), METADATA)
 
 
 def test_nodes_that_save_at_once_all_end_up_in_the_manifest(tmp_path: Path) -> None:
     code = (
-        "import sys, torch\n"
+        "import sys\n"
         "from pathlib import Path\n"
-        "from fedgen.data.tokens import TensorTokens\n"
+        "from banks import METADATA, bank\n"
         "from fedgen.exchange.checkpoint import save_bank\n"
-        "from fedgen.models.generators import GeneratorSettings\n"
-        "from fedgen.training.bank import Bank, GranularitySettings\n"
-        "bank = Bank(GeneratorSettings(), GranularitySettings(), ['a', 'b'])\n"
-        "bank.fit(TensorTokens(torch.randn(9, 3, 2), torch.arange(9) % 2), seed=0)\n"
-        "for _ in range(5): save_bank(Path(sys.argv[1]), 'vae', int(sys.argv[2]), bank, {})\n"
+        "folder, node = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "for number in range(5):\n"
+        "    save_bank(folder, 'vae', node, bank(), METADATA | {'round': number}, frequency=2, keep_last=2)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    for process in [subprocess.Popen([*command, str(node)]) for node in range(3)]:
+    for process in [subprocess.Popen([*command, str(node)], cwd=Path(__file__).parent) for node in range(3)]:
         assert process.wait(60) == 0
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert sorted(manifest["checkpoints"]) == ["vae_node0", "vae_node1", "vae_node2"]
+    manifest = Manifest.read(tmp_path)
+    assert sorted(manifest.checkpoints) == sorted(f"vae_node{n}{end}" for n in range(3) for end in ("", *ROUNDS))
+    assert set(manifest.parts()) == names(tmp_path)
+
+
+ROUNDS = ("_round_2", "_round_4")
 
 
 def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:

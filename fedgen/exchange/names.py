@@ -1,0 +1,29 @@
+"""Names of checkpoints and of their files."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+SUFFIX = ".safetensors"
+SLOT = {"unified": "", "per_class": "_class_{key}", "per_group": "_group_{key}"}
+
+
+def checkpoint_name(base_name: str, node: int, round: int | None = None) -> str:
+    """Return the name of a node's checkpoint: of its latest, or of the one kept of ``round``."""
+    return f"{base_name}_node{node}" + ("" if round is None else f"_round_{round}")
+
+
+def generator_file(base_name: str, node: int, granularity: str, key: str, round: int | None = None) -> str:
+    """Return the file name of the generator ``key``; what no file system likes and what reads as a round is quoted."""
+    quoted = re.sub(r"_(?=round_\d+$)", "%5F", quote(key, safe=" "))
+    return _file(base_name, node, SLOT[granularity].format(key=quoted), round)
+
+
+def codec_file(base_name: str, node: int, round: int | None = None) -> str:
+    """Return the file name of the codec that a node's generators share."""
+    return _file(base_name, node, "_codec", round)
+
+
+def _file(base_name: str, node: int, part: str, round: int | None) -> str:
+    return f"{base_name}_node{node}{part}{'' if round is None else f'_round_{round}'}{SUFFIX}"
