@@ -26,7 +26,15 @@ LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 
 # Where a library may be imported: files or folders of the package. None: nowhere.
 LIBRARIES: dict[str, list[str]] = {
-    "flwr": ["exchange/payload.py", "client_app.py", "server_app.py", "strategy.py", "local_grid.py", "cli.py"],
+    "flwr": [
+        "exchange/payload.py",
+        "exchange/moments.py",
+        "client_app.py",
+        "server_app.py",
+        "strategy.py",
+        "local_grid.py",
+        "cli.py",
+    ],
     "hydra": ["config.py", "cli.py"],
     "omegaconf": ["config.py", "cli.py"],
     "transformers": ["data/encoders.py", "data/targets.py"],

@@ -1,7 +1,9 @@
 """Synthetic samples on the wire: latents as bytes, class counts, and the codec once.
 
 A sample of k coefficients costs k bytes, whatever the length of its token sequence; a codec about 0.45 MB, and it
-travels only to a receiver that does not have it.
+travels only to a receiver that does not have it. A ``flat`` codec has a coefficient for each value of its short
+sequence, and of its arrays only ``positions``, ``mean`` and ``scale``. What a codec encodes with (``analysis``) stays
+on the node: the receiver only decodes.
 
 =================  =======  ============  ==============================================================
 array              type     shape         meaning
@@ -32,7 +34,7 @@ from fedgen.models.samples import SyntheticTokens
 
 LARGEST = 1e6  # no core value of sane tokens is near this
 SAMPLES = ("classes", "counts", "latents", "latent-scale")
-CODEC = tuple(f"codec.{name}" for name in Codec.NAMES)
+TUCKER, FLAT = (tuple(f"codec.{name}" for name in names) for names in (Codec.NAMES, Codec.FLAT))
 
 
 def codec_fingerprint(codec: Codec) -> str:
@@ -102,7 +104,8 @@ def samples_from_record(
     PayloadError
         Names the array or value that is missing, unknown, of a wrong type or shape, not allowed or not finite.
     """
-    names = {*SAMPLES, *(() if codec else CODEC)}
+    flat = not set(record) & (set(TUCKER) - set(FLAT))
+    names = {*SAMPLES, *(() if codec else FLAT if flat else TUCKER)}
     missing, unknown = sorted(names - set(record)), sorted(set(record) - names)
     if missing or unknown:
         raise PayloadError(f"samples: missing arrays {missing}, unexpected arrays {unknown}")
@@ -110,7 +113,7 @@ def samples_from_record(
     latents = _read(record, "latents", np.int8, (len(labels), None))  # (N, k)
     scale = _read(record, "latent-scale", np.float32, (latents.shape[1],))
     if codec is None:
-        codec = _read_codec(record, shape, latents.shape[1])
+        codec = _read_codec(record, shape, latents.shape[1], Codec.FLAT if flat else Codec.NAMES)
     elif latents.shape[1] != codec.size:
         raise PayloadError(f"samples: latents have {latents.shape[1]} coefficients, their codec has {codec.size}")
     values = torch.from_numpy(latents).float() * torch.from_numpy(scale)
@@ -118,14 +121,9 @@ def samples_from_record(
     return SyntheticTokens(codec, values, labels, seed, device)
 
 
-def record_bytes(record: ArrayRecord) -> int:
-    """Return the bytes that the arrays of ``record`` take in a message, without its envelope."""
-    return sum(len(array.data) for array in record.values())
-
-
 def _codec_arrays(codec: Codec) -> dict[str, np.ndarray]:
     """Return ``codec`` in the types that travel, by array name."""
-    state = {f"codec.{name}": value for name, value in codec.state().items()}
+    state = {f"codec.{name}": value for name, value in codec.state().items() if name != "analysis"}
     return {name: value.cpu().numpy().astype(_codec_type(value.dim())) for name, value in state.items()}
 
 
@@ -143,12 +141,14 @@ def _read_labels(record: ArrayRecord, classes: Collection[int], limit: int) -> T
     return torch.from_numpy(np.repeat(ids, counts)).long()
 
 
-def _read_codec(record: ArrayRecord, shape: tuple[int, int], size: int) -> Codec:
+def _read_codec(record: ArrayRecord, shape: tuple[int, int], size: int, names: tuple[str, ...]) -> Codec:
     """Return the codec of the message; its first sizes must be those of ``shape`` and of the latents."""
-    first = {"channels": shape[1], "positions": shape[0], "components": size, "scale": size}
-    state = {}
-    for name in Codec.NAMES:
-        dimensions = 2 if name in ("channels", "positions", "components") else 1
+    first: dict[str, int | None] = {"channels": shape[1], "positions": shape[0], "components": size, "scale": size}
+    state: dict[str, Tensor] = {}
+    for name in names:
+        if name == "mean" and "channels" not in names:  # a flat codec's short sequence is as wide as the tokens
+            first["mean"] = state["positions"].shape[1] * shape[1]
+        dimensions = 2 if name in Codec.MATRICES else 1
         expected = (first.get(name), None)[:dimensions]
         state[name] = torch.from_numpy(_read(record, f"codec.{name}", _codec_type(dimensions), expected))
     try:

@@ -2,75 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from fedgen.data.streams import stream
 from fedgen.data.tokens import TokenSource
-from fedgen.errors import DataError, choose, require
+from fedgen.errors import DataError
+from fedgen.models.bases import Bases, CodecSettings
+from fedgen.models.cores import CoreMoments, principal
+from fedgen.models.lengths import Lengths
+from fedgen.models.moments import Moments, batches
 
-CODECS = ("tucker", "flat")
-MOMENT_TOKENS = 256  # tokens of a clip that its channel moments read: neighbours overlap, all of them tell no more
-SKETCH = 64  # random directions in which position moments see the channels
-
-
-@dataclass(frozen=True)
-class CodecSettings:
-    """Sizes of the codec; each is limited by what the data has."""
-
-    channels: int = 24
-    positions: int = 48
-    components: int = 128
-    noise: bool = True
-    name: str = "tucker"
-
-    def __post_init__(self) -> None:
-        choose(self.name, CODECS, "generator.codec.name")
-        for name in ("channels", "positions", "components"):
-            value = getattr(self, name)
-            require(value >= 1, f"generator.codec.{name}={value} must be at least 1")
-
-
-@dataclass
-class Moments:
-    """Uncentred second moments of tokens as sums, so that those of several nodes can be added.
-
-    Attributes
-    ----------
-    channels : Tensor
-        Sum over tokens of the outer product of their values, ``(D, D)``, float64.
-    positions : Tensor
-        Sum over channels of the outer product over positions, ``(S, S)``, float64.
-    count : int
-        Number of clips summed.
-    """
-
-    channels: Tensor
-    positions: Tensor
-    count: int
-
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(self.channels + other.channels, self.positions + other.positions, self.count + other.count)
-
-    @classmethod
-    def measure(cls, source: TokenSource, batch_size: int = 64) -> Moments:
-        """Sum the moments of ``source`` in one pass, on its device.
-
-        Channel moments read every n-th token and position moments a fixed random sketch of the channels: on patch
-        tokens both keep the energy of the exact moments to three digits at a tenth of the cost.
-        """
-        length, width = source.shape
-        stride = max(1, length // MOMENT_TOKENS)
-        channels = positions = torch.zeros(())
-        for index, tokens in enumerate(batches(source, batch_size)):
-            rows = tokens[:, index % stride :: stride].reshape(-1, width)  # (B * S / stride, D)
-            columns = (tokens @ _sketch(width).to(tokens.device)).transpose(0, 1).reshape(length, -1)  # (S, B * SKETCH)
-            channels = channels.to(tokens.device) + (rows.T @ rows).double()
-            positions = positions.to(tokens.device) + (columns @ columns.T).double()
-        return cls(channels, positions, len(source))
+NATIVE = Lengths()  # the encoder's own length, whatever it is
 
 
 class Codec:
@@ -82,18 +26,32 @@ class Codec:
     a network could learn from some clips would hold for others.) Decoding inverts this and, given a random generator,
     adds what the components leave of the core as noise of the stored deviation.
 
+    Where lengths differ (see `Lengths`), sequences are projected on ``analysis`` and made of ``positions``, which hold
+    the shortening and the up-sampling: ``analysis = P' V`` and ``positions = U V``, ``V`` being the basis of the
+    shortened sequences ``P X``.
+
+    A ``flat`` codec leaves out what reduces: no channels (the unit matrix), no components, no residual. Its latents are
+    the values of the shortened sequence, each divided by its whole deviation: the usual standardisation.
+
     Parameters
     ----------
-    channels, positions : Tensor
-        Orthonormal bases ``(D, B)`` and ``(S, A)``.
+    bases : Bases
+        Orthonormal ``channels`` ``(D, B)``, ``positions`` ``(O, A)`` and, where they differ, ``analysis`` ``(S, A)``.
     mean : Tensor
         Mean core ``(A * B,)``.
-    components : Tensor
-        Orthonormal principal components of the core ``(k, A * B)``.
     scale : Tensor
         What each coefficient is divided by ``(k,)``.
-    residual : Tensor
+    components : Tensor, optional
+        Orthonormal principal components of the core ``(k, A * B)``.
+    residual : Tensor, optional
         Deviation of each core value that the components do not explain ``(A * B,)``.
+
+    Attributes
+    ----------
+    shape : tuple[int, int]
+        ``(O, D)`` of the sequences that it decodes to.
+    size : int
+        Coefficients ``k`` of a latent vector.
 
     References
     ----------
@@ -101,19 +59,28 @@ class Codec:
     """
 
     NAMES = ("channels", "positions", "mean", "components", "scale", "residual")
+    FLAT = ("positions", "mean", "scale")
+    MATRICES = ("channels", "positions", "components", "analysis")
 
     def __init__(
-        self, channels: Tensor, positions: Tensor, mean: Tensor, components: Tensor, scale: Tensor, residual: Tensor
+        self,
+        bases: Bases,
+        mean: Tensor,
+        scale: Tensor,
+        components: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> None:
-        self.channels, self.positions = channels, positions
-        self.mean, self.components, self.scale, self.residual = mean, components, scale, residual
-        self.shape = (len(positions), len(channels))  # (S, D)
+        self.bases, self.mean, self.scale, self.components, self.residual = bases, mean, scale, components, residual
         self.size = len(scale)  # k
         self._check()
+        self.positions = bases.positions
+        width = len(mean) // bases.positions.shape[1]
+        self.channels = torch.eye(width, device=mean.device) if bases.channels is None else bases.channels
+        self.shape = (len(self.positions), len(self.channels))  # (O, D)
 
     @classmethod
     def fit(
-        cls, source: TokenSource, settings: CodecSettings, batch_size: int = 64, moments: Moments | None = None
+        cls, source: TokenSource, settings: CodecSettings, lengths: Lengths = NATIVE, batch_size: int = 64
     ) -> Codec:
         """Fit to the clips of ``source``, streaming over them twice (bases, then cores).
 
@@ -123,33 +90,67 @@ class Codec:
             Clips to fit; at least one.
         settings : CodecSettings
             Sizes; limited by the sequence's, by the rank of the cores and by the number of clips less one.
+        lengths : Lengths
+            Tokens of the sequences modelled and made; the encoder's by default.
         batch_size : int
             Clips on the device at a time.
-        moments : Moments, optional
-            Moments to take the bases from in place of the source's own, such as the sum over several nodes.
 
         Raises
         ------
         DataError
             The source is empty.
+        ConfigError
+            The lengths are more than the encoder gives or than the codec can do.
         """
         if len(source) == 0:
             raise DataError("a codec needs at least 1 clip, got none")
-        moments = moments or Moments.measure(source, batch_size)
-        channels = _leading(moments.channels, settings.channels)  # (D, B)
-        positions = _leading(moments.positions, settings.positions)  # (S, A)
-        cores = torch.cat([_cores(tokens, channels, positions) for tokens in batches(source, batch_size)])  # (N, A * B)
+        settings.check(lengths)
+        bases = Bases.from_moments(Moments.measure(source, batch_size), settings, lengths)
+        cores = torch.cat([bases.project(tokens) for tokens in batches(source, batch_size)])  # (N, A * B)
         mean = cores.mean(dim=0)
-        components, deviation = _principal(cores - mean, settings.components)
+        if bases.channels is None:
+            return cls(bases, mean, CoreMoments.of(cores, full=False).deviation)
+        return cls._scaled(bases, mean, *principal(cores - mean, settings.components), settings.noise)
+
+    @classmethod
+    def from_moments(cls, bases: Bases, moments: CoreMoments, settings: CodecSettings) -> Codec:
+        """Return the codec of all clips that ``moments`` were summed over, no clip at hand.
+
+        Nodes that share a codec have one latent space: their latents can be pooled and their generators averaged.
+
+        Parameters
+        ----------
+        bases : Bases
+            The bases in which every node measured, from the summed `Moments` of all nodes.
+        moments : CoreMoments
+            Summed over all nodes.
+        settings : CodecSettings
+            As for `fit`, and the same for every node.
+        """
+        mean = moments.mean.float()
+        if bases.channels is None:
+            return cls(bases, mean, moments.deviation)
+        return cls._scaled(bases, mean, *moments.principal(settings.components), settings.noise)
+
+    @classmethod
+    def _scaled(
+        cls, bases: Bases, mean: Tensor, components: Tensor, deviation: Tensor, residual: Tensor, noise: bool
+    ) -> Codec:
         scale = (deviation * deviation.mean()).sqrt()
-        latents = (cores - mean) @ components.T
-        residual = (cores - mean - latents @ components).std(dim=0, correction=0)
-        return cls(channels, positions, mean, components, scale, residual if settings.noise else residual * 0)
+        return cls(bases, mean, scale, components, residual if noise else residual * 0)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Return latents ``(B, k)`` of ``tokens`` ``(B, S, D)``."""
-        cores = _cores(tokens, self.channels, self.positions)  # (B, A * B')
-        return (cores - self.mean) @ self.components.T / self.scale
+        """Return latents ``(B, k)`` of ``tokens`` ``(B, S, D)``.
+
+        Raises
+        ------
+        DataError
+            The tokens are not as the encoder gave them in fitting, or the codec came in a message and only decodes.
+        """
+        if tuple(tokens.shape[1:]) != self._encodes:
+            raise DataError(f"the codec encodes sequences {self._encodes}, got {tuple(tokens.shape[1:])}")
+        centred = self.bases.project(tokens) - self.mean  # (B, A * B')
+        return (centred if self.components is None else centred @ self.components.T) / self.scale
 
     def encode_all(self, source: TokenSource, batch_size: int = 64) -> Tensor:
         """Return latents ``(N, k)`` of every clip of ``source``, on the source's device."""
@@ -161,13 +162,14 @@ class Codec:
 
     def cores(self, latents: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Return cores ``(B, A, B')`` of ``latents`` ``(B, k)``: the tokens are ``positions @ core @ channels.T``."""
-        cores = torch.addmm(self.mean, latents * self.scale, self.components)  # (B, A * B')
-        if noise is not None:
+        scaled = latents * self.scale
+        cores = self.mean + scaled if self.components is None else torch.addmm(self.mean, scaled, self.components)
+        if noise is not None and self.residual is not None:
             cores = cores + torch.randn(cores.shape, generator=noise, device=cores.device) * self.residual
         return cores.view(len(latents), self.positions.shape[1], self.channels.shape[1])
 
     def decode(self, latents: Tensor, noise: torch.Generator | None = None) -> Tensor:
-        """Return tokens ``(B, S, D)``, float32, of ``latents`` ``(B, k)``.
+        """Return tokens ``(B, O, D)``, float32, of ``latents`` ``(B, k)``.
 
         Parameters
         ----------
@@ -184,7 +186,9 @@ class Codec:
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that defines the codec, by name: some 200,000 numbers, none of them a clip's."""
-        return {name: getattr(self, name) for name in self.NAMES}
+        own = {"mean": self.mean, "components": self.components, "scale": self.scale, "residual": self.residual}
+        parts = {**self.bases.state(), **{name: value for name, value in own.items() if value is not None}}
+        return {name: parts[name] for name in (*self.NAMES, "analysis") if name in parts}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Codec:
@@ -195,64 +199,40 @@ class Codec:
         DataError
             Names the tensor that is missing, unknown or of another shape than the rest.
         """
-        if set(state) != set(cls.NAMES):
+        if set(state) - {"analysis"} not in (set(cls.NAMES), set(cls.FLAT)):
             raise DataError(
                 f"a codec's state holds {', '.join(cls.NAMES)}, got {', '.join(sorted(state)) or 'nothing'}"
             )
-        return cls(*(state[name].float() for name in cls.NAMES))
+        parts = {name: value.float() for name, value in state.items()}
+        bases = Bases(parts["positions"], parts.get("channels"), parts.get("analysis"))
+        return cls(bases, parts["mean"], parts["scale"], parts.get("components"), parts.get("residual"))
+
+    @cached_property
+    def _encodes(self) -> tuple[int, int]:
+        """``(S, D)`` of the sequences that it encodes; positions serve in place of an analysis if orthonormal."""
+        analysis = self.bases.analysis
+        if analysis is None:
+            analysis = self.positions
+            gram = analysis.T @ analysis
+            if (gram - torch.eye(len(gram), device=gram.device)).abs().max() > 0.1:
+                raise DataError("the codec came without its analysis basis: it decodes, but cannot encode")
+        return len(analysis), self.shape[1]
 
     def _check(self) -> None:
-        for name in self.NAMES:
-            dimensions = 2 if name in ("channels", "positions", "components") else 1
-            if getattr(self, name).dim() != dimensions:
-                raise DataError(
-                    f"codec.{name} has shape {tuple(getattr(self, name).shape)}, not {dimensions} dimensions"
-                )
-        core = self.positions.shape[1] * self.channels.shape[1]
-        expected = {"mean": (core,), "components": (self.size, core), "residual": (core,)}
+        parts = self.state()
+        for name, value in parts.items():
+            dimensions = 2 if name in self.MATRICES else 1
+            if value.dim() != dimensions:
+                raise DataError(f"codec.{name} has shape {tuple(value.shape)}, not {dimensions} dimensions")
+        rank = parts["positions"].shape[1]
+        if rank == 0:
+            raise DataError(f"codec.positions has shape {tuple(parts['positions'].shape)}, and so no basis vector")
+        width = parts["channels"].shape[1] if "channels" in parts else max(1, self.size // rank)
+        core = (rank * width,)
+        expected: dict[str, tuple[int | None, ...]] = {}
+        expected |= {"mean": core, "residual": core, "components": (self.size, *core), "analysis": (None, rank)}
+        expected["scale"] = (self.size,) if "components" in parts else core
         for name, shape in expected.items():
-            if tuple(getattr(self, name).shape) != shape:
-                raise DataError(f"codec.{name} has shape {tuple(getattr(self, name).shape)}, expected {shape}")
-
-
-def batches(source: TokenSource, batch_size: int) -> Iterator[Tensor]:
-    """Yield the tokens of ``source`` in order, ``(B, S, D)`` each."""
-    for indices in torch.arange(len(source)).split(batch_size):
-        yield source.batch(indices)
-
-
-def _sketch(width: int) -> Tensor:
-    """Return the random directions ``(D, SKETCH)`` that every node uses alike; the channels themselves if few."""
-    if width <= SKETCH:
-        return torch.eye(width)
-    return torch.from_numpy(stream("sketch", width).standard_normal((width, SKETCH)) / SKETCH**0.5).float()
-
-
-def _leading(moments: Tensor, count: int) -> Tensor:
-    """Return the ``count`` leading eigenvectors ``(n, count)`` of symmetric ``moments`` ``(n, n)``, in float32."""
-    vectors = torch.linalg.eigh(moments.cpu()).eigenvectors.flip(1)  # (n, n), leading first
-    return vectors[:, :count].float().contiguous().to(moments.device)
-
-
-def _cores(tokens: Tensor, channels: Tensor, positions: Tensor) -> Tensor:
-    """Return the cores ``(B, A * B')`` of ``tokens`` ``(B, S, D)``."""
-    return (positions.T @ (tokens @ channels)).flatten(1)
-
-
-def _principal(centred: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return at most ``count`` principal components ``(k, n)`` of ``centred`` ``(N, n)`` and their deviations ``(k,)``.
-
-    Works on the smaller of the two Gram matrices; keeps at least one component, of unit scale if nothing varies.
-    """
-    rows = centred.cpu().double()
-    number, size = rows.shape
-    wide = number < size
-    values, vectors = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
-    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    rank = int((values > 1e-9 * values[0]).sum())
-    kept = max(1, min(count, rank, number - 1, size))
-    basis = (rows.T @ vectors[:, :kept]).T if wide else vectors[:, :kept].T  # (k, n)
-    basis = basis / basis.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    deviation = (values[:kept] / number).sqrt()
-    deviation = torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
-    return basis.float().to(centred.device), deviation.float().to(centred.device)
+            found = tuple(parts[name].shape) if name in parts else shape
+            if any(wanted not in (None, size) for size, wanted in zip(found, shape, strict=True)):
+                raise DataError(f"codec.{name} has shape {found}, expected {shape}")

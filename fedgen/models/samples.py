@@ -10,6 +10,8 @@ from fedgen.data.tokens import FactoredTokens
 from fedgen.models.codec import Codec
 from fedgen.models.seeds import seeded
 
+DECODED = 64  # samples that are decoded at a time for statistics
+
 
 class SyntheticTokens:
     """A `TokenSource` of generated samples.
@@ -59,6 +61,32 @@ class SyntheticTokens:
         """Return the number of samples of each class id."""
         return class_counts(self.labels)
 
+    def statistics(self, per_class: int = 16) -> dict[str, float | dict[int, int]]:
+        """Return what a node reports of what it generated, from tokens decoded for this alone.
+
+        Parameters
+        ----------
+        per_class : int
+            Most samples of a class that are decoded: the first.
+
+        Returns
+        -------
+        dict
+            ``mean``, ``std``, ``min`` and ``max`` of the decoded tokens' values (left out where there is no sample),
+            and ``counts``, the number of samples of each class id.
+        """
+        if not len(self):
+            return {"counts": {}}
+        chosen = torch.cat([(self.labels == label).nonzero()[:per_class, 0] for label in self.counts()])
+        twin = self.to(self.latents.device)  # draws noise of its own: the samples stay what they were
+        rows = [_summary(twin.batch(indices)) for indices in chosen.split(DECODED)]
+        mean, square, low, high = torch.stack(rows).unbind(dim=1)
+        weights = torch.tensor([len(part) / len(chosen) for part in chosen.split(DECODED)]).to(mean)
+        centre = (weights * mean).sum()
+        spread = ((weights * square).sum() - centre.square()).clamp(min=0).sqrt()
+        values = torch.stack([centre, spread, low.min(), high.max()]).tolist()
+        return {**dict(zip(("mean", "std", "min", "max"), values, strict=True)), "counts": self.counts()}
+
 
 class PooledTokens:
     """The samples of several nodes as one source."""
@@ -96,6 +124,12 @@ class PooledTokens:
     def counts(self) -> dict[int, int]:
         """Return the number of samples of each class id."""
         return class_counts(self.labels)
+
+
+def _summary(tokens: Tensor) -> Tensor:
+    """Return mean, mean square, least and largest of the values of ``tokens`` ``(4,)``, float64."""
+    values = tokens.double()
+    return torch.stack([values.mean(), values.square().mean(), values.min(), values.max()])
 
 
 def _stack(bases: list[Tensor]) -> Tensor:

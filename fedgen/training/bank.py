@@ -141,7 +141,7 @@ class Bank:
         """
         classes = self._slots(source)
         if self.codec is None:
-            self.codec = codec or Codec.fit(source, self.settings.codec)
+            self.codec = codec or Codec.fit(source, self.settings.codec, self.settings.lengths)
         size = self.codec.size
         chosen = {key: self.generators.get(key) or self.new_generator(size) for key in classes}
         losses = self._train(chosen, self._parts(source, self.codec, classes, seed))

@@ -10,26 +10,37 @@ from flwr.app import Array, ArrayRecord
 
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import PayloadError
-from fedgen.exchange.payload import record_bytes, samples_from_record, samples_to_record
+from fedgen.exchange.payload import codec_fingerprint, samples_from_record, samples_to_record
 from fedgen.models.codec import Codec, CodecSettings
+from fedgen.models.lengths import Lengths
 from fedgen.models.samples import SyntheticTokens
 
 SHAPE = (9, 8)
 
 
 def samples(count: int = 12) -> SyntheticTokens:
+    return synthetic(CodecSettings(4, 5, 6), Lengths(), count)
+
+
+def flat_samples(count: int = 12) -> SyntheticTokens:
+    return synthetic(CodecSettings(name="flat"), Lengths(3), count)
+
+
+def synthetic(settings: CodecSettings, lengths: Lengths, count: int) -> SyntheticTokens:
     generator = torch.Generator().manual_seed(0)
     source = TensorTokens(torch.randn(40, *SHAPE, generator=generator), torch.zeros(40))
-    codec = Codec.fit(source, CodecSettings(4, 5, 6))
-    return SyntheticTokens(codec, torch.randn(count, 6, generator=generator), torch.arange(count) % 3 + 2, seed=0)
+    codec = Codec.fit(source, settings, lengths)
+    latents = torch.randn(count, codec.size, generator=generator)
+    return SyntheticTokens(codec, latents, torch.arange(count) % 3 + 2, seed=0)
 
 
 def receive(record: ArrayRecord, shape: tuple[int, int] = SHAPE, limit: int = 10) -> SyntheticTokens:
     return samples_from_record(record, shape, classes=[2, 3, 4], limit=limit)
 
 
-def test_samples_arrive_ordered_by_class_and_almost_unchanged() -> None:
-    sent = samples()
+@pytest.mark.parametrize("make", [samples, flat_samples])
+def test_samples_arrive_ordered_by_class_and_almost_unchanged(make: Callable[[], SyntheticTokens]) -> None:
+    sent = make()
     received = receive(samples_to_record(sent))
     order = sent.labels.argsort(stable=True)
     assert received.labels.tolist() == sent.labels[order].tolist()
@@ -39,9 +50,27 @@ def test_samples_arrive_ordered_by_class_and_almost_unchanged() -> None:
     )
 
 
-def test_a_sample_costs_a_byte_a_coefficient() -> None:
-    small, large = (record_bytes(samples_to_record(samples(count))) for count in (12, 1012))
-    assert large - small == 1000 * 6
+def record_bytes(record: ArrayRecord) -> int:
+    return sum(len(array.data) for array in record.values())
+
+
+@pytest.mark.parametrize(("make", "size"), [(samples, 6), (flat_samples, 3 * 8)])
+def test_a_sample_costs_a_byte_a_coefficient(make: Callable[[int], SyntheticTokens], size: int) -> None:
+    small, large = (record_bytes(samples_to_record(make(count))) for count in (12, 1012))
+    assert large - small == 1000 * size
+
+
+@pytest.mark.parametrize("settings", [CodecSettings(4, 5, 6), CodecSettings(name="flat")])
+def test_of_the_codec_only_what_decodes_travels(settings: CodecSettings) -> None:
+    sent = synthetic(settings, Lengths(3, 20, "learned"), 12)
+    record = samples_to_record(sent)
+    assert "analysis" in sent.codec.state()
+    assert not [name for name in record if "analysis" in name]
+    received = receive(record, shape=(20, 8))
+    assert received.shape == (20, 8)
+    assert codec_fingerprint(received.codec) == codec_fingerprint(sent.codec)
+    with pytest.raises(PayloadError, match=r"codec\.positions .*\(20, 3\).*\(9xany\)"):
+        receive(record)
 
 
 def test_no_samples_are_a_valid_message() -> None:
@@ -81,15 +110,26 @@ BROKEN = {
     "codec wider": Broken("codec.channels", lambda a: a[:7].copy(), r"codec.channels .*\(7, 4\).*\(8xany\)"),
     "codec longer": Broken("codec.positions", lambda a: np.vstack([a, a]), r"codec.positions .*\(18, 5\).*\(9xany\)"),
     "codec of doubles": Broken("codec.mean", lambda a: a.astype(np.float64), "codec.mean is float64"),
+    "no positions": Broken("codec.positions", lambda a: a[:, :0].copy(), r"codec.positions .*\(9, 0\), and so no"),
     "core differs": Broken("codec.mean", lambda a: a[:-1].copy(), r"codec.mean has shape \(19,\), expected \(20,\)"),
     "pickled": Broken("codec.scale", lambda a: a.astype("datetime64[s]"), "codec.scale is datetime64"),
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+BROKEN_FLAT = {
+    "longer": Broken("codec.positions", lambda a: np.vstack([a, a]), r"codec.positions .*\(18, 3\).*\(9xany\)"),
+    "more tokens": Broken("codec.positions", lambda a: np.hstack([a, a]), r"codec.mean .*\(24,\), expected .*\(48\)"),
+    "no tokens": Broken("codec.positions", lambda a: a[:, :0].copy(), r"codec.mean .*\(24,\), expected .*\(0\)"),
+    "mean short": Broken("codec.mean", lambda a: a[:-1].copy(), r"codec.mean .*\(23,\), expected .*\(24\)"),
+    "values missing": Broken("latents", lambda a: a[:, :5].copy(), r"latent-scale .*\(24,\).*expected .*\(5\)"),
+    "deviation huge": Broken("codec.scale", first(1e30), "core value of"),
+}
+
+
+@pytest.mark.parametrize("name", [*BROKEN, *BROKEN_FLAT])
 def test_broken_arrays_are_refused_by_name(name: str) -> None:
-    broken = BROKEN[name]
-    record = samples_to_record(samples())
+    broken = BROKEN[name] if name in BROKEN else BROKEN_FLAT[name]
+    record = samples_to_record(samples() if name in BROKEN else flat_samples())
     record[broken.array] = Array(broken.change(record[broken.array].numpy()))
     with pytest.raises(PayloadError, match=broken.says):
         receive(record)
@@ -99,6 +139,14 @@ def test_missing_and_unexpected_arrays_are_refused() -> None:
     record = samples_to_record(samples())
     record["extra"] = record.pop("latents")
     with pytest.raises(PayloadError, match=r"missing arrays \['latents'\], unexpected arrays \['extra'\]"):
+        receive(record)
+
+
+def test_half_a_codec_is_no_flat_one() -> None:
+    record = samples_to_record(samples())
+    for name in ("codec.channels", "codec.components"):
+        del record[name]
+    with pytest.raises(PayloadError, match=r"missing arrays \['codec\.channels', 'codec\.components'\]"):
         receive(record)
 
 

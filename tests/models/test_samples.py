@@ -5,6 +5,7 @@ import torch
 
 from fedgen.data.tokens import TensorTokens
 from fedgen.models.codec import Codec, CodecSettings
+from fedgen.models.lengths import Lengths
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.seeds import seeded
 
@@ -49,6 +50,41 @@ def test_factors_are_the_tokens_and_project_like_them() -> None:
         tokens = source.batch(indices)
         torch.testing.assert_close(source.factors(indices).dense(), tokens)
         torch.testing.assert_close(source.factors(indices).project(weight), tokens @ weight.T)
+
+
+def flat(count: int) -> SyntheticTokens:
+    tokens = torch.randn(20, 9, 5, generator=torch.Generator().manual_seed(9))
+    codec = Codec.fit(TensorTokens(tokens, torch.zeros(20)), CodecSettings(name="flat"), Lengths(3, 6, "cubic"))
+    return SyntheticTokens(codec, torch.randn(count, codec.size), torch.zeros(count))
+
+
+def test_flat_samples_are_factors_too_and_pool_with_others() -> None:
+    parts = [flat(3), synthetic(2, noise=False)]
+    pool, indices, weight = PooledTokens(parts), torch.tensor([4, 0, 2]), torch.randn(3, 5)
+    whole = torch.cat([part.batch(torch.arange(len(part))) for part in parts])
+    torch.testing.assert_close(pool.batch(indices), whole[indices])
+    for source in (pool, parts[0]):
+        tokens = source.batch(torch.tensor([2, 1]))
+        torch.testing.assert_close(source.factors(torch.tensor([2, 1])).project(weight), tokens @ weight.T)
+
+
+def test_statistics_are_of_the_decoded_tokens() -> None:
+    samples = synthetic(200, noise=False)
+    found = samples.statistics(per_class=70)
+    tokens = samples.batch(torch.arange(140))  # classes take turns: the first 70 of each
+    assert found["counts"] == {0: 100, 1: 100}
+    expected = {"mean": tokens.mean(), "std": tokens.std(correction=0), "min": tokens.min(), "max": tokens.max()}
+    assert {name: found[name] for name in expected} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-4, abs=1e-6
+    )
+
+
+def test_statistics_leave_the_samples_as_they_are() -> None:
+    samples, twin = synthetic(10), synthetic(10)
+    twin.latents = samples.latents
+    assert samples.statistics() == samples.statistics()
+    assert torch.equal(samples.batch(torch.arange(10)), twin.batch(torch.arange(10)))
+    assert synthetic(0).statistics() == {"counts": {}}
 
 
 def test_a_pool_needs_samples_of_one_shape() -> None:

@@ -80,7 +80,7 @@ class GeneratorSettings:
             value = getattr(self, name)
             require(value >= 1, f"generator.{name}={value} must be at least 1")
         require(0 <= self.shrinkage <= 1, f"generator.shrinkage={self.shrinkage} must be between 0 and 1")
-        Lengths(self.training_length, self.output_length, self.upsampling)
+        self.codec.check(self.lengths)
 
     @property
     def lengths(self) -> Lengths:

@@ -1,0 +1,67 @@
+"""Second moments of token sequences as sums over clips: those of several nodes add up to those of all their clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedgen.data.streams import stream
+from fedgen.data.tokens import TokenSource
+
+MOMENT_TOKENS = 256  # tokens of a clip that its channel moments read: neighbours overlap, all of them tell no more
+SKETCH = 64  # random directions in which position moments see the channels
+
+
+@dataclass
+class Moments:
+    """Uncentred second moments of tokens as sums, so that those of several nodes can be added.
+
+    Attributes
+    ----------
+    channels : Tensor
+        Sum over tokens of the outer product of their values, ``(D, D)``, float64.
+    positions : Tensor
+        Sum over channels of the outer product over positions, ``(S, S)``, float64.
+    count : int
+        Number of clips summed.
+    """
+
+    channels: Tensor
+    positions: Tensor
+    count: int
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.channels + other.channels, self.positions + other.positions, self.count + other.count)
+
+    @classmethod
+    def measure(cls, source: TokenSource, batch_size: int = 64) -> Moments:
+        """Sum the moments of ``source`` in one pass, on its device.
+
+        Channel moments read every n-th token and position moments a fixed random sketch of the channels: on patch
+        tokens both keep the energy of the exact moments to three digits at a tenth of the cost.
+        """
+        length, width = source.shape
+        stride = max(1, length // MOMENT_TOKENS)
+        channels = positions = torch.zeros(())
+        for index, tokens in enumerate(batches(source, batch_size)):
+            rows = tokens[:, index % stride :: stride].reshape(-1, width)  # (B * S / stride, D)
+            columns = (tokens @ _sketch(width).to(tokens.device)).transpose(0, 1).reshape(length, -1)  # (S, B * SKETCH)
+            channels = channels.to(tokens.device) + (rows.T @ rows).double()
+            positions = positions.to(tokens.device) + (columns @ columns.T).double()
+        return cls(channels, positions, len(source))
+
+
+def batches(source: TokenSource, batch_size: int) -> Iterator[Tensor]:
+    """Yield the tokens of ``source`` in order, ``(B, S, D)`` each."""
+    for indices in torch.arange(len(source)).split(batch_size):
+        yield source.batch(indices)
+
+
+def _sketch(width: int) -> Tensor:
+    """Return the random directions ``(D, SKETCH)`` that every node uses alike; the channels themselves if few."""
+    if width <= SKETCH:
+        return torch.eye(width)
+    return torch.from_numpy(stream("sketch", width).standard_normal((width, SKETCH)) / SKETCH**0.5).float()
