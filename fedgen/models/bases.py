@@ -92,8 +92,12 @@ class Bases:
         narrow = tokens if self.channels is None else tokens @ self.channels
         return ((self.positions if self.analysis is None else self.analysis).T @ narrow).flatten(1)
 
+    def to(self, device: torch.device | str) -> Bases:
+        """Return the bases on ``device``."""
+        return Bases(**{name: value.to(device) for name, value in self.state().items()})
+
     def state(self) -> dict[str, Tensor]:
-        """Return the bases that there are, by name."""
+        """Return the bases that there are, by name: ``Bases(**state)`` are the same again."""
         return {name: getattr(self, name) for name in self.NAMES if getattr(self, name) is not None}
 
 

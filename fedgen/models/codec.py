@@ -127,10 +127,12 @@ class Codec:
         settings : CodecSettings
             As for `fit`, and the same for every node.
         """
-        mean = moments.mean.float()
+        device = bases.positions.device
+        mean = moments.mean.float().to(device)
         if bases.channels is None:
-            return cls(bases, mean, moments.deviation)
-        return cls._scaled(bases, mean, *moments.principal(settings.components), settings.noise)
+            return cls(bases, mean, moments.deviation.to(device))
+        components, deviation, residual = (part.to(device) for part in moments.principal(settings.components))
+        return cls._scaled(bases, mean, components, deviation, residual, settings.noise)
 
     @classmethod
     def _scaled(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -55,11 +57,9 @@ class CoreMoments:
             So few clips that the moments would give them away.
         """
         check_shareable(len(source))
-        parts = (cls.of(bases.project(tokens), bases.channels is not None) for tokens in batches(source, batch_size))
-        total = next(parts)
-        for part in parts:
-            total = total + part
-        return total
+        full = bases.channels is not None
+        parts = (cls.of(bases.to(tokens.device).project(tokens), full) for tokens in batches(source, batch_size))
+        return reduce(add, parts)
 
     @property
     def deviation(self) -> Tensor:
@@ -68,16 +68,14 @@ class CoreMoments:
         return _varying((variance / self.count).clamp(min=0).sqrt()).float()
 
     def principal(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `principal` returns for the cores that were summed; they are not at hand here."""
+        """Return what `principal` returns for the cores that were summed, on the CPU; they are not at hand here."""
         covariance = (self.scatter / self.count).cpu()  # (n, n)
         values, vectors = torch.linalg.eigh(covariance)
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
         kept = _rank(values, count, self.count)
         explained = vectors[:, :kept].square() @ values[:kept]  # (n,)
         residual = (covariance.diagonal() - explained).clamp(min=0).sqrt()
-        parts = (vectors[:, :kept].T.contiguous(), _varying(values[:kept].sqrt()), residual)
-        components, deviation, residual = (part.float().to(self.mean.device) for part in parts)
-        return components, deviation, residual
+        return vectors[:, :kept].T.float().contiguous(), _varying(values[:kept].sqrt()).float(), residual.float()
 
     @classmethod
     def of(cls, cores: Tensor, full: bool) -> CoreMoments:
