@@ -7,15 +7,20 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedgen.config import Config, from_yaml
+from fedgen.config import Config, NodeConfig, from_yaml
+from fedgen.errors import ConfigError
+from fedgen.exchange.moments import core_moments_to_record, moments_to_record
 from fedgen.exchange.payload import codec_fingerprint, samples_to_record
+from fedgen.exchange.states import bases_from_record, shared_from_records, states_to_records
 from fedgen.node import Node
 from fedgen.phases import Generators, Phase, plan
 from fedgen.task import open_task
+from fedgen.training.losses import generator_loss
 
 app = ClientApp()
 
@@ -31,7 +36,7 @@ def train(message: Message, context: Context) -> Message:
         received = next(iter(message.content.array_records.values())).to_torch_state_dict()
         weights, losses = node.train(received, order.round, order.phase, order.proximal_mu)
         arrays = ArrayRecord(weights)
-    if order.phase.mode.generators is Generators.TRAIN:
+    if order.phase.mode.generators is Generators.TRAIN and order.config.sharing.name == "local":
         history = node.fit_generators(order.round)
     metrics = MetricRecord({"num-examples": len(node.indices), **losses, **generator_loss(history)})
     metrics["seconds"] = time.monotonic() - started
@@ -42,13 +47,17 @@ def train(message: Message, context: Context) -> Message:
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Reply with the node's number, classes and clips, once it is sure that it can do every phase of the run."""
-    node = open_node(Order.read(message).config, context)
-    node.check()
+    order = Order.read(message)
+    node = open_node(order.config, context)
+    node.check(order.finished)
+    trains = any(item.mode.generators is Generators.TRAIN for item in plan(order.config.phase_list))
     facts = {
         "number": node.number,
         "classes": node.task.classes,
         "counts": list(node.counts.items()),
         "shape": list(node.task.store.shape),
+        "granularity": node.granularity.name,
+        "slots": node.slots if trains else {},
         "device": str(node.task.device),
     }
     return Message(RecordDict({"facts": ConfigRecord({"json": json.dumps(facts)})}), reply_to=message)
@@ -60,8 +69,42 @@ def synthesize(message: Message, context: Context) -> Message:
     order = Order.read(message)
     samples = open_node(order.config, context).synthesize(order.round)
     known = str(message.content.config_records["config"].get("codecs", "")).split()
-    facts = ConfigRecord({"codec": codec_fingerprint(samples.codec)})
+    statistics = json.dumps(samples.statistics())
+    facts = ConfigRecord({"codec": codec_fingerprint(samples.codec), "statistics": statistics})
     return Message(RecordDict({"samples": samples_to_record(samples, known), "facts": facts}), reply_to=message)
+
+
+@app.query("moments")
+def moments(message: Message, context: Context) -> Message:
+    """Reply with sums over the node's clips, of which the server makes the codec that shared generators need."""
+    order = Order.read(message)
+    node = open_node(order.config, context)
+    bases = message.content.array_records.get("bases")
+    if bases is None:
+        sums = moments_to_record(node.moments())
+    else:
+        sums = core_moments_to_record(node.core_moments(bases_from_record(bases)))
+    return Message(RecordDict({"moments": sums}), reply_to=message)
+
+
+@app.query("fit")
+def fit(message: Message, context: Context) -> Message:
+    """Train shared generators, from the weights and optimiser state in the message to those in the reply."""
+    order = Order.read(message)
+    codec, states = shared_from_records(message.content)
+    states, history = open_node(order.config, context).fit_shared(codec, states, order.round, order.phase)
+    content = states_to_records(states)
+    content["report"] = ConfigRecord({"generators": json.dumps(history)})
+    return Message(content, reply_to=message)
+
+
+@app.query("adopt")
+def adopt(message: Message, context: Context) -> Message:
+    """Keep the shared generators as they are at the end of the round."""
+    order = Order.read(message)
+    codec, states = shared_from_records(message.content)
+    open_node(order.config, context).adopt(codec, states, order.round)
+    return Message(RecordDict({"facts": ConfigRecord({"adopted": sorted(states)})}), reply_to=message)
 
 
 @dataclass(frozen=True)
@@ -74,6 +117,8 @@ class Order:
     phase : Phase
     round : int
         Counted over the whole run, from 1; 0 before any training.
+    finished : int
+        Rounds of the run that this one goes on from.
     proximal_mu : float
         FedProx's; 0 under other strategies.
     """
@@ -81,6 +126,7 @@ class Order:
     config: Config
     phase: Phase
     round: int
+    finished: int
     proximal_mu: float
 
     @classmethod
@@ -92,34 +138,65 @@ class Order:
             return float(str(values.get(key, 0)))
 
         config = _config(str(values["yaml"]))
-        phase = plan(config.phase_list, int(number("finished")))[int(number("phase"))]
-        return cls(config, phase, int(number("round")), number("proximal-mu"))
+        finished = int(number("finished"))
+        phase = plan(config.phase_list, finished)[int(number("phase"))]
+        return cls(config, phase, int(number("round")), finished, number("proximal-mu"))
 
 
 def open_node(config: Config, context: Context) -> Node:
     """Open the node that this process is: its data, its number, and its folders."""
     facts = context.node_config
     own_store = str(facts["store"]) if "store" in facts else None
-    load = config.checkpoint.load
+    load, folder = config.checkpoint.load, config.checkpoint.dir
     return Node(
         open_task(config, own_store),
         int(facts["partition-id"]),
-        node_folder(str(config.run_dir), context),
-        node_folder(load, context) if load else None,
+        node_home(str(config.run_dir), context),
+        node_home(load, context) if load else None,
         own_store is not None,
+        own_settings(dict(facts)),
+        Path(folder) if folder and "state" not in facts else None,  # a path of the server's means nothing elsewhere
     )
 
 
-def node_folder(run_dir: str, context: Context) -> Path:
-    """Return where a run keeps a node's state: in its run folder, or by its name below the node's own ``state``."""
+def node_home(run_dir: str, context: Context) -> Path:
+    """Return where a run keeps what is a node's: in its run folder, or by its name below the node's own ``state``."""
     root = context.node_config.get("state")
-    return (Path(str(root)) / Path(run_dir).name if root else Path(run_dir)) / "checkpoints"
+    return Path(str(root)) / Path(run_dir).name if root else Path(run_dir)
 
 
-def generator_loss(history: list[dict[str, float | str]]) -> dict[str, float]:
-    """Return the mean over generators of the last epoch's loss, by its metric name."""
-    last = {str(epoch["generator"]): float(epoch["loss"]) for epoch in history}
-    return {"generator_loss": sum(last.values()) / len(last)} if last else {}
+def own_settings(facts: dict[str, Any]) -> NodeConfig:
+    """Return what a node configuration says that the node does otherwise than the rest.
+
+    Parameters
+    ----------
+    facts : dict
+        ``granularity`` (text), ``groups`` (JSON, ``{"name": ["class", ...]}``), ``classes`` (separated by commas) and
+        ``samples-per-class`` count; other entries do not matter here.
+
+    Raises
+    ------
+    ConfigError
+        Names the entry that cannot be read.
+    """
+    classes = [name.strip() for name in str(facts["classes"]).split(",")] if "classes" in facts else None
+    return NodeConfig(
+        granularity=str(facts["granularity"]) if "granularity" in facts else None,
+        groups=_groups(str(facts["groups"])) if "groups" in facts else None,
+        classes=classes,
+        samples_per_class=str(facts["samples-per-class"]) if "samples-per-class" in facts else None,
+    )
+
+
+def _groups(text: str) -> dict[str, list[str]]:
+    try:
+        groups = json.loads(text)
+        assert all(isinstance(name, str) for names in groups.values() for name in names)
+    except (ValueError, AttributeError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f'the node configuration\'s groups={text!r} must be JSON such as {{"pets": ["dog", "cat"]}}: {error}'
+        ) from error
+    return {str(name): list(names) for name, names in groups.items()}
 
 
 @lru_cache(maxsize=4)

@@ -36,6 +36,7 @@ MEMORY = ["auto", "low", "high"]
 CHECKS = ["strict", "warn"]
 SHARING = ["local", "shared"]
 SCHEMES = ["cyclic", "average"]
+CHANGEABLE = ["device", "threads", "memory", "strategy.timeout", "strategy.wait"]  # when a run is resumed
 OPEN_KEYS = ("granularity.groups", "strategy.options", "nodes")  # mappings whose keys are the user's own
 
 
@@ -274,11 +275,42 @@ def load_config(overrides: list[str]) -> Config:
     ConfigError
         Unknown key or choice (the nearest is suggested), wrong type, or values that contradict each other.
     """
+    resumed = resume_config(overrides)
+    if resumed is not None:
+        return resumed
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             return from_dictconfig(compose("config", overrides=opened(overrides)))
     except HydraException as error:
         raise explain(error) from error
+
+
+def resume_config(overrides: Sequence[str]) -> Config | None:
+    """Return the configuration of the run that ``resume=...`` among ``overrides`` names; None if there is none.
+
+    Raises
+    ------
+    ConfigError
+        It is no run folder, or ``overrides`` would change what decides the run's results.
+    """
+    given = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
+    folder = given.pop("resume", "null").strip("'\"")
+    if folder == "null":
+        return None
+    for key in given:
+        if key not in CHANGEABLE:
+            raise ConfigError(
+                f"{key} cannot be changed when a run is resumed: it goes on with its own configuration, and only "
+                f"{', '.join(CHANGEABLE)} may be given. To go on in another way, use checkpoint.load={folder}"
+            )
+    file = Path(folder) / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"resume={folder} is no run folder: it has no config.yaml")
+    saved = OmegaConf.create(file.read_text(encoding="utf-8"))
+    place = str(Path(folder).absolute())
+    changed = OmegaConf.from_dotlist([f"{key}={value}" for key, value in given.items()])
+    merged = OmegaConf.merge(saved, changed, {"resume": place, "run_dir": place})
+    return from_dictconfig(merged)  # type: ignore[arg-type]
 
 
 def opened(overrides: Sequence[str]) -> list[str]:

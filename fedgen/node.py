@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from fedgen.config import Config
-from fedgen.data.tokens import TensorTokens
-from fedgen.errors import CheckpointError, DataError
-from fedgen.exchange.checkpoint import load_bank, load_tensors, save_bank, save_tensors
+from fedgen.config import Config, NodeConfig
+from fedgen.data.tokens import TokenSource
+from fedgen.errors import CheckpointError, DataError, choose
+from fedgen.exchange.checkpoint import has_bank, load_bank, save_bank
+from fedgen.models.bases import Bases
+from fedgen.models.codec import Codec
+from fedgen.models.cores import CoreMoments
+from fedgen.models.moments import Moments
 from fedgen.models.samples import SyntheticTokens
 from fedgen.models.schedule import Schedule
+from fedgen.node_state import NodeState
 from fedgen.phases import Generators, Phase, plan
 from fedgen.task import Task
 from fedgen.training.adapters import train_adapters
-from fedgen.training.bank import Bank, slots
+from fedgen.training.bank import Bank, GranularitySettings, slots
+from fedgen.training.losses import History, last_losses
 
 BASE_NAMES = {"unified": "vae_unified", "per_class": "vae_perclass", "per_group": "vae_group"}
+
+States = dict[str, dict[str, Tensor]]
+"""States of generators by key."""
 
 
 class Node:
@@ -31,29 +43,62 @@ class Node:
     task : Task
     number : int
         The node's place in the partition, from 0.
-    folder : Path
-        Where the node keeps its generators and its optimiser's state.
+    home : Path
+        Where the node keeps its state (``state/node{i}``) and its generators' checkpoints (``checkpoints``).
     load : Path, optional
-        Folder of an earlier run, read where ``folder`` has nothing yet.
+        The same of the run that this one goes on from.
     own_store : bool
         Whether every training clip of the store belongs to this node, rather than its share of the partition.
+    own : NodeConfig, optional
+        What the node itself says that it does otherwise than the rest; goes before ``nodes.{number}``.
+    checkpoints : Path, optional
+        Folder of checkpoints in place of those in ``home`` and ``load``.
 
     Raises
     ------
     DataError
-        If the node has no clips to train on.
+        If the node has no clips to train on, or none of a class that it is told to use.
     """
 
     def __init__(
-        self, task: Task, number: int, folder: Path, load: Path | None = None, own_store: bool = False
+        self,
+        task: Task,
+        number: int,
+        home: Path,
+        load: Path | None = None,
+        own_store: bool = False,
+        own: NodeConfig | None = None,
+        checkpoints: Path | None = None,
     ) -> None:
-        self.task, self.number, self.folder, self.load = task, number, folder, load
-        train = task.store.train_indices(task.config.data.test_fold)
-        if not own_store and number >= len(task.parts):
-            raise DataError(f"node {number} has no part: partition.nodes={len(task.parts)}")
-        self.indices: np.ndarray = train if own_store else task.parts[number]
-        if not len(self.indices):
-            raise DataError(f"node {number} has no clip to train on: check partition and data.test_fold")
+        self.task, self.number, self.load = task, number, load
+        self.own = _overlaid(task.config.nodes.get(str(number), NodeConfig()), own or NodeConfig())
+        self.state = _state(home, number)
+        self.checkpoints = checkpoints or home / "checkpoints"
+        self._loaded_checkpoints = checkpoints or (load / "checkpoints" if load else None)
+        self.indices = self._clips(own_store)
+
+    def _clips(self, own_store: bool) -> np.ndarray:
+        """Return the clips of the store that the node trains on."""
+        if not own_store and self.number >= len(self.task.parts):
+            raise DataError(f"node {self.number} has no part: partition.nodes={len(self.task.parts)}")
+        train = self.task.store.train_indices(self.config.data.test_fold)
+        indices = train if own_store else self.task.parts[self.number]
+        if self.own.classes is not None:
+            indices = self._restricted(indices, self.own.classes)
+        if not len(indices):
+            raise DataError(f"node {self.number} has no clip to train on: check partition and data.test_fold")
+        return indices
+
+    def _restricted(self, indices: np.ndarray, names: list[str]) -> np.ndarray:
+        """Return the clips of the classes ``names`` alone."""
+        key = f"nodes.{self.number}.classes"
+        labels = self.task.store.labels[indices]
+        wanted = [self.task.classes.index(choose(name, self.task.classes, key)) for name in names]
+        missing = [self.task.classes[label] for label in wanted if label not in labels]
+        if missing:
+            there = ", ".join(self.task.classes[label] for label in np.unique(labels))
+            raise DataError(f"{key} names {', '.join(missing)}, of which the node has no clip; it has {there}")
+        return indices[np.isin(labels, wanted)]
 
     @property
     def config(self) -> Config:
@@ -61,7 +106,7 @@ class Node:
         return self.task.config
 
     @cached_property
-    def source(self) -> TensorTokens:
+    def source(self) -> TokenSource:
         """The node's own clips, on the device."""
         return self.task.tokens(self.indices)
 
@@ -71,26 +116,50 @@ class Node:
         return dict(sorted(Counter(self.task.store.labels[self.indices].tolist()).items()))
 
     @property
+    def granularity(self) -> GranularitySettings:
+        """The node's own granularity and groups where it has any, else the run's."""
+        chosen, own = self.task.granularity, self.own
+        return replace(chosen, name=own.granularity or chosen.name, groups=own.groups or chosen.groups)
+
+    @property
+    def slots(self) -> dict[str, list[str]]:
+        """Which of the node's classes each generator serves, by the generator's key."""
+        return slots(self.granularity, self._classes())
+
+    @property
     def base_name(self) -> str:
         """First part of the names of generator files."""
-        return self.config.checkpoint.base_name or BASE_NAMES[self.config.granularity.name]
+        return self.config.checkpoint.base_name or BASE_NAMES[self.granularity.name]
 
-    def check(self) -> None:
-        """Find out before any training whether this node can do every phase of the run.
+    @property
+    def samples_per_class(self) -> int:
+        """How many samples of each class the node draws."""
+        asked = self.own.samples_per_class or self.config.synthesis.samples_per_class
+        counts = self.counts
+        return max(1, round(sum(counts.values()) / len(counts))) if asked == "auto" else int(asked)
+
+    def check(self, finished: int = 0) -> None:
+        """Start afresh, or from the run that this one goes on from, and find out whether every phase can be done.
+
+        Parameters
+        ----------
+        finished : int
+            Rounds that are finished before this run's first.
 
         Raises
         ------
         ConfigError, CheckpointError
             The granularity does not cover the node's classes; a checkpoint that is to be loaded is missing or unfit.
         """
-        self._inherit_moments()
-        uses = [phase.mode.generators for phase in plan(self.config.phase_list)]
-        first = next((use for use in uses if use is not Generators.NONE), None)
+        if not self.config.resume:
+            self.state.clear()
+            self._inherit(finished)
+        first = next(iter(self._uses()), None)
         if first is Generators.LOAD:
             self.load_bank()
         elif first is Generators.TRAIN:
-            self._saved_bank()
-            slots(self.task.granularity, self._classes())
+            self._bank_to_train()
+            assert self.slots
 
     def train(
         self, weights: dict[str, Tensor], round_number: int, phase: Phase, proximal_mu: float = 0.0
@@ -121,31 +190,74 @@ class Node:
             self.task.targets.heads,
             self.config.adapter.training,
             seed=self.task.seed("train", round_number, self.number),
-            optimizer_state=self._moments(),
+            optimizer_state=self.state.moments(before=round_number),
             schedule=Schedule(round_number - phase.offset - 1, phase.rounds),
             proximal_mu=proximal_mu,
         )
-        save_tensors(self.folder / self._moments_file, moments, {"node": self.number, "round": round_number})
+        self.state.save_moments(round_number, moments, {"node": self.number})
         return {name: value.detach().cpu() for name, value in adapters.state_dict().items()}, losses
 
-    def fit_generators(self, round_number: int) -> list[dict[str, float | str]]:
-        """Fit the node's generators to its clips, save them, and return their losses by generator and epoch."""
-        bank = self._saved_bank()
+    def fit_generators(self, round_number: int) -> History:
+        """Fit the node's generators to its clips, keep them, and return their losses by generator and epoch."""
+        bank = self._bank_to_train(before=round_number)
         losses = bank.fit(self.source, self.task.seed("generators", round_number, self.number))
-        metadata = {**self.task.identity(), "round": round_number, "seed": self.config.seed, "mode": self.config.mode}
-        save_bank(self.folder, self.base_name, self.number, bank, metadata)
+        self._keep(bank, round_number, losses)
         return losses
 
     def synthesize(self, round_number: int) -> SyntheticTokens:
-        """Draw ``synthesis.samples_per_class`` samples of each of the node's classes from its saved generators."""
-        asked = self.config.synthesis.samples_per_class
-        counts = self.counts
-        each = round(sum(counts.values()) / len(counts)) if asked == "auto" else int(asked)
+        """Draw samples of each of the node's classes from the generators that it had at the end of ``round_number``."""
         seed = self.task.seed("synthesize", round_number, self.number)
-        return self.load_bank().sample(dict.fromkeys(counts, max(each, 1)), seed)
+        bank = self.load_bank(before=round_number + 1)
+        counts = dict.fromkeys(self.counts, self.samples_per_class)
+        return bank.sample(counts, seed, absent=self.config.synthesis.absent)
 
-    def load_bank(self) -> Bank:
-        """Return the node's saved generators.
+    def moments(self) -> Moments:
+        """Return the sums over the node's clips that a codec shared by all nodes takes its bases from."""
+        return Moments.measure(self.source)
+
+    def core_moments(self, bases: Bases) -> CoreMoments:
+        """Return the sums over the node's clips that a codec shared by all nodes takes its components from."""
+        return CoreMoments.measure(self.source, bases)
+
+    def fit_shared(self, codec: Codec, states: States, round_number: int, phase: Phase) -> tuple[States, History]:
+        """Train generators that all nodes share on the node's clips.
+
+        Parameters
+        ----------
+        codec : Codec
+            Shared by all nodes.
+        states : dict
+            Weights and optimiser state by the generator's key; a generator without a state starts anew, with the same
+            weights on every node.
+        round_number : int
+            Counted over the whole run, from 1.
+        phase : Phase
+            Its rounds share one learning-rate schedule.
+
+        Returns
+        -------
+        states, losses
+            The states after the training, and the losses by generator and epoch.
+        """
+        bank = self._new_bank()
+        losses = bank.fit_shared(
+            self.source,
+            codec,
+            states,
+            self.task.seed("shared generators"),
+            self.task.seed("generators", round_number, self.number),
+            Schedule(round_number - phase.offset - 1, phase.rounds),
+        )
+        return bank.shared_states(), losses
+
+    def adopt(self, codec: Codec, states: States, round_number: int) -> None:
+        """Make the node's own what all nodes have trained together, and keep it."""
+        bank = self._new_bank()
+        bank.adopt(self.source, codec, states)
+        self._keep(bank, round_number, [])
+
+    def load_bank(self, before: int | None = None) -> Bank:
+        """Return the node's generators as they were before round ``before`` (None: the latest).
 
         Raises
         ------
@@ -153,49 +265,81 @@ class Node:
             They are missing (and which command makes them), damaged, or of another configuration.
         """
         bank = self._new_bank()
-        folder = self.load if self.load is not None and not self._has_bank(self.folder) else self.folder
-        load_bank(folder, self.base_name, self.number, bank, self._classes(), self.task.identity())
+        folder = self.state.latest("generators", before) or self.checkpoints
+        self._fill(bank, folder)
         return bank
 
-    def _saved_bank(self) -> Bank:
-        """Return the generators to go on training: saved ones where there are any, else untrained ones."""
-        saved = any(self._has_bank(folder) for folder in (self.folder, self.load) if folder is not None)
-        return self.load_bank() if saved else self._new_bank()
+    def _bank_to_train(self, before: int | None = None) -> Bank:
+        """Return the generators to go on training: those from before, if there are any, else untrained ones."""
+        folder = self.state.latest("generators", before)
+        there = folder is not None and has_bank(folder, self.base_name, self.number)
+        return self.load_bank(before) if there else self._new_bank()
 
-    def _has_bank(self, folder: Path) -> bool:
-        return (folder / self._codec_file).is_file()
+    def _keep(self, bank: Bank, round_number: int, losses: History) -> None:
+        """Keep generators for the rounds to come and, if the run says so, as checkpoints for its user."""
+        metadata = {
+            **self.task.identity(),
+            **self._split(),
+            "tokens": list(self.task.store.shape),
+            "counts": {self.task.classes[label]: count for label, count in self.counts.items()},
+            "round": round_number,
+            "seed": self.config.seed,
+            "mode": "+".join(phase.mode for phase in self.config.phase_list),
+            "metrics": last_losses(losses),
+        }
+        save_bank(self.state.generators(round_number), self.base_name, self.number, bank, metadata)
+        self.state.prune("generators", round_number)
+        chosen = self.config.checkpoint
+        if chosen.save:
+            frequency, kept = chosen.frequency, chosen.keep_last
+            save_bank(self.checkpoints, self.base_name, self.number, bank, metadata, frequency, kept)
+
+    def _fill(self, bank: Bank, folder: Path, round_number: int | None = None) -> dict[str, Any]:
+        expected = {**self.task.identity(), **self._split()}
+        check = self.config.checkpoint.check
+        return load_bank(folder, self.base_name, self.number, bank, self._classes(), expected, round_number, check)
+
+    def _split(self) -> dict[str, Any]:
+        """Return which data the generators have seen: what a checkpoint of theirs must agree on."""
+        return {"dataset": self.task.store.identity["data"], "split": {"test_fold": self.config.data.test_fold}}
+
+    def _uses(self) -> list[Generators]:
+        """Return what the phases do with generators, in order, without those that have none."""
+        uses = [phase.mode.generators for phase in plan(self.config.phase_list)]
+        return [use for use in uses if use is not Generators.NONE]
 
     def _new_bank(self) -> Bank:
         conditions = self.task.targets.conditions()
-        return Bank(self.config.generator, self.task.granularity, self.task.classes, conditions)
+        return Bank(self.config.generator, self.granularity, self.task.classes, conditions)
 
     def _classes(self) -> list[str]:
         return [self.task.classes[label] for label in self.counts]
 
-    @property
-    def _codec_file(self) -> str:
-        return f"{self.base_name}_node{self.number}_codec.safetensors"
-
-    @property
-    def _moments_file(self) -> str:
-        return f"adapters_node{self.number}_optimizer.safetensors"
-
-    def _moments(self) -> dict[str, Tensor] | None:
-        for folder in (self.folder, self.load):
-            if folder is not None and (folder / self._moments_file).is_file():
-                return load_tensors(folder / self._moments_file)[0]
-        return None
-
-    def _inherit_moments(self) -> None:
-        """Take over the optimiser's state of the run that this one goes on from, also if no phase trains adapters."""
+    def _inherit(self, finished: int) -> None:
+        """Take over what the run knew that this one goes on from: its optimisers, and its generators, used or not."""
         if self.load is None:
             return
-        if (self.load / self._moments_file).is_file():
-            moments, metadata = load_tensors(self.load / self._moments_file)
-            save_tensors(self.folder / self._moments_file, moments, metadata)
-        elif not self._has_bank(self.load):
+        self.state.inherit(_state(self.load, self.number), finished)
+        published = self._loaded_checkpoints
+        assert published is not None
+        wanted = self.config.checkpoint.round
+        if has_bank(published, self.base_name, self.number, wanted) or wanted is not None:
+            if self._uses():
+                bank = self._new_bank()
+                metadata = self._fill(bank, published, wanted)
+                save_bank(self.state.generators(finished), self.base_name, self.number, bank, metadata)
+        elif not self.state.latest("optimizer") and not self.state.latest("generators"):
             raise CheckpointError(
-                f"{self.load} has neither {self._moments_file} nor {self._codec_file}: "
-                f"checkpoint.load={self.config.checkpoint.load} must name a run in which node {self.number} took part, "
-                "such as `fedgen run mode=train_generators` makes"
+                f"{self.load} knows nothing of node {self.number}: checkpoint.load={self.config.checkpoint.load} must "
+                f"name a run in which it took part, such as `fedgen run mode=train_generators` makes"
             )
+
+
+def _overlaid(general: NodeConfig, own: NodeConfig) -> NodeConfig:
+    """Return ``own`` with what it leaves open taken from ``general``."""
+    said: Mapping[str, Any] = {name: value for name, value in vars(own).items() if value is not None}
+    return replace(general, **said)
+
+
+def _state(home: Path, number: int) -> NodeState:
+    return NodeState(home / "state" / f"node{number}")

@@ -36,6 +36,8 @@ class RoundReport:
         What each node reported of its training.
     generators : dict[int, list[dict[str, float | str]]]
         Losses of each node's generators by epoch and component.
+    statistics : dict[int, dict]
+        Mean, deviation and range of the samples of each node, and how many there are of each class id.
     samples : dict[int, int]
         Synthetic samples in the pool by global class id.
     global_losses : dict[str, float]
@@ -51,6 +53,7 @@ class RoundReport:
     lost: dict[int, str] = field(default_factory=dict)
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     generators: dict[int, list[dict[str, float | str]]] = field(default_factory=dict)
+    statistics: dict[int, dict[str, Any]] = field(default_factory=dict)
     samples: dict[int, int] = field(default_factory=dict)
     global_losses: dict[str, float] = field(default_factory=dict)
     bytes_sent: int = 0
@@ -69,7 +72,7 @@ class Recorder:
 
     def __init__(self, folder: RunFolder, task: Task) -> None:
         self.folder, self.task = folder, task
-        self._started = time.monotonic()
+        self._started, self._before = time.monotonic(), 0.0  # seconds before this process, if the run was interrupted
         self._history: list[dict[str, Any]] = []
         self._reports: list[RoundReport] = []
         self._scores: Scores | None = None
@@ -99,6 +102,21 @@ class Recorder:
         self.folder.log_metrics(_server_line(phase, report, scores))
         logger.info("%s", progress_line(phase, report, scores, len(self._nodes)))
 
+    def state(self) -> dict[str, Any]:
+        """Return all that `finish` needs of the rounds so far, as JSON values."""
+        return {
+            "seconds": self._before + time.monotonic() - self._started,
+            "history": self._history,
+            "scores": asdict(self._scores) if self._scores else None,
+            "reports": [_plain(report) for report in self._reports],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self._before, self._history = float(state["seconds"]), list(state["history"])
+        self._scores = Scores(**state["scores"]) if state["scores"] else None
+        self._reports = [_report(values) for values in state["reports"]]
+
     def finish(self) -> dict[str, Any]:
         """Write ``results.json`` and the plots, and return the results."""
         config, scores = self.task.config, self._scores
@@ -117,7 +135,7 @@ class Recorder:
                 "received": [report.bytes_received for report in self._reports],
             },
             "seconds": {
-                "total": time.monotonic() - self._started,
+                "total": self._before + time.monotonic() - self._started,
                 "rounds": [report.seconds for report in self._reports],
             },
             "seed": config.seed,
@@ -127,6 +145,18 @@ class Recorder:
         rounds = len(self._reports)
         logger.info("accuracy %.3f after %d rounds; run folder: %s", scores.accuracy, rounds, self.folder.path)
         return results
+
+
+def _plain(report: RoundReport) -> dict[str, Any]:
+    """Return of ``report`` what results are made of; the rest is in ``metrics.jsonl``."""
+    kept = ("round", "lost", "samples", "bytes_sent", "bytes_received", "seconds")
+    return {name: getattr(report, name) for name in kept}
+
+
+def _report(values: Mapping[str, Any]) -> RoundReport:
+    """Return the report that `_plain` made JSON of; JSON has no whole numbers as keys."""
+    numbers = {name: {int(key): item for key, item in values[name].items()} for name in ("lost", "samples")}
+    return RoundReport(**{**values, **numbers})
 
 
 def progress_line(phase: Phase, report: RoundReport, scores: Scores, nodes: int) -> str:
@@ -155,6 +185,8 @@ def _metric_lines(phase: Phase, report: RoundReport) -> list[dict[str, Any]]:
         line |= {f"train/node_{number}/{name}": value for name, value in metrics.items()}
         if report.generators.get(number):
             line[f"train/node_{number}/generator"] = report.generators[number]
+        if number in report.statistics:
+            line[f"train/node_{number}/synthetic"] = report.statistics[number]
         lines.append(line)
     return lines
 

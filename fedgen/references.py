@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +15,7 @@ from fedgen.node import Node
 from fedgen.phases import Phase, plan
 from fedgen.recorder import Recorder, RoundReport
 from fedgen.run_folder import RunFolder
+from fedgen.run_state import RunState
 from fedgen.task import Task, prepare_task
 
 
@@ -33,19 +32,23 @@ def run_reference(config: Config) -> dict[str, Any]:
     """
     if config.checkpoint.load:
         raise ConfigError(f"checkpoint.load={config.checkpoint.load}: mode={config.phase_list[0].mode} starts afresh")
-    config = replace(config, run_dir=str(Path(str(config.run_dir)).absolute()))
     task = prepare_task(config)
-    folder = RunFolder.create(task.config)
+    folder, state = RunFolder.begin(task.config)
     (phase,) = plan(config.phase_list)
-    nodes = [Node(task, number, folder.checkpoints) for number in range(len(task.parts))]
+    nodes = [Node(task, number, folder.path) for number in range(len(task.parts))]
     recorder = Recorder(folder, task)
     recorder.partition({node.number: node.counts for node in nodes})
     weights = {node.number: task.adapters().state_dict() for node in nodes}
+    if state is not None:
+        weights = {node.number: state.tensors[f"node{node.number}"] for node in nodes}
+        recorder.restore(state.facts)
     test = task.test_tokens()
-    for round_number in range(1, phase.rounds + 1):
+    for round_number in range(state.round + 1 if state else 1, phase.rounds + 1):
         report, scores = _round(task, nodes, weights, test, phase, round_number)
         kept = weights[0] if len(nodes) == 1 else {}
         recorder.round(phase, report, scores, kept or None)
+        tensors = {f"node{number}": own for number, own in weights.items()}
+        folder.states.save(RunState(round_number, tensors, recorder.state()))
     return recorder.finish()
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from fedgen.config import Config, from_yaml, to_yaml
 from fedgen.errors import CheckpointError, ConfigError
-from fedgen.evaluation.zero_shot import Scores
-from fedgen.exchange.checkpoint import load_tensors, save_tensors, write_atomically
+from fedgen.exchange.files import load_tensors, save_tensors, write_atomically
+from fedgen.run_state import RunState, RunStates
+
+logger = logging.getLogger(__name__)
 
 ADAPTERS = "adapters.safetensors"
 
@@ -26,7 +29,8 @@ class RunFolder:
     ``config.yaml``             the resolved configuration
     ``partition.json``          clips of each class on each node
     ``metrics.jsonl``           a line per round and node, and one per round for the server
-    ``checkpoints/``            global adapters; generators and optimisers of nodes on this machine
+    ``checkpoints/``            global adapters; generators of nodes on this machine
+    ``state/``                  what the run and its nodes on this machine go on from when it was interrupted
     ``results.json``            what `fedgen compare` reads
     ==========================  =============================================================
     """
@@ -38,6 +42,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of adapters and generators."""
         return self.path / "checkpoints"
+
+    @property
+    def states(self) -> RunStates:
+        """The run's state after its last finished round."""
+        return RunStates(self.path / "state" / "server")
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
@@ -52,11 +61,44 @@ class RunFolder:
         if config.checkpoint.load and Path(config.checkpoint.load).resolve() == folder.path.resolve():
             raise ConfigError(f"checkpoint.load={config.checkpoint.load} is this run's own folder; set hydra.run.dir")
         folder.path.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        for part in (folder.checkpoints, folder.path / "state"):
+            shutil.rmtree(part, ignore_errors=True)
         for name in ("metrics.jsonl", "results.json", "partition.json"):
             (folder.path / name).unlink(missing_ok=True)
         write_atomically(folder.path / "config.yaml", to_yaml(config).encode())
         return folder
+
+    @classmethod
+    def begin(cls, config: Config) -> tuple[RunFolder, RunState | None]:
+        """Start the folder ``run_dir`` afresh, or where the run that ``resume`` names was interrupted.
+
+        Returns
+        -------
+        folder, state
+            The state after the last finished round; None for a run that starts at its beginning.
+        """
+        folder = cls(Path(str(config.run_dir)))
+        state = folder.states.latest() if config.resume else None
+        if state is None:
+            return cls.create(replace(config, resume=None)), None
+        folder.rewind(state.round)
+        logger.info("%s goes on after round %d", folder.path, state.round)
+        return folder, state
+
+    def rewind(self, round_number: int) -> None:
+        """Drop from ``metrics.jsonl`` what was written after ``round_number``, such as half a line."""
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return
+        kept = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue  # the process died while it wrote this
+            if values["round"] <= round_number:
+                kept.append(line + "\n")
+        write_atomically(file, "".join(kept).encode())
 
     def config(self) -> Config:
         """Return the resolved configuration of the run.
@@ -97,13 +139,15 @@ class RunFolder:
         """Save the global adapters; ``metadata`` has at least the number of finished rounds as ``round``."""
         save_tensors(self.checkpoints / ADAPTERS, weights, metadata)
 
-    def load_adapters(self, expected: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
+    def load_adapters(self, expected: Mapping[str, Any], check: str = "strict") -> tuple[dict[str, Tensor], int]:
         """Return the global adapters and the number of finished rounds.
 
         Parameters
         ----------
         expected : Mapping
             Metadata that must agree, such as the encoder's identity and the target.
+        check : str
+            ``strict``, or ``warn`` to say what differs and go on.
 
         Raises
         ------
@@ -120,11 +164,8 @@ class RunFolder:
         differ = [
             f"{k} is {metadata.get(k)!r}, this run has {v!r}" for k, v in expected.items() if metadata.get(k) != v
         ]
-        if differ:
+        if differ and check == "strict":
             raise CheckpointError(f"{file}: {'; '.join(differ)}")
+        for difference in differ:
+            logger.warning("%s: %s", file, difference)
         return weights, int(metadata["round"])
-
-
-def score_results(scores: Scores) -> dict[str, Any]:
-    """Return scores as the entries of ``results.json``."""
-    return asdict(scores)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -15,17 +14,22 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from fedgen.aggregation import load_strategy_state, open_strategy, strategy_state
+from fedgen.border import Member, read_member
 from fedgen.config import Config, from_yaml, load_config, to_yaml
-from fedgen.errors import AggregationError, ConfigError, DataError
+from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError
 from fedgen.evaluation.zero_shot import Scores, zero_shot
-from fedgen.models.samples import PooledTokens
+from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.phases import Phase, plan
 from fedgen.recorder import Recorder
 from fedgen.run_folder import RunFolder
-from fedgen.strategy import Member, SyntheticPooling, open_strategy
+from fedgen.run_state import RunState
+from fedgen.sharing import SharedGenerators
+from fedgen.strategy import SyntheticPooling
 from fedgen.task import Task, prepare_task
 from fedgen.training.adapters import train_adapters
+from fedgen.training.bank import Bank
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +74,11 @@ def federate(grid: Grid, config: Config) -> dict[str, Any]:
     references = [item.mode for item in config.phase_list if not plan([item])[0].mode.federated]
     if references:
         raise ConfigError(f"mode={references[0]} is a reference, not a federation: run it with `fedgen run`")
-    config = replace(config, run_dir=str(Path(str(config.run_dir)).absolute()))
     task = prepare_task(config)
-    folder = RunFolder.create(task.config)
-    server = Server(grid, task, folder)
-    return server.run()
+    folder, state = RunFolder.begin(task.config)
+    if state is None:
+        task = replace(task, config=replace(task.config, resume=None))
+    return Server(grid, task, folder, state).run()
 
 
 class Server:
@@ -86,22 +90,29 @@ class Server:
     task : Task
         Prepared on this machine.
     folder : RunFolder
+    state : RunState, optional
+        Of the run that was interrupted and goes on here.
     """
 
-    def __init__(self, grid: Grid, task: Task, folder: RunFolder) -> None:
-        self.grid, self.task, self.config = grid, task, task.config
+    def __init__(self, grid: Grid, task: Task, folder: RunFolder, state: RunState | None = None) -> None:
+        self.grid, self.task, self.config, self.folder, self.state = grid, task, task.config, folder, state
         self.adapters = task.adapters()
-        self.finished = self._load() if self.config.checkpoint.load else 0
-        self.test = task.test_tokens()
         self.recorder = Recorder(folder, task)
+        self.shared = self._shared_generators()
+        self.finished = self._load() if self.config.checkpoint.load and not state else 0
+        if state is not None:
+            self._restore(state)
+        self.test = task.test_tokens()
 
     def run(self) -> dict[str, Any]:
         """Meet the nodes, run every phase, and write the results."""
         members = self.meet()
         self.recorder.partition({member.number: member.counts for member in members.values()})
         arrays = ArrayRecord(self.adapters.state_dict())
+        done = self.state.round if self.state else self.finished
         for number, phase in enumerate(plan(self.config.phase_list, self.finished)):
-            arrays = self.run_phase(number, phase, members, arrays)
+            if phase.last > done:
+                arrays = self.run_phase(number, phase, members, arrays, max(0, done - phase.offset))
         return self.recorder.finish()
 
     def meet(self) -> dict[int, Member]:
@@ -115,7 +126,7 @@ class Server:
             If a node cannot do its part, or disagrees with the server about classes or tokens.
         """
         ids = self._wait_for_nodes()
-        content = RecordDict({"config": ConfigRecord({"yaml": to_yaml(self.config)})})
+        content = RecordDict({"config": ConfigRecord({"yaml": to_yaml(self.config), "finished": self.finished})})
         messages = [Message(content, node_id, "query.describe") for node_id in ids]
         replies = list(self.grid.send_and_receive(messages, timeout=self.config.strategy.timeout))
         problems = [str(reply.error.reason) for reply in replies if reply.has_error()]
@@ -127,39 +138,80 @@ class Server:
             raise DataError("nodes cannot start: " + "; ".join(sorted(set(problems))))
         return self._members(replies)
 
-    def run_phase(self, number: int, phase: Phase, members: dict[int, Member], arrays: ArrayRecord) -> ArrayRecord:
-        """Run one phase from ``arrays`` and return the global adapters at its end."""
+    def run_phase(
+        self, number: int, phase: Phase, members: dict[int, Member], arrays: ArrayRecord, done: int = 0
+    ) -> ArrayRecord:
+        """Run what is left of one phase after ``done`` of its rounds, and return the global adapters at its end."""
+        strategy = self._strategy(number, phase, members, done)
+
+        def evaluate(server_round: int, current: ArrayRecord) -> MetricRecord | None:
+            if server_round == 0 and (number > 0 or self.state is not None):
+                return None  # these have been evaluated at the end of the round before
+            scores = self.evaluate(current)
+            self.recorder.round(phase, strategy.report, scores, current.to_torch_state_dict())
+            self._keep(number, strategy, current)
+            return MetricRecord({"accuracy": scores.accuracy})
+
+        result = strategy.start(
+            self.grid,
+            arrays,
+            num_rounds=phase.rounds - done,
+            timeout=self.config.strategy.timeout,
+            evaluate_fn=evaluate,
+        )
+        return result.arrays
+
+    def _strategy(self, number: int, phase: Phase, members: dict[int, Member], done: int) -> SyntheticPooling:
+        """Return the strategy of a phase, as it was after ``done`` rounds."""
         learns = phase.mode.synthesizes and self.config.global_training.name != "none"
         settings: dict[str, Any] = {"yaml": to_yaml(self.config), "phase": number, "finished": self.finished}
+        length = self.config.generator.output_length or self.task.store.shape[0]
         strategy = SyntheticPooling(
             open_strategy(self.config.strategy, self.config.min_nodes),
             phase,
             members,
             self.config.min_nodes,
             self.config.strategy.timeout,
-            self.task.store.shape,
+            (length, self.task.store.shape[1]),
             self.config.synthesis.max_samples,
             lambda round_number: self.task.seed("decode", round_number),
             partial(self.train_on_pool, phase) if learns else None,
             settings,
             str(self.task.device),
+            self.shared,
+            done,
         )
+        if self.state is not None and done:
+            load_strategy_state(strategy.strategy, self.state.tensors.get("strategy", {}))
+            strategy.pool = pool_from_state(self.state)
+        return strategy
 
-        def evaluate(server_round: int, current: ArrayRecord) -> MetricRecord | None:
-            if server_round == 0 and number > 0:
-                return None  # the phase before has just evaluated these
-            scores = self.evaluate(current)
-            self.recorder.round(phase, strategy.report, scores, current.to_torch_state_dict())
-            return MetricRecord({"accuracy": scores.accuracy})
+    def _keep(self, number: int, strategy: SyntheticPooling, arrays: ArrayRecord) -> None:
+        """Save all that the run needs to go on after this round."""
+        tensors = {"adapters": arrays.to_torch_state_dict(), "strategy": strategy_state(strategy.strategy)}
+        seeds = {}
+        for node, samples in strategy.pool.items():
+            seeds[node] = samples.seed
+            tensors[f"samples_node{node}"] = samples.state()
+        facts: dict[str, Any] = {"finished": self.finished, "seeds": seeds, "recorder": self.recorder.state()}
+        if self.shared is not None:
+            tensors["shared"], facts["seen"] = self.shared.tensors(), self.shared.seen
+        self.folder.states.save(RunState(strategy.report.round, tensors, facts))
 
-        result = strategy.start(
-            self.grid,
-            arrays,
-            num_rounds=phase.rounds,
-            timeout=self.config.strategy.timeout,
-            evaluate_fn=evaluate,
-        )
-        return result.arrays
+    def _restore(self, state: RunState) -> None:
+        """Go on from where an interrupted run was."""
+        self.adapters.load_state_dict(state.tensors["adapters"])
+        self.finished = int(state.facts["finished"])
+        self.recorder.restore(state.facts["recorder"])
+        if self.shared is not None:
+            self.shared.load(state.tensors["shared"], state.facts["seen"])
+
+    def _shared_generators(self) -> SharedGenerators | None:
+        if self.config.sharing.name == "local":
+            return None
+        conditions = self.task.targets.conditions()
+        bank = Bank(self.config.generator, self.task.granularity, self.task.classes, conditions)
+        return SharedGenerators(self.config.sharing, bank, self.task.store.shape)
 
     def evaluate(self, arrays: ArrayRecord) -> Scores:
         """Return the zero-shot scores of the global adapters on the held-out clips."""
@@ -181,8 +233,18 @@ class Server:
         return ArrayRecord(self.adapters.state_dict()), losses
 
     def _load(self) -> int:
-        folder = RunFolder(Path(str(self.config.checkpoint.load)))
-        weights, finished = folder.load_adapters(self.task.identity())
+        chosen = self.config.checkpoint
+        folder = RunFolder(Path(str(chosen.load)))
+        weights, finished = folder.load_adapters(self.task.identity(), chosen.check)
+        expected = {name: tuple(value.shape) for name, value in self.adapters.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in weights.items()}
+        differ = [
+            f"{name} is {found.get(name, 'missing')}, this run has {expected.get(name, 'no such weights')}"
+            for name in sorted(set(found) | set(expected))
+            if found.get(name) != expected.get(name)
+        ]
+        if differ:
+            raise CheckpointError(f"checkpoint.load={chosen.load}: the adapters do not fit: {'; '.join(differ)}")
         self.adapters.load_state_dict(weights)
         return finished
 
@@ -198,24 +260,20 @@ class Server:
         return sorted(ids)
 
     def _members(self, replies: list[Message]) -> dict[int, Member]:
-        members = {}
-        for reply in replies:
-            node_id = reply.metadata.src_node_id
-            try:
-                said = json.loads(str(reply.content.config_records["facts"]["json"]))
-                member = Member(int(said["number"]), {int(label): int(count) for label, count in said["counts"]})
-            except (KeyError, TypeError, ValueError) as error:
-                raise DataError(
-                    f"Flower node {node_id} describes itself in a way that cannot be read: {error!r}"
-                ) from error
-            if said.get("classes") != self.task.classes or said.get("shape") != list(self.task.store.shape):
-                shape = tuple(said.get("shape") or ())
-                raise DataError(
-                    f"node {member.number} has tokens {shape} of classes {said.get('classes')}; "
-                    f"the server has {self.task.store.shape} of {self.task.classes}"
-                )
-            members[node_id] = member
+        classes, shape = self.task.classes, self.task.store.shape
+        members = {reply.metadata.src_node_id: read_member(reply, classes, shape) for reply in replies}
         numbers = sorted(member.number for member in members.values())
         if len(set(numbers)) != len(numbers):
             raise DataError(f"two nodes have the same partition-id: {numbers}")
+        for member in members.values():
+            if member.granularity != self.config.granularity.name:
+                logger.info("node %d has granularity=%s of its own", member.number, member.granularity)
         return members
+
+
+def pool_from_state(state: RunState) -> dict[int, SyntheticTokens]:
+    """Return the samples of each node that were saved with a run's state."""
+    return {
+        int(node): SyntheticTokens.from_state(state.tensors[f"samples_node{node}"], int(seed))
+        for node, seed in state.facts["seeds"].items()
+    }

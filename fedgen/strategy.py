@@ -2,84 +2,34 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
-from fedgen.config import StrategyConfig
-from fedgen.errors import AggregationError, ConfigError, PayloadError, suggestion
-from fedgen.exchange.payload import codec_fingerprint, read_array, samples_from_record
+from fedgen.aggregation import set_start
+from fedgen.border import Member, check_training, keep_shared_metrics, message_bytes, read_losses, read_statistics
+from fedgen.errors import AggregationError, PayloadError
+from fedgen.exchange.payload import codec_fingerprint, samples_from_record
 from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
-from fedgen.phases import Phase
+from fedgen.phases import Generators, Phase
 from fedgen.recorder import RoundReport
+from fedgen.sharing import SharedGenerators
+from fedgen.training.losses import generator_loss
 
 logger = logging.getLogger(__name__)
-
-STRATEGY_CLASSES: dict[str, Any] = {
-    "fedavg": flower.FedAvg,
-    "fedprox": flower.FedProx,
-    "fedadam": flower.FedAdam,
-    "fedyogi": flower.FedYogi,
-    "fedadagrad": flower.FedAdagrad,
-    "fedavgm": flower.FedAvgM,
-    "fedmedian": flower.FedMedian,
-    "fedtrimmedavg": flower.FedTrimmedAvg,
-    "krum": flower.Krum,
-    "multikrum": flower.MultiKrum,
-    "bulyan": flower.Bulyan,
-}
-
-
-def open_strategy(settings: StrategyConfig, min_nodes: int) -> Strategy:
-    """Build the Flower strategy that ``settings`` name; it asks every node that is there, at least ``min_nodes``.
-
-    Raises
-    ------
-    ConfigError
-        For an option that the strategy does not take; the nearest it does take is suggested.
-    """
-    kind = STRATEGY_CLASSES[settings.name]
-    takes = sorted(_own_options(kind))
-    for name in settings.options:
-        if name not in takes:
-            known = f"it takes {', '.join(takes)}" if takes else "it takes none"
-            raise ConfigError(
-                f"strategy.options.{name} is no option of strategy={settings.name}: {known}.{suggestion(name, takes)}"
-            )
-    options = {name: int(value) if name.startswith("num_") else value for name, value in settings.options.items()}
-    return kind(fraction_evaluate=0.0, min_train_nodes=min_nodes, min_available_nodes=min_nodes, **options)
-
-
-def _own_options(kind: Any) -> set[str]:
-    """Return the numeric options that ``kind`` has beyond FedAvg's."""
-    common = set(inspect.signature(flower.FedAvg.__init__).parameters)
-    return {n for n in inspect.signature(kind.__init__).parameters if n not in common} - {"selection_rule"}
-
-
-@dataclass(frozen=True)
-class Member:
-    """What the server knows of a node: its number (partition), and its clips of each global class id."""
-
-    number: int
-    counts: dict[int, int]
 
 
 class SyntheticPooling(Strategy):
     """Wrap a Flower strategy; after it has aggregated the adapters, pool the nodes' samples and train on the pool.
 
-    The samples travel in an exchange of their own (``query.synthesize``), so that the training replies stay as every
-    Flower strategy and privacy wrapper expects them.
+    The samples travel in an exchange of their own (``query.synthesize``), and so do generators that nodes share, so
+    that the training replies stay as every Flower strategy and privacy wrapper expects them.
 
     Parameters
     ----------
@@ -92,9 +42,9 @@ class SyntheticPooling(Strategy):
     min_nodes : int
         Good replies that a round needs.
     timeout : float
-        Seconds that the exchange of samples waits.
+        Seconds that each exchange waits.
     shape : tuple[int, int]
-        ``(S, D)`` that samples must decode to.
+        ``(L, D)`` that samples must decode to.
     samples_limit : int
         Most samples that are taken from a node in a round.
     samples_seed : Callable[[int], int]
@@ -105,6 +55,10 @@ class SyntheticPooling(Strategy):
         What every message of the phase carries, such as the configuration.
     device : str
         Where samples are decoded.
+    shared : SharedGenerators, optional
+        Generators that nodes share; by default each node has its own.
+    done : int
+        Rounds of the phase that were finished before, by an interrupted run.
     """
 
     def __init__(
@@ -120,13 +74,16 @@ class SyntheticPooling(Strategy):
         train_on_pool: Callable[[int, ArrayRecord, PooledTokens], tuple[ArrayRecord, dict[str, float]]] | None,
         settings: dict[str, Any],
         device: str = "cpu",
+        shared: SharedGenerators | None = None,
+        done: int = 0,
     ) -> None:
         self.strategy, self.phase, self.members, self.settings = strategy, phase, members, settings
         self.min_nodes, self.timeout, self.shape, self.device = min_nodes, timeout, shape, device
         self.samples_limit, self.samples_seed, self.train_on_pool = samples_limit, samples_seed, train_on_pool
+        self.shared, self.done = shared, done
         self.codecs: dict[str, Codec] = {}  # of the pool, by fingerprint: these do not travel again
         self.pool: dict[int, SyntheticTokens] = {}  # the latest samples of each node, by number
-        self.report = RoundReport(phase.offset)
+        self.report = RoundReport(phase.offset + done)
 
     def summary(self) -> None:
         """Log the settings of the wrapped strategy."""
@@ -137,12 +94,13 @@ class SyntheticPooling(Strategy):
     ) -> Iterable[Message]:
         """Let the wrapped strategy choose the nodes; note what was sent to whom."""
         self._grid, self._arrays, self._started = grid, arrays, time.monotonic()
-        self.report = RoundReport(self.phase.offset + server_round)
+        self.report = RoundReport(self.phase.offset + self.done + server_round)
         config.update({**self.settings, "round": self.report.round})
         self._config = config
-        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        set_start(self.strategy, arrays)
+        messages = list(self.strategy.configure_train(self.done + server_round, arrays, config, grid))
         self._asked = [message.metadata.dst_node_id for message in messages]
-        self.report.bytes_sent += sum(_size(message) for message in messages)
+        self.report.bytes_sent += sum(message_bytes(message) for message in messages)
         return messages
 
     def aggregate_train(
@@ -155,13 +113,19 @@ class SyntheticPooling(Strategy):
         AggregationError
             If fewer than ``min_nodes`` good replies came; names who is missing, and why.
         """
-        good = self._accept(replies, self._check_training)
+        wanted = self._arrays if self.phase.mode.trains_adapters else ArrayRecord()
+        good = self._accept(replies, self._asked, lambda member, reply: check_training(member, reply, wanted))
         for number, reply in good.items():
             metrics = next(iter(reply.content.metric_records.values()))
             self.report.metrics[number] = {key: float(value) for key, value in metrics.items()}  # type: ignore[arg-type]
-            self.report.generators[number] = _history(reply)
+            self.report.generators[number] = read_losses(reply)
         self.report.answered = list(good)
-        arrays, metrics_record = self._aggregate(server_round, list(good.values()))
+        arrays, metrics_record = self._aggregate(self.done + server_round, list(good.values()))
+        if self.shared is not None and self.phase.mode.generators is Generators.TRAIN:
+            members = {node_id: self.members[node_id] for node_id in self._asked if node_id in self.members}
+            self.report.generators |= self.shared.round(self._ask, members, self.min_nodes)
+            for number in self.report.metrics:
+                self.report.metrics[number] |= generator_loss(self.report.generators[number])
         if self.phase.mode.synthesizes:
             arrays = self._learn_from_pool(arrays)
         self.report.seconds = time.monotonic() - self._started
@@ -177,11 +141,11 @@ class SyntheticPooling(Strategy):
         """Leave it to the wrapped strategy."""
         return self.strategy.aggregate_evaluate(server_round, replies)
 
-    def _aggregate(self, server_round: int, replies: list[Message]) -> tuple[ArrayRecord, MetricRecord | None]:
+    def _aggregate(self, number: int, replies: list[Message]) -> tuple[ArrayRecord, MetricRecord | None]:
         if not self.phase.mode.trains_adapters:
             return self._arrays, None
-        _keep_shared_metrics(replies)
-        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        keep_shared_metrics(replies)
+        arrays, metrics = self.strategy.aggregate_train(number, replies)
         if arrays is None or set(arrays) != set(self._arrays):
             raise AggregationError(f"round {self.report.round}: {type(self.strategy).__name__} returned no adapters")
         types = {name: array.dtype for name, array in self._arrays.items()}  # FedAdam's moments make float64 of float32
@@ -191,84 +155,87 @@ class SyntheticPooling(Strategy):
 
     def _learn_from_pool(self, arrays: ArrayRecord) -> ArrayRecord:
         self.codecs = {codec_fingerprint(samples.codec): samples.codec for samples in self.pool.values()}
-        content = RecordDict({"config": ConfigRecord({**self._config, "codecs": " ".join(self.codecs)})})
-        messages = [Message(content, node_id, "query.synthesize") for node_id in self._asked]
-        self.report.bytes_sent += sum(_size(message) for message in messages)
-        self._accept(self._grid.send_and_receive(messages, timeout=self.timeout), self._take_samples)
-        pool = PooledTokens([self.pool[number] for number in sorted(self.pool)])
+        content = RecordDict({"config": ConfigRecord({"codecs": " ".join(self.codecs)})})
+        self._ask(dict.fromkeys(self._asked, content), "query.synthesize", self._take_samples, self.min_nodes)
+        # the noise of each part starts anew, so that samples of a node that is missing are decoded as after a restart
+        pool = PooledTokens([self.pool[number].to(self.device) for number in sorted(self.pool)])
         self.report.samples = pool.counts()
         if self.train_on_pool is None:
             return arrays
         arrays, self.report.global_losses = self.train_on_pool(self.report.round, arrays, pool)
         return arrays
 
-    def _accept(self, replies: Iterable[Message], check: Callable[[int, Message], None]) -> dict[int, Message]:
-        """Return the good replies by node number, in order; note why others are lost; demand ``min_nodes``."""
+    def _ask(
+        self,
+        contents: Mapping[int, RecordDict],
+        message_type: str,
+        check: Callable[[Member, Message], None],
+        needed: int,
+        before: int = 0,
+    ) -> dict[int, Message]:
+        """Send each node its content with the round's settings, and return the good replies by node number."""
+        messages = []
+        for node_id, content in contents.items():
+            own = content.config_records.get("config", ConfigRecord())
+            message = RecordDict({**content, "config": ConfigRecord({**self._config, **own})})
+            messages.append(Message(message, node_id, message_type))
+        self.report.bytes_sent += sum(message_bytes(message) for message in messages)
+        replies = self._grid.send_and_receive(messages, timeout=self.timeout)
+        return self._accept(replies, contents, check, needed, before)
+
+    def _accept(
+        self,
+        replies: Iterable[Message],
+        asked: Iterable[int],
+        check: Callable[[Member, Message], None],
+        needed: int | None = None,
+        before: int = 0,
+    ) -> dict[int, Message]:
+        """Return the good replies by node number, in order; note why others are lost; demand ``needed`` in all."""
         good: dict[int, Message] = {}
         lost: dict[int, str] = {}
+        needed = self.min_nodes if needed is None else needed
         for reply in replies:
             member = self.members.get(reply.metadata.src_node_id)
             if reply.has_error():
                 if member is not None:
                     lost[member.number] = reply.error.reason or f"error {reply.error.code}"
                 continue
-            self.report.bytes_received += _size(reply)
+            self.report.bytes_received += message_bytes(reply)
             if member is None:
                 node_id = reply.metadata.src_node_id
                 logger.warning("round %d: refused a reply of unknown node %d", self.report.round, node_id)
                 continue
             try:
-                check(member.number, reply)
+                check(member, reply)
                 good[member.number] = reply
             except PayloadError as error:
                 lost[member.number] = f"refused: {error}"
-        asked = [self.members[node_id].number for node_id in self._asked if node_id in self.members]
-        for number in sorted(set(asked) - set(good)):
+        numbers = {self.members[node_id].number for node_id in asked if node_id in self.members}
+        for number in sorted(numbers - set(good)):
             self.report.lost[number] = lost.get(number, "no reply in time")
             logger.warning("round %d: node %d is missing: %s", self.report.round, number, self.report.lost[number])
-        if len(good) < self.min_nodes:
+        if before + len(good) < needed:
             missing = "; ".join(f"node {number}: {reason}" for number, reason in sorted(self.report.lost.items()))
             raise AggregationError(
-                f"round {self.report.round}: {len(good)} good replies, strategy.min_nodes={self.min_nodes} are needed. "
-                f"Missing: {missing or 'nodes that were not asked'}"
+                f"round {self.report.round}: {before + len(good)} good replies, "
+                f"strategy.min_nodes={self.min_nodes} are needed. Missing: {missing or 'nodes that were not asked'}"
             )
         return dict(sorted(good.items()))
 
-    def _check_training(self, number: int, reply: Message) -> None:
-        """Refuse adapters of other names, shapes or types than were sent, values that are not finite, odd metrics."""
-        records = list(reply.content.array_records.values())
-        metrics = list(reply.content.metric_records.values())
-        if len(records) != 1 or len(metrics) != 1:
-            raise PayloadError("a training reply needs one ArrayRecord and one MetricRecord")
-        wanted = self._arrays if self.phase.mode.trains_adapters else ArrayRecord()
-        if set(records[0]) != set(wanted):
-            raise PayloadError(f"adapters have other arrays than were sent: {sorted(set(records[0]) ^ set(wanted))}")
-        for name, array in records[0].items():
-            read_array(array, name, np.dtype(wanted[name].dtype), tuple(wanted[name].shape))
-        self._check_metrics(number, metrics[0])
-        _history(reply)
-
-    def _check_metrics(self, number: int, metrics: MetricRecord) -> None:
-        """Refuse a weight in the average that the node's clips do not justify, and metrics that are not numbers."""
-        clips, most = metrics.get("num-examples"), sum(self._member(number).counts.values())
-        if not isinstance(clips, int) or not 1 <= clips <= most:
-            raise PayloadError(f"num-examples is {clips}, expected a whole number from 1 to the node's {most} clips")
-        for name, value in metrics.items():
-            if not isinstance(value, int | float):
-                raise PayloadError(f"metric {name} is {value}, expected a number")
-
-    def _take_samples(self, number: int, reply: Message) -> None:
+    def _take_samples(self, member: Member, reply: Message) -> None:
         """Validate a node's samples and put them into the pool in place of its earlier ones."""
         records = list(reply.content.array_records.values())
         if len(records) != 1:
             raise PayloadError(f"a reply with samples needs one ArrayRecord, got {len(records)}")
-        classes = self._member(number).counts.keys()
-        seed = self.samples_seed(self.report.round) + number
+        classes, statistics = member.counts.keys(), read_statistics(reply)
+        seed = self.samples_seed(self.report.round) + member.number
         codec = None if "codec.mean" in records[0] else self._known_codec(reply)
         samples = samples_from_record(records[0], self.shape, classes, self.samples_limit, seed, self.device, codec)
         if not 1 <= len(samples) <= self.samples_limit:
             raise PayloadError(f"{len(samples)} samples, expected 1 to synthesis.max_samples={self.samples_limit}")
-        self.pool[number] = samples
+        self.pool[member.number] = samples
+        self.report.statistics[member.number] = {**statistics, "counts": samples.counts()}
 
     def _known_codec(self, reply: Message) -> Codec:
         """Return the codec that a reply names instead of sending it."""
@@ -277,42 +244,3 @@ class SyntheticPooling(Strategy):
         if name not in self.codecs:
             raise PayloadError(f"samples come without their codec, and codec {name!r} has not been sent before")
         return self.codecs[name]
-
-    def _member(self, number: int) -> Member:
-        return next(member for member in self.members.values() if member.number == number)
-
-
-def _history(reply: Message) -> list[dict[str, float | str]]:
-    """Return the losses of the node's generators.
-
-    Raises
-    ------
-    PayloadError
-        They are not a JSON list of mappings.
-    """
-    texts = [str(record["generators"]) for record in reply.content.config_records.values() if "generators" in record]
-    try:
-        history = json.loads(texts[0]) if texts else []
-    except (ValueError, RecursionError) as error:
-        raise PayloadError(f"the losses of generators are no JSON: {error}") from error
-    if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
-        raise PayloadError(f"the losses of generators are not a list of mappings: {texts[0][:100]}")
-    return history
-
-
-def _keep_shared_metrics(replies: list[Message]) -> None:
-    """Drop metrics that not every reply has: Flower's strategies end the run over them."""
-    records = [next(iter(reply.content.metric_records.values())) for reply in replies]
-    shared = set.intersection(*(set(record) for record in records))
-    for record in records:
-        for name in set(record) - shared:
-            del record[name]
-
-
-def _size(message: Message) -> int:
-    """Return the bytes of a message's records."""
-    records = message.content
-    arrays = sum(record.count_bytes() for record in records.array_records.values())
-    metrics = sum(record.count_bytes() for record in records.metric_records.values())
-    words = [part for record in records.config_records.values() for item in record.items() for part in item]
-    return arrays + metrics + sum(len(str(word)) for word in words)

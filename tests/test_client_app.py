@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from fedgen.client_app import Order, app, generator_loss, node_folder
+from fedgen.client_app import Order, app, node_home
 from fedgen.config import Config, to_yaml
 from fedgen.local_grid import LocalGrid
 from fedgen.task import Task
+from fedgen.training.losses import generator_loss
 
 Ask = Callable[..., Message]
 
@@ -93,10 +94,20 @@ def test_the_store_of_the_node_configuration(ask: Ask, task: Task, tmp_path: Pat
 
 def test_the_state_folder_of_the_node_configuration(ask: Ask, task: Task, tmp_path: Path) -> None:
     ask("train", "mode=federate", arrays=ArrayRecord(task.adapters().state_dict()), state=str(tmp_path / "state"))
-    name = "adapters_node0_optimizer.safetensors"
-    assert (tmp_path / "state" / tmp_path.name / "checkpoints" / name).is_file()
-    assert not (tmp_path / "checkpoints" / name).exists()
-    assert node_folder("/runs/a", Context(1, 1, {}, RecordDict(), {})) == Path("/runs/a/checkpoints")
+    name = "state/node0/optimizer/round_1.safetensors"
+    assert (tmp_path / "state" / tmp_path.name / name).is_file()
+    assert not (tmp_path / name).exists()
+    assert node_home("/runs/a", Context(1, 1, {}, RecordDict(), {})) == Path("/runs/a")
+
+
+def test_a_node_configuration_of_its_own(ask: Ask) -> None:
+    facts = {"granularity": "per_group", "groups": '{"pets": ["dog"], "herd": ["cow"]}', "samples-per-class": 3}
+    said = json.loads(str(ask("query.describe", "mode=one_shot", **facts).content["facts"]["json"]))
+    assert (said["granularity"], said["slots"]) == ("per_group", {"pets": ["dog"], "herd": ["cow"]})
+    said = json.loads(str(ask("query.describe", classes="cow").content["facts"]["json"]))
+    assert said["counts"] == [[1, 4]]
+    assert "groups='{pets}' must be JSON" in str(ask("query.describe", groups="{pets}").error.reason)
+    assert "granularity" in str(ask("query.describe", granularity="per_clas").error.reason)
 
 
 def test_orders(tiny: Callable[..., Config]) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from fedgen.aggregation import STRATEGY_CLASSES
 from fedgen.config import Config, choices, config_dir, from_dictconfig, from_yaml, known_keys, load_config, to_yaml
 from fedgen.errors import ConfigError
 from fedgen.phases import MODES, PhaseSettings
-from fedgen.strategy import STRATEGY_CLASSES
 from fedgen.training.bank import GRANULARITIES
 
 FILES = sorted(path.relative_to(config_dir()) for path in config_dir().glob("*/*.yaml"))

@@ -57,6 +57,17 @@ class SyntheticTokens:
         """Return the samples on ``device``, with their noise from its start."""
         return SyntheticTokens(self.codec, self.latents, self.labels, self.seed, device)
 
+    def state(self) -> dict[str, Tensor]:
+        """Return samples and codec as tensors by name, to be saved beside the seed."""
+        codec = {f"codec.{name}": value for name, value in self.codec.state().items()}
+        return {"latents": self.latents, "labels": self.labels, **codec}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor], seed: int) -> SyntheticTokens:
+        """Rebuild the samples that `state` came from, on the CPU, with their noise from its start."""
+        codec = {name.removeprefix("codec."): value for name, value in state.items() if name.startswith("codec.")}
+        return cls(Codec.from_state(codec), state["latents"], state["labels"], seed)
+
     def counts(self) -> dict[int, int]:
         """Return the number of samples of each class id."""
         return class_counts(self.labels)

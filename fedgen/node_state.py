@@ -1,0 +1,84 @@
+"""What a node remembers between messages, on its disk and by round, so that an interrupted round can be repeated."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedgen.exchange.files import load_tensors, save_tensors
+
+KEPT = 2  # rounds of each part: the one that was finished last, and one that may have been interrupted
+PARTS = ("optimizer", "generators")
+
+
+class NodeState:
+    """A node's optimiser state and generators after each round; the latest two rounds are kept.
+
+    ==================================  ===================================================
+    ``optimizer/round_{n}.safetensors`` moments of the adapters' optimiser after round n
+    ``generators/round_{n}/``           a checkpoint of the generators after round n
+    ==================================  ===================================================
+
+    Parameters
+    ----------
+    folder : Path
+        The node's own folder; need not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def clear(self) -> None:
+        """Forget everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def save_moments(self, round_number: int, moments: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Keep the adapters' optimiser state after ``round_number``."""
+        save_tensors(self._path("optimizer", round_number), moments, {**metadata, "round": round_number})
+        self.prune("optimizer", round_number)
+
+    def moments(self, before: int) -> dict[str, Tensor] | None:
+        """Return the latest optimiser state of a round before ``before``; None if there is none."""
+        path = self.latest("optimizer", before)
+        return load_tensors(path)[0] if path else None
+
+    def generators(self, round_number: int) -> Path:
+        """Return the folder for the generators after ``round_number``."""
+        return self._path("generators", round_number)
+
+    def latest(self, part: str, before: int | None = None) -> Path | None:
+        """Return the latest whole state of ``part`` from a round before ``before`` (None: of any round)."""
+        numbers = [number for number in self._rounds(part) if before is None or number < before]
+        return self._path(part, numbers[-1]) if numbers else None
+
+    def inherit(self, earlier: NodeState, finished: int) -> None:
+        """Copy the latest state of another run as that of round ``finished``."""
+        for part in PARTS:
+            source = earlier.latest(part)
+            if source is not None:
+                target = self._path(part, finished)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+
+    def prune(self, part: str, newest: int) -> None:
+        """Remove what is older than the last `KEPT` rounds up to ``newest``."""
+        for number in [number for number in self._rounds(part) if number <= newest][:-KEPT]:
+            path = self._path(part, number)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _rounds(self, part: str) -> list[int]:
+        """Return the rounds of whole states in ascending order; generators are whole once their manifest is there."""
+        paths = self._folder(part).glob("round_*")
+        found = [(path, re.match(r"round_(\d+)(\.safetensors)?$", path.name)) for path in paths]
+        whole = [(path, match) for path, match in found if not path.is_dir() or (path / "manifest.json").is_file()]
+        return sorted(int(match.group(1)) for _, match in whole if match)
+
+    def _folder(self, part: str) -> Path:
+        return self.folder / part
+
+    def _path(self, part: str, round_number: int) -> Path:
+        return self._folder(part) / f"round_{round_number}{'.safetensors' if part == 'optimizer' else ''}"
