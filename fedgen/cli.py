@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from fedgen.config import config_dir, explain, from_dictconfig, load_config, opened
+from fedgen.config import Config, config_dir, explain, from_dictconfig, load_config, opened, resume_config
 from fedgen.errors import FedgenError
 
 logger = logging.getLogger(__name__)
@@ -70,10 +70,25 @@ def _parser() -> argparse.ArgumentParser:
 
 def run_command(options: argparse.Namespace, overrides: list[str]) -> int:
     """``fedgen run``: hand over to Hydra, which makes the run folder and handles sweeps."""
+    resumed = resume_config([text for text in overrides if not text.startswith("-")])
+    if resumed is not None:
+        return _resume(resumed, overrides)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of being printed by Hydra
     sweep_first = sorted(opened(overrides), key=lambda text: text not in ("-m", "--multirun"))  # argparse wants it so
     sys.argv = ["fedgen run", *sweep_first]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(_job)()
+    return 0
+
+
+def _resume(config: Config, overrides: Sequence[str]) -> int:
+    """Go on with an interrupted run, in its folder and with its log."""
+    from fedgen.run import run
+
+    flags = [text for text in overrides if text.startswith("-")]
+    if flags:
+        raise FedgenError(f"resume={config.resume} goes on with one run; {' '.join(flags)} makes no sense with it")
+    _log_to_terminal()
+    run(config)
     return 0
 
 
@@ -186,7 +201,7 @@ def migrate_command(options: argparse.Namespace, rest: list[str]) -> None:
         print(command(overrides(settings)))
         return
     text = experiment(settings, options.experiment, options.old.name)
-    print(save_experiment(options.out, options.experiment, text) if options.out else text)
+    print(save_experiment(options.out, options.experiment, text) if options.out else text.rstrip())
 
 
 def _refuse(rest: Sequence[str]) -> None:
