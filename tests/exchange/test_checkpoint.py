@@ -1,14 +1,13 @@
 """Checkpoints: what is saved, under which names, and that it comes back."""
 
 import json
-import subprocess
-import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from banks import METADATA, NAMES, bank, draw, load, source
+from savers import PROCESSES, save_five_times
 
 from fedgen.errors import CheckpointError
 from fedgen.exchange.checkpoint import has_bank, load_tensors, save_bank, save_tensors
@@ -193,24 +192,16 @@ class TestMetadata:
 
 
 def test_nodes_that_save_at_once_all_end_up_in_the_manifest(tmp_path: Path) -> None:
-    code = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from banks import METADATA, bank\n"
-        "from fedgen.exchange.checkpoint import save_bank\n"
-        "folder, node = Path(sys.argv[1]), int(sys.argv[2])\n"
-        "for number in range(5):\n"
-        "    save_bank(folder, 'vae', node, bank(), METADATA | {'round': number}, frequency=2, keep_last=2)\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    for process in [subprocess.Popen([*command, str(node)], cwd=Path(__file__).parent) for node in range(3)]:
-        assert process.wait(60) == 0
+    processes = [PROCESSES.Process(target=save_five_times, args=(tmp_path, node)) for node in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
     manifest = Manifest.read(tmp_path)
-    assert sorted(manifest.checkpoints) == sorted(f"vae_node{n}{end}" for n in range(3) for end in ("", *ROUNDS))
+    kept = ("", "_round_2", "_round_4")
+    assert sorted(manifest.checkpoints) == [f"vae_node{node}{end}" for node in range(3) for end in kept]
     assert set(manifest.parts()) == names(tmp_path)
-
-
-ROUNDS = ("_round_2", "_round_4")
 
 
 def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
