@@ -88,7 +88,7 @@ def decide_aggregation(result: Translation) -> None:
     elif trains is not None and MODES[result.chosen("mode") or "federate"].synthesizes:
         result.set("global_training", "supervised" if trains else "none", *result.given("global_model_train"))
     if not counts:
-        result.dropped += [(entry, "it counted only with global_model_train=true") for entry in teachers]
+        result.dropped += [(entry, TABLE[entry.name].note) for entry in teachers]
 
 
 def decide_generator(result: Translation) -> None:
@@ -129,13 +129,13 @@ def decide_sharing(result: Translation) -> None:
         if only:
             result.set("sharing", "shared" if result.get(entry.name) else "local", entry)
         else:
-            result.dropped.append((entry, "it counted only with generator_only_mode; sharing=shared works in any mode"))
+            result.dropped.append((entry, TABLE[entry.name].note))
     shared = result.chosen("sharing") == "shared"
     for entry in result.given("reset_generator_on_class_change"):
         if shared:
             result.set("sharing.reset_on_class_change", result.get(entry.name), entry)
         else:
-            result.dropped.append((entry, "a node's own generators keep to its classes; it is for sharing=shared"))
+            result.dropped.append((entry, TABLE[entry.name].note))
 
 
 def decide_checkpoint(result: Translation) -> None:

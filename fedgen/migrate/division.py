@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fedgen.migrate.result import Translation, joined
 from fedgen.migrate.table import TABLE
-from fedgen.migrate.values import names
 
 FOLDS = 5  # of ESC-50; the predecessor counted them from 0
 
@@ -43,9 +44,9 @@ def decide_fold(result: Translation) -> None:
     others = set(range(first, first + FOLDS)) - held_out
     for entry in trains:
         if set(result.values[entry.path]) != others or not held_out:
-            result.changed.append((entry, "all folds but data.test_fold train"))
+            result.changed.append((entry, TABLE[entry.name].note))
         else:
-            result.dropped.append((entry, "all folds but data.test_fold train"))
+            result.dropped.append((entry, TABLE[entry.name].note))
 
 
 def decide_classes(result: Translation) -> None:
@@ -61,13 +62,14 @@ def decide_classes(result: Translation) -> None:
         return
     nodes = result.get("nodes") or 0
     assignment = [_classes(result, node) for node in range(nodes)]
+    names = ("selected_classes", "excluded_classes")
+    lists = [entry for own in result.of_nodes.values() for name in names for entry in own.get(name, [])]
+    sources = [*lists, *excluded]
     missing = [str(node) for node, classes in enumerate(assignment) if not classes]
     if missing:
-        text = "some nodes list their classes: list them for all, as selected_classes (partition.assignment)"
-        result.problems.append(f"nodes {', '.join(missing)}: {text}")
+        text = "list the classes of every node, as selected_classes (partition.assignment)"
+        result.problems.append(f"{joined(sources)} leave nodes {', '.join(missing)} without classes: {text}")
         return
-    lists = [own.get(name) for own in result.of_nodes.values() for name in ("selected_classes", "excluded_classes")]
-    sources = [entry for entry in lists if entry] + excluded
     result.set("partition", "explicit", *sources)
     result.set("partition.assignment", assignment, *sources)
     if not wanted:
@@ -76,19 +78,18 @@ def decide_classes(result: Translation) -> None:
 
 def decide_groups(result: Translation) -> None:
     """Give a node that names one group a group of that name with all of its classes."""
+    for entry in result.given("generator_class_group"):
+        result.dropped.append((entry, TABLE[entry.name].note))
     for node, own in result.of_nodes.items():
-        entry = own.get("generator_class_group")
-        if entry is None:
-            continue
-        granularity = own.get("generator_granularity")
-        if (result.values[granularity.path] if granularity else result.get("generator_granularity")) != "per_group":
-            result.dropped.append((entry, "it counted only with generator_granularity=per_group"))
-            continue
+        granularity = _own(result, node).get("generator_granularity", result.get("generator_granularity"))
         classes = _classes(result, node)
-        if classes:
-            result.set(f"nodes.{node}.groups", {result.values[entry.path]: classes}, entry)
-        else:
-            result.problems.append(f"{entry}: the node's selected_classes must say what is in it (nodes.{node}.groups)")
+        for entry in own.get("generator_class_group", []):
+            if granularity != "per_group":
+                result.dropped.append((entry, TABLE[entry.name].note))
+            elif classes:
+                result.set(f"nodes.{node}.groups", {result.values[entry.path]: classes}, entry)
+            else:
+                result.problems.append(f"{entry}: selected_classes must say what is in it (nodes.{node}.groups)")
 
 
 def _listing(result: Translation) -> bool:
@@ -98,10 +99,14 @@ def _listing(result: Translation) -> bool:
 
 def _classes(result: Translation, node: int) -> list[str]:
     """Return the classes that a node lists and does not exclude."""
-    own = result.of_nodes.get(node, {})
-    listed = {name: result.values[entry.path] for name, entry in own.items() if TABLE[name].read is names}
-    without = listed.get("excluded_classes", result.get("excluded_classes") or [])
-    return [name for name in listed.get("selected_classes", []) if name not in without]
+    own = _own(result, node)
+    without = own.get("excluded_classes", result.get("excluded_classes") or [])
+    return [name for name in own.get("selected_classes", []) if name not in without]
+
+
+def _own(result: Translation, node: int) -> dict[str, Any]:
+    """Return the new values of a node's own entries, by the table's key."""
+    return {name: result.values[alike[0].path] for name, alike in result.of_nodes.get(node, {}).items()}
 
 
 DIVISIONS = [decide_data, decide_fold, decide_classes, decide_groups]

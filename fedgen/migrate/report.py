@@ -44,7 +44,7 @@ def _by_reason(entries: Iterable[tuple[Entry | str, str]]) -> Iterable[Row]:
     """Yield entries with what is said of them; those of which the same is said stand together."""
     reasons: dict[str, list[Entry | str]] = {}
     for entry, reason in entries:
-        reasons.setdefault(reason.strip(), []).append(entry)
+        reasons.setdefault(reason, []).append(entry)
     for reason, alike in reasons.items():
         yield "\n".join(map(str, alike)), reason
 

@@ -9,6 +9,7 @@ from typing import Any
 from fedgen.config import Config
 from fedgen.errors import require
 from fedgen.migrate.old import Entry
+from fedgen.migrate.table import TABLE
 from fedgen.migrate.values import Remark
 
 
@@ -28,7 +29,7 @@ class Translation:
     ----------
     old : dict[str, list[Entry]]
         Entries for all nodes, by the table's key; several, where a key stands in several places with one value.
-    of_nodes : dict[int, dict[str, Entry]]
+    of_nodes : dict[int, dict[str, list[Entry]]]
         Entries of single nodes.
     values : dict[str, Any]
         The new value that each old value was read as, by the entry's path.
@@ -45,7 +46,7 @@ class Translation:
     """
 
     old: dict[str, list[Entry]] = field(default_factory=dict)
-    of_nodes: dict[int, dict[str, Entry]] = field(default_factory=dict)
+    of_nodes: dict[int, dict[str, list[Entry]]] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)
     changed: list[tuple[Entry | str, str]] = field(default_factory=list)
@@ -61,6 +62,18 @@ class Translation:
     def given(self, *names: str) -> list[Entry]:
         """Return those entries for all nodes that set something, of the old keys ``names``."""
         return [entry for name in names for entry in self.old.get(name, [])]
+
+    def file(self, entry: Entry, value: Any) -> None:
+        """File ``entry`` under its name with the new value; another value under that name is a problem."""
+        row = TABLE[entry.name]
+        alone = entry.node is not None and row.node
+        place = self.of_nodes.setdefault(entry.node or 0, {}) if alone else self.old
+        alike = place.setdefault(entry.name, [])
+        if alike and self.values[alike[0].path] != value:
+            self.problems.append(f"{alike[0]} and {entry} contradict each other ({row.new})")
+            return
+        alike.append(entry)
+        self.values[entry.path] = value
 
     def chosen(self, key: str) -> Any:
         """Return the value of the new key ``key``, None if it is not set."""
@@ -87,6 +100,12 @@ class Translation:
         also = f" ({more} more of this kind: see above)" if more > 0 else ""
         require(not self.problems, f"{origin} cannot be translated: {first}{also}")
         return {key: setting.value for key, setting in self.settings.items()}
+
+    def mentions(self, entry: Entry) -> bool:
+        """Say whether anything was set or said because of ``entry``."""
+        used = [source for setting in self.settings.values() for source in setting.sources]
+        told = [about for about, _ in [*self.changed, *self.dropped]]
+        return entry in used or entry in told or any(str(entry) in problem for problem in self.problems)
 
     def remark(self, entry: Entry, remark: Remark) -> None:
         """Take down what is said of ``entry``."""

@@ -40,7 +40,8 @@ class Key:
     read : Reader
         Turns the old value into the new one.
     note : str
-        What changed in meaning, or why there is no counterpart. Of a key that is true or false, it is about true.
+        What changed in meaning, or why there is no counterpart. Of a key that is true or false, it is about true. What
+        keys that are decided together have to say, the decision says where it applies.
     node : str
         The key of ``nodes.N`` here, for what may stand in a node's entry.
     joint : bool
@@ -72,6 +73,12 @@ AGGREGATION = one_of("none", "avg", "kd", weighted_avg="avg")
 ALGORITHM = one_of(*STRATEGIES, feda2v=Remark("FedA2V is what fedgen does; strategy= chooses the aggregation", False))
 
 LENGTH = Remark("samples had the training length; here they get the encoder's, unless generator.output_length is set")
+GROUP = "it counted only in the entry of a node, with generator_granularity=per_group"
+HOW = "none: mode=standalone; avg, weighted_avg: strategy=fedavg; kd: global_training=distil"
+TEACHERS = "global_training=distil; it counted only with global_model_train=true"
+SHARED = "it counted only with generator_only_mode; sharing=shared works in any mode"
+RESET = "for sharing=shared: a node's own generators keep to its classes"
+EARLIER_RUN = "here checkpoint.load=RUN names the folder of an earlier run, or resume=RUN continues it"
 LOADING = (
     "here checkpoint.load=RUN names the folder of an earlier run: give it on the command line. Generators of the "
     "predecessor are pickles, which are never loaded: train them anew with mode=train_generators"
@@ -79,6 +86,8 @@ LOADING = (
 SPLIT = "clips are split by folds alone: data.test_fold is held out, all others train"
 DOWNLOAD = "data=esc50 reads audio/ and meta/esc50.csv, as they are downloaded; data=folder a folder for each class"
 PER_HEAD = "all heads share one optimiser: adapter.training.lr, adapter.training.weight_decay"
+COUNT = "folds count from 1 here and from 0 there; exactly one is held out"
+REST = "all folds but data.test_fold train"
 SAME = "the same of every node: all of its clips, as partition says"
 SHARED_OUT = "a class that several nodes list is shared out, no clip twice, drawn from seed"
 ALWAYS = "adapters and results are always saved in the run folder"
@@ -94,7 +103,7 @@ TABLE: dict[str, Key] = {
     "use_conditioned_vae": Key("generator", flag, joint=True),
     "generator_granularity": Key("granularity", one_of("unified", "per_class", "per_group"), node="granularity"),
     "generator_class_groups": Key("granularity.groups", groups, node="groups"),
-    "generator_class_group": Key("nodes.N.groups", text, node="groups", joint=True),
+    "generator_class_group": Key("nodes.N.groups", text, GROUP, node="groups", joint=True),
     "generator_train_classes": Key(
         "nodes.N.classes", names, "the node's adapters keep to these classes too", node="classes"
     ),
@@ -109,7 +118,7 @@ TABLE: dict[str, Key] = {
     "use_learned_upsampling": Key("generator.upsampling", switch("learned", "linear")),
     # how generators are trained
     "generator_training_epochs": Key("generator.training.epochs", whole),
-    "generator_augmentation": Key("generator.training.noise", flag, joint=True),
+    "generator_augmentation": Key("generator.training.noise", flag, "false is no noise", joint=True),
     "generator_augmentation_noise": Key(
         "generator.training.noise",
         number,
@@ -125,11 +134,11 @@ TABLE: dict[str, Key] = {
     "generator_only_mode": Key("mode", flag, joint=True),
     "use_pretrained_generators": Key("mode", flag, LOADING, joint=True),
     "train_adapters": Key("mode", flag, joint=True),
-    "adapter_aggregation_mode": Key("mode, strategy, global_training", AGGREGATION, joint=True),
+    "adapter_aggregation_mode": Key("mode, strategy, global_training", AGGREGATION, HOW, joint=True),
     "global_model_train": Key("mode, global_training", flag, joint=True),
-    "global_model_train_from_nodes_adapters": Key("global_training", flag, joint=True),
+    "global_model_train_from_nodes_adapters": Key("global_training", flag, TEACHERS, joint=True),
     "use_generator": none("mode says whether generators are used"),
-    "adapter_aggregation_method": none("the predecessor never read it; adapter_aggregation_mode is the key"),
+    "adapter_aggregation_method": none("adapter_aggregation_mode is the key"),
     "generate_embeddings_only": none("`fedgen prepare` computes embeddings, once"),
     # training on the server
     "global_model_train_epochs": Key("global_training.epochs", whole),
@@ -142,24 +151,22 @@ TABLE: dict[str, Key] = {
     # samples
     "synthetic_samples_per_class": Key("synthesis.samples_per_class", samples, node="samples_per_class", null="auto"),
     # sharing
-    "shared_generator_in_only_mode": Key("sharing", flag, joint=True),
-    "reset_generator_on_class_change": Key("sharing.reset_on_class_change", flag, joint=True),
+    "shared_generator_in_only_mode": Key("sharing", flag, SHARED, joint=True),
+    "reset_generator_on_class_change": Key("sharing.reset_on_class_change", flag, RESET, joint=True),
     # checkpoints
     "generator_checkpoint_dir": Key("checkpoint.dir", text),
     "generator_checkpoint_base_name": Key("checkpoint.base_name", text),
     "generator_checkpoint_frequency": Key("checkpoint.frequency", whole),
     "generator_save_checkpoint": Key("checkpoint.save", flag),
     "generator_load_checkpoint": Key(
-        "checkpoint.load", switch(Remark(LOADING), Remark("nothing is loaded without checkpoint.load", False))
+        "checkpoint.load", switch(Remark(LOADING), Remark("nothing is loaded without checkpoint.load", False)), LOADING
     ),
     "generator_checkpoint_path": Key("checkpoint.dir, checkpoint.base_name", text, joint=True),
     "pretrained_generator_path": none(LOADING),
     "adapter_load_checkpoint": Key(
         "checkpoint.load",
-        switch(
-            Remark("here checkpoint.load=RUN names the folder of an earlier run, or resume=RUN continues it"),
-            Remark("nothing is loaded without checkpoint.load", False),
-        ),
+        switch(Remark(EARLIER_RUN), Remark("nothing is loaded without checkpoint.load", False)),
+        EARLIER_RUN,
     ),
     "adapter_save_checkpoint": none(ALWAYS),
     "adapter_checkpoint_dir": none(ALWAYS),
@@ -224,11 +231,11 @@ TABLE: dict[str, Key] = {
     "dataset.dir_alpha": Key("partition.alpha", number),
     "selected_classes": Key("data.classes, partition.assignment", names, node="classes", joint=True),
     "excluded_classes": Key("data.classes, partition.assignment", names, node="classes", joint=True),
-    "test_folds": Key("data.test_fold", folds, joint=True),
-    "test_fold": Key("data.test_fold", folds, joint=True),
-    "train_folds": Key("data.test_fold", folds, joint=True),
+    "test_folds": Key("data.test_fold", folds, COUNT, joint=True),
+    "test_fold": Key("data.test_fold", folds, COUNT, joint=True),
+    "train_folds": Key("data.test_fold", folds, REST, joint=True),
     "val_folds": none("generator.training.validation is the share of clips that decides when to stop"),
-    "use_folds": Key("data.test_fold", switch(Remark(SPLIT, False), Remark(SPLIT))),
+    "use_folds": Key("data.test_fold", switch(Remark(SPLIT, False), Remark(SPLIT)), SPLIT),
     **{name: none(SPLIT) for name in ("train_ratio", "val_ratio", "test_ratio", "split_ratio", "stratify")},
     "dataset_split": none(SAME),
     "num_samples": none(SAME),
@@ -251,7 +258,7 @@ TABLE: dict[str, Key] = {
     "optimize_memory_usage": Key(
         "memory", switch("low", Remark("memory=auto picks from what is free; memory=high never saves memory"))
     ),
-    "optimize_memory": none("the predecessor never read it; optimize_memory_usage is the key"),
+    "optimize_memory": none("optimize_memory_usage is the key"),
     "use_balooning": none("nothing is reserved on the GPU"),
     # what a run leaves behind
     "goal": none("hydra.run.dir names the run folder"),

@@ -18,29 +18,39 @@ from fedgen.migrate.values import Remark
 
 
 def translate(path: Path) -> Translation:
-    """Translate an old configuration; what cannot be translated is listed in ``problems``.
+    """Translate an old configuration and compose the result; what cannot be translated is listed in ``problems``.
 
     Raises
     ------
     ConfigError
         The file cannot be read: see `fedgen.migrate.old.read_old`.
     """
+    result = gather(read_old(path))
+    validate(result)
+    return result
+
+
+def gather(entries: list[Entry]) -> Translation:
+    """Return what the entries of an old file say, not composed yet."""
     result = Translation()
-    for entry in read_old(path):
+    for entry in entries:
         _take(entry, result)
     for decide in (*DECISIONS, *DIVISIONS):
         decide(result)
-    single = [entry for own in result.of_nodes.values() for entry in own.values()]
+    single = [entry for own in result.of_nodes.values() for alike in own.values() for entry in alike]
     for entry in [*result.given(*result.old), *single]:
         _set_alone(entry, result)
-    _validate(result)
+    for entry in [*result.given(*result.old), *single]:
+        if not result.mentions(entry):
+            result.dropped.append((entry, "nothing follows from it"))
     return result
 
 
 def _take(entry: Entry, result: Translation) -> None:
     """Read the value of an entry and file it under its name; say so if it stands twice with different values."""
     if not entry.name:
-        result.unknown.append((entry, suggestion(entry.path.split(".")[-1], TABLE)))
+        nearest = suggestion(entry.path.split(".")[-1], TABLE).strip() or "No key like it is known."
+        result.unknown.append((entry, nearest))
         return
     row = TABLE[entry.name]
     if not row.new:
@@ -54,13 +64,7 @@ def _take(entry: Entry, result: Translation) -> None:
     if isinstance(value, Remark):
         result.remark(entry, value)
         return
-    result.values[entry.path] = value
-    if entry.node is not None and row.node:
-        result.of_nodes.setdefault(entry.node, {})[entry.name] = entry
-    elif result.get(entry.name) in (None, value):
-        result.old.setdefault(entry.name, []).append(entry)
-    else:
-        result.problems.append(f"{result.old[entry.name][0]} and {entry} contradict each other ({row.new})")
+    result.file(entry, value)
 
 
 def _null(entry: Entry) -> Any:
@@ -83,7 +87,7 @@ def _set_alone(entry: Entry, result: Translation) -> None:
         result.changed.append((entry, row.note))
 
 
-def _validate(result: Translation) -> None:
+def validate(result: Translation) -> None:
     """Compose the configuration; leave out and report what it refuses, until the rest composes."""
     kept = {key: setting.value for key, setting in result.settings.items()}
     while True:

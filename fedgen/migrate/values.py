@@ -5,7 +5,9 @@ A reader raises `ValueError` for a value that cannot be translated and returns a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +50,9 @@ def whole(value: Any) -> int:
 def number(value: Any) -> float:
     """Return a number, which may also be text."""
     if isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with suppress(ValueError, OverflowError):
+            if math.isfinite(float(value)):
+                return float(value)
     raise ValueError("is not a number")
 
 
@@ -64,9 +65,14 @@ def text(value: Any) -> str:
     return value
 
 
-def names(value: Any) -> list[str]:
+def names(value: Any) -> list[str] | Remark:
     """Return names of classes, each once."""
-    if not isinstance(value, list):
+    return class_names(value) if value != [] else Remark("an empty list is as good as no key", changed=False)
+
+
+def class_names(value: Any) -> list[str]:
+    """Return names of classes, at least one and each once."""
+    if not isinstance(value, list) or not value:
         raise ValueError("is not a list of class names")
     if any(isinstance(item, int | list) for item in value):
         raise ValueError("holds numbers of classes: classes go by name here")
@@ -77,7 +83,7 @@ def groups(value: Any) -> dict[str, list[str]]:
     """Return the classes of each named group."""
     if not isinstance(value, Mapping):
         raise ValueError("does not map names of groups to classes")
-    return {text(name): names(classes) for name, classes in value.items()}
+    return {text(name): class_names(classes) for name, classes in value.items()}
 
 
 def samples(value: Any) -> int | str:
