@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from fedgen.errors import require
-from fedgen.superlink import CONNECTION, environment, simulation_superlink, spawn, work_folder
+from fedgen.superlink import CONNECTION, environment, running_superlink, spawn, work_folder
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def simulate(
     try:
         with tempfile.TemporaryDirectory(prefix="fedgen-", ignore_cleanup_errors=True) as temporary:
             home = Path(temporary)
-            with simulation_superlink(home):
+            with running_superlink(home):
                 code = _run(home, folder, _options(home, overrides, nodes, cpus, gpus), path)
     finally:
         if code == 0 and log is None:

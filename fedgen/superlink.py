@@ -24,13 +24,15 @@ RAY_PATH_LIMIT = 38  # characters of a folder in which Ray can still create its 
 
 
 @contextlib.contextmanager
-def simulation_superlink(home: Path) -> Iterator[None]:
-    """Run a SuperLink for simulations as long as the block lasts.
+def running_superlink(home: Path, simulation: bool = True) -> Iterator[str]:
+    """Run a SuperLink on this machine as long as the block lasts; yields its address, without TLS.
 
     Parameters
     ----------
     home : Path
-        An empty folder: the Flower home, with the connection ``simulation`` and the log ``superlink.log``.
+        An empty folder: the Flower home, with the connection `CONNECTION` and the log ``superlink.log``.
+    simulation : bool
+        Whether it simulates nodes, rather than waiting for SuperNodes.
 
     Raises
     ------
@@ -40,8 +42,7 @@ def simulation_superlink(home: Path) -> Iterator[None]:
     work_folder(home).mkdir()
     with _sigterm_raises():
         try:
-            _start(home)
-            yield
+            yield _start(home, simulation)
         finally:
             stop_all(home)
 
@@ -123,12 +124,13 @@ def processes_of(home: Path) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
-def _start(home: Path) -> None:
-    """Start the SuperLink on a free port and wait until it answers."""
-    port = _free_port()
+def _start(home: Path, simulation: bool) -> str:
+    """Start the SuperLink on a free port, wait until it answers, and return its address."""
+    port = free_port()
     names = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
     (home / "config.toml").write_text(f'{names}address = "127.0.0.1:{port}"\ninsecure = true\n', encoding="utf-8")
-    command = ["flower-superlink", "--simulation", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+    kind = ["--simulation"] if simulation else []
+    command = ["flower-superlink", *kind, "--insecure", "--host", "127.0.0.1", "--port", str(port)]
     log = home / "superlink.log"
     with log.open("wb") as output:
         process = spawn(command, home, output)
@@ -137,9 +139,11 @@ def _start(home: Path) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise FedgenError(f"Flower's SuperLink did not start: {log.read_text(errors='replace').strip()[-2000:]}")
         time.sleep(0.1)
+    return f"127.0.0.1:{port}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

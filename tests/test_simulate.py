@@ -232,9 +232,9 @@ def test_ctrl_c_stops_the_superlink(tmp_path: Path):
 import signal
 import time
 from pathlib import Path
-from fedgen.superlink import simulation_superlink
+from fedgen.superlink import running_superlink
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits that it is ignored
-with simulation_superlink(Path({str(tmp_path)!r})):
+with running_superlink(Path({str(tmp_path)!r})):
     print("up", flush=True)
     time.sleep(60)
 """
