@@ -1,0 +1,159 @@
+"""What shorter sequences save and lose: every length and way of up-sampling, in both codecs.
+
+For each: numbers in the codec, parameters of the default VAE on its latents, CPU seconds to fit the codec and for one
+epoch of that VAE, bytes of a sample in a message, and what of held-out clips is lost: the squared error of clips that
+were encoded and decoded (without noise), as a share of their squared distance to the mean training clip. 1 is what
+that mean clip alone would lose. The baseline is the first row, the encoder's own length.
+
+    python benchmarks/lengths.py                                    # synthesised sounds, 514 tokens: three minutes
+    python benchmarks/lengths.py --data ../ESC-50 encoder.stride=10  # real audio, 1214 tokens: eight
+
+Every fit is repeated in turn with all others, and the fastest counts; CPU time, so that a busy machine tells the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from fedgen.config import load_config
+from fedgen.data.tokens import TokenSource
+from fedgen.models.codec import Codec
+from fedgen.models.generators.settings import GeneratorSettings
+from fedgen.models.generators.vae import VAEGenerator
+from fedgen.models.lengths import UPSAMPLING
+from fedgen.models.moments import batches
+from fedgen.task import prepare_task
+
+LENGTHS = (4, 16, 64)
+COLUMNS = {
+    "codec": "codec",
+    "training_length": "tokens",
+    "upsampling": "up-sampling",
+    "lost": "lost",
+    "bytes": "bytes a sample",
+    "codec_numbers": "codec, M",
+    "vae_parameters": "VAE, M",
+    "fit_seconds": "fit codec, CPU s",
+    "epoch_seconds": "VAE epoch, CPU s",
+}
+
+
+def main() -> None:
+    arguments = parse()
+    logging.getLogger("fedgen").setLevel(logging.ERROR)  # the factors are in the table
+    data = ["data=esc50", f"data.root={arguments.data}"] if arguments.data else []
+    config = load_config(["encoder.stride=16", "device=cpu", *data, *arguments.overrides])
+    task = prepare_task(config)
+    train = task.tokens(task.store.train_indices(config.data.test_fold))
+    rows = [Row(settings) for settings in variants(config.generator)]
+    for _ in range(arguments.repeats):
+        for row in rows:
+            row.fit(train)
+    test, mean = task.test_tokens(), mean_clip(train)
+    results = [row.result(test, mean) for row in rows]
+    show(results, train.shape, len(train))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"data": config.data.name, "clips": len(train), "shape": train.shape, "torch": torch.__version__}
+    arguments.out.write_text(json.dumps({**facts, "rows": results}, indent=1))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder in the ESC-50 layout; the synthesised sounds by default")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/lengths.json"))
+    parser.add_argument("overrides", nargs="*", help="further overrides, such as encoder.stride=10")
+    return parser.parse_args()
+
+
+def variants(settings: GeneratorSettings) -> Iterator[GeneratorSettings]:
+    """Yield the encoder's own length, then each codec at each length with each way of up-sampling."""
+    training = replace(settings.training, epochs=1)
+    settings = replace(settings, kind="vae", output_length=None, training=training)
+    yield replace(settings, training_length=None, codec=replace(settings.codec, name="tucker"))
+    for length in LENGTHS:
+        for name in ("tucker", "flat"):
+            for way in UPSAMPLING:
+                codec = replace(settings.codec, name=name)
+                yield replace(settings, training_length=length, upsampling=way, codec=codec)
+
+
+class Row:
+    """One variant: its fastest fits, and the codec of the last."""
+
+    def __init__(self, settings: GeneratorSettings) -> None:
+        self.settings = settings
+        self.fit_seconds = self.epoch_seconds = float("inf")
+
+    def fit(self, train: TokenSource) -> None:
+        started = time.process_time()
+        self.codec = Codec.fit(train, self.settings.codec, self.settings.lengths)
+        self.fit_seconds = min(self.fit_seconds, time.process_time() - started)
+        if self.settings.upsampling != "linear":
+            return  # the latents, and so the VAE, are the same for every way of up-sampling
+        latents = self.codec.encode_all(train)
+        started = time.process_time()
+        VAEGenerator(self.settings, self.codec.size).fit(latents, train.labels, seed=0)
+        self.epoch_seconds = min(self.epoch_seconds, time.process_time() - started)
+
+    def result(self, test: TokenSource, mean: Tensor) -> dict[str, Any]:
+        network = VAEGenerator(self.settings, self.codec.size).build()
+        timed = self.settings.upsampling == "linear"
+        return {
+            "codec": self.settings.codec.name,
+            "training_length": self.settings.training_length,
+            "upsampling": self.settings.upsampling if self.settings.training_length else None,
+            "lost": lost(self.codec, test, mean),
+            "bytes": self.codec.size,
+            "codec_numbers": sum(value.numel() for value in self.codec.state().values()),
+            "vae_parameters": sum(value.numel() for value in network.parameters()),
+            "fit_seconds": self.fit_seconds,
+            "epoch_seconds": self.epoch_seconds if timed else None,
+        }
+
+
+def mean_clip(source: TokenSource) -> Tensor:
+    """Return the mean sequence ``(S, D)``."""
+    return torch.stack([tokens.sum(dim=0) for tokens in batches(source, 64)]).sum(dim=0) / len(source)
+
+
+def lost(codec: Codec, source: TokenSource, mean: Tensor) -> float:
+    """Return the squared error of decoded clips as a share of the squared distance to the mean training clip."""
+    errors, distances = 0.0, 0.0
+    for tokens in batches(source, 64):
+        errors += float((tokens - codec.decode(codec.encode(tokens))).square().sum())
+        distances += float((tokens - mean).square().sum())
+    return errors / distances
+
+
+def show(results: list[dict[str, Any]], shape: tuple[int, int], clips: int) -> None:
+    table = Table(title=f"{clips} clips of {shape[0]} x {shape[1]}")
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for row in results:
+        table.add_row(*(written(name, row[name], shape[0]) for name in COLUMNS))
+    Console(width=120).print(table)
+
+
+def written(name: str, value: Any, length: int) -> str:
+    if value is None:
+        return str(length) if name == "training_length" else ""
+    if name in ("codec_numbers", "vae_parameters"):
+        return f"{value / 1e6:.2f}"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()
