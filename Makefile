@@ -13,9 +13,9 @@ demo: $(INSTALLED)
 		hydra.sweep.dir=runs/demo 'hydra.sweep.subdir=$${mode}'
 	$(BIN)/fedgen compare runs/demo/*
 
-## The whole test suite; ARGS="-m 'not slow'" for the fast part.
+## The whole test suite, on as many cores as there are; ARGS="-m 'not slow'" for the fast part.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 ## The apps in Flower's own simulation: make simulation OVERRIDES="mode=one_shot rounds=2"
 simulation: $(INSTALLED)

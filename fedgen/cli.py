@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from fedgen.config import Config, config_dir, explain, from_dictconfig, load_config, opened, resume_config
+from fedgen.config import Config, config_dir, explain, from_dictconfig, load_config, opened, quoted, resume_config
 from fedgen.errors import FedgenError
 
 logger = logging.getLogger(__name__)
@@ -125,14 +125,13 @@ def simulate_command(options: argparse.Namespace, overrides: list[str]) -> int:
         "data.root": config.data.root,
         "data.store": config.data.store,
         "checkpoint.load": config.checkpoint.load,
+        "checkpoint.dir": config.checkpoint.dir,
     }  # the apps run in another folder
     absolute = [f"{key}={quoted(str(Path(path).absolute()))}" for key, path in paths.items() if path]
+    if config.resume:  # everything else is in the run's folder
+        overrides = [text for text in overrides if not text.startswith("resume=")]
+        absolute = [f"resume={quoted(config.resume)}"]
     return simulate([*overrides, *absolute], config.partition.nodes, options.cpus, options.gpus)
-
-
-def quoted(value: str) -> str:
-    """Return ``value`` as Hydra's override grammar takes any text."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def compare_command(options: argparse.Namespace, rest: list[str]) -> None:

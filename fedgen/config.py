@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -293,24 +294,36 @@ def resume_config(overrides: Sequence[str]) -> Config | None:
     ConfigError
         It is no run folder, or ``overrides`` would change what decides the run's results.
     """
-    given = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
-    folder = given.pop("resume", "null").strip("'\"")
-    if folder == "null":
+    if not any(re.match(r"\+*resume=", text) for text in overrides):
         return None
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise explain(error) from error
+    given = {override.key_or_group: override.value() for override in parsed}
+    named = given.pop("resume", None)
+    if named is None:
+        return None
+    folder = Path(str(named)).expanduser().absolute()
     for key in given:
         if key not in CHANGEABLE:
             raise ConfigError(
                 f"{key} cannot be changed when a run is resumed: it goes on with its own configuration, and only "
-                f"{', '.join(CHANGEABLE)} may be given. To go on in another way, use checkpoint.load={folder}"
+                f"{', '.join(CHANGEABLE)} may be given. To go on in another way, use checkpoint.load={named}"
             )
-    file = Path(folder) / "config.yaml"
+    file = folder / "config.yaml"
     if not file.is_file():
-        raise ConfigError(f"resume={folder} is no run folder: it has no config.yaml")
-    saved = OmegaConf.create(file.read_text(encoding="utf-8"))
-    place = str(Path(folder).absolute())
-    changed = OmegaConf.from_dotlist([f"{key}={value}" for key, value in given.items()])
-    merged = OmegaConf.merge(saved, changed, {"resume": place, "run_dir": place})
-    return from_dictconfig(merged)  # type: ignore[arg-type]
+        raise ConfigError(f"resume={named} is no run folder: it has no config.yaml")
+    changed = OmegaConf.create(file.read_text(encoding="utf-8"))
+    for key, value in {**given, "resume": str(folder), "run_dir": str(folder)}.items():
+        OmegaConf.update(changed, key, value)
+    return from_dictconfig(changed)  # type: ignore[arg-type]
+
+
+def quoted(value: str) -> str:
+    """Return ``value`` in quotes for an override; only backslashes before a quote mean more than themselves there."""
+    mark = "'" if '"' in value else '"'
+    return mark + re.sub(rf"(\\*)({mark}|$)", lambda m: 2 * m[1] + ("\\" + mark if m[2] else ""), value) + mark
 
 
 def opened(overrides: Sequence[str]) -> list[str]:

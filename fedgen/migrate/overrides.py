@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedgen.config import choices, config_dir, known_keys
+from fedgen.config import choices, config_dir, known_keys, quoted
 from fedgen.errors import require
 from fedgen.files import write_atomically
 
@@ -89,13 +89,7 @@ def written(value: Any) -> str:
         return "[" + ", ".join(map(written, value)) + "]"
     if not isinstance(value, str):
         return json.dumps(value)
-    return value if BARE.fullmatch(value) else _quoted(value)
-
-
-def _quoted(value: str) -> str:
-    """Return ``value`` in quotes; only backslashes before a quote mean something else than themselves there."""
-    mark = "'" if '"' in value else '"'
-    return mark + re.sub(rf"(\\*)({mark}|$)", lambda m: 2 * m[1] + ("\\" + mark if m[2] else ""), value) + mark
+    return value if BARE.fullmatch(value) else quoted(value)
 
 
 def _key(name: str) -> str:
