@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,13 +13,14 @@ import numpy as np
 import torch
 
 from fedgen.config import Config
-from fedgen.data.datasets import open_dataset
-from fedgen.data.encoders import open_encoder
+from fedgen.data.datasets import Dataset, open_dataset
+from fedgen.data.encoders import Encoder, open_encoder
 from fedgen.data.partition import partition
 from fedgen.data.store import Store, identity_of, open_store, prepare, store_folder
 from fedgen.data.targets import Targets, open_targets
-from fedgen.data.tokens import TensorTokens
+from fedgen.data.tokens import MappedTokens, TensorTokens, TokenSource, held_as
 from fedgen.errors import ConfigError, DataError, require
+from fedgen.memory import MemoryPlan, batch_bytes, plan_memory
 from fedgen.models.adapters import Adapters, build_adapters
 from fedgen.models.seeds import seeded
 from fedgen.training.bank import GranularitySettings
@@ -67,12 +69,27 @@ class Task:
         chosen = self.config.granularity
         return chosen if chosen.groups else replace(chosen, groups=self.store.groups)
 
-    def tokens(self, indices: np.ndarray) -> TensorTokens:
-        """Return the clips at ``indices`` of the store, on the device."""
-        return TensorTokens(self.store.tokens(indices), torch.from_numpy(self.store.labels[indices]), self.device)
+    @cached_property
+    def memory(self) -> MemoryPlan:
+        """How much memory this process takes; held tokens are at most those of all clips."""
+        values = len(self.store) * math.prod(self.store.shape)
+        adapter = self.config.adapter
+        queries = sum(len(value[0]) if value.dim() == 3 else 1 for value in self.targets.heads.values())
+        batch = batch_bytes(self.store.shape, adapter.training.batch_size, adapter.width, maps=adapter.heads * queries)
+        plan = plan_memory(self.config.memory, self.device, values * (4 if self.device.type == "cpu" else 2), batch)
+        plan.apply()
+        return plan
 
-    def test_tokens(self) -> TensorTokens:
-        """Return the held-out clips, on the device."""
+    def tokens(self, indices: np.ndarray) -> TokenSource:
+        """Return the clips at ``indices`` of the store: on the device, or read batch by batch, as memory allows."""
+        if self.memory.mapped:
+            return MappedTokens(self.store, indices, self.device, self.memory.clips)
+        precision = held_as(len(indices) * math.prod(self.store.shape), self.device)
+        tokens = self.store.tokens(indices, precision)
+        return TensorTokens(tokens, torch.from_numpy(self.store.labels[indices]), self.device)
+
+    def test_tokens(self) -> TokenSource:
+        """Return the held-out clips, as `tokens` does."""
         return self.tokens(self.store.test_indices(self.config.data.test_fold))
 
     def adapters(self) -> Adapters:
@@ -98,16 +115,24 @@ def prepare_task(config: Config) -> Task:
     ConfigError, DataError
         As the data layer says; ``device=cuda`` without a CUDA device.
     """
-    device = use_hardware(config)
-    dataset, encoder = open_dataset(config.data), open_encoder(config.encoder, device)
-    folder = store_folder(config.data, dataset, encoder).absolute()
+    dataset, encoder, folder = embedding_sources(config)
     try:
         store = open_store(folder, identity_of(dataset, encoder))
     except DataError:  # not there, not complete, or not ours: preparing makes it or says why it cannot
         store = prepare(dataset, encoder, folder)
     root = config.data.root and str(Path(config.data.root).expanduser().absolute())  # so that any folder can go on
-    config = replace(config, data=replace(config.data, root=root, store=str(folder)))
-    return Task(config, store, open_targets(store.classes, config.target), device)
+    run_dir = config.run_dir and str(Path(config.run_dir).absolute())
+    config = replace(config, data=replace(config.data, root=root, store=str(folder)), run_dir=run_dir)
+    return Task(config, store, open_targets(store.classes, config.target), use_hardware(config))
+
+
+def embedding_sources(config: Config) -> tuple[Dataset, Encoder, Path]:
+    """Return what the embeddings of ``config`` are made from and with, and the folder of their store.
+
+    The encoder holds nothing on the device until it encodes its first clip.
+    """
+    dataset, encoder = open_dataset(config.data), open_encoder(config.encoder, use_hardware(config))
+    return dataset, encoder, store_folder(config.data, dataset, encoder).absolute()
 
 
 def open_task(config: Config, own_store: str | None = None) -> Task:

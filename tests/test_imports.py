@@ -15,7 +15,7 @@ LAYERS = [
     ["data", "models"],
     ["training", "evaluation"],
     ["exchange"],
-    ["phases", "config"],
+    ["phases", "config", "memory"],
     ["task", "run_folder", "run_state"],
     ["node", "node_state", "recorder"],
     ["aggregation", "border", "sharing", "strategy", "client_app", "server_app"],

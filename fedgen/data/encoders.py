@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fedgen.data.batching import in_batches
 from fedgen.data.streams import stream
 from fedgen.errors import choose, require
 
@@ -36,7 +37,7 @@ class EncoderSettings:
     stride : int
         Step between patches in mel bins and in frames, 1 to 16; 10 gives 1214 tokens, 16 gives 514.
     batch_size : int
-        Clips encoded at once.
+        Clips encoded at once; fewer when memory runs out.
     """
 
     name: str = "patches"
@@ -110,8 +111,7 @@ class PatchEncoder:
     @torch.no_grad()
     def __call__(self, waveforms: list[np.ndarray]) -> Tensor:
         """Return tokens ``(B, S, D)``, float16, on the CPU, for 16 kHz mono waveforms in -1..1 of any length."""
-        batches = [waveforms[i : i + self.batch_size] for i in range(0, len(waveforms), self.batch_size)]
-        return torch.cat([self._encode(batch) for batch in batches])
+        return torch.cat(in_batches(waveforms, self.batch_size, self._encode))
 
     def _encode(self, waveforms: list[np.ndarray]) -> Tensor:
         image = self._features(waveforms).transpose(1, 2).unsqueeze(1)  # (B, 1, mels, frames)

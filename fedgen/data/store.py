@@ -71,19 +71,22 @@ class Store:
         self.labels = np.array([clip["label"] for clip in index["clips"]], dtype=np.int64)
         self.folds = np.array([clip["fold"] for clip in index["clips"]], dtype=np.int64)
         self.shape = (int(index["shape"][0]), int(index["shape"][1]))
-        self._shards: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def tokens(self, indices: np.ndarray | Tensor | list[int]) -> Tensor:
-        """Return tokens ``(n, S, D)``, float16, on the CPU, of the clips ``indices`` ``(n,)``, in that order."""
+    def tokens(self, indices: np.ndarray | Tensor | list[int], dtype: torch.dtype = torch.float16) -> Tensor:
+        """Return tokens ``(n, S, D)`` on the CPU of the clips ``indices`` ``(n,)``, in that order.
+
+        Files are mapped while they are read and no longer: what was read of them then counts as the system's cache,
+        which gives way when memory is needed, and not as this process's memory.
+        """
         wanted = torch.as_tensor(indices, dtype=torch.int64)
-        out = torch.empty(len(wanted), *self.shape, dtype=torch.float16)
+        out = torch.empty(len(wanted), *self.shape, dtype=dtype)
         shards = wanted // self._index["shard_clips"]
         for shard in shards.unique().tolist():
             rows = (shards == shard).nonzero().squeeze(1)
-            out[rows] = self._shard(shard)[wanted[rows] % self._index["shard_clips"]]
+            out[rows] = self._shard(shard)[wanted[rows] % self._index["shard_clips"]].to(dtype)
         return out
 
     def train_indices(self, test_fold: int) -> np.ndarray:
@@ -107,14 +110,13 @@ class Store:
         return test_fold
 
     def _shard(self, number: int) -> Tensor:
-        if number not in self._shards:  # the tensor keeps the file mapped; pages are read when they are touched
-            file = self.path / self._index["shards"][number]["file"]
-            try:
-                with safe_open(file, framework="pt") as reader:
-                    self._shards[number] = reader.get_tensor("tokens")
-            except (SafetensorError, OSError) as error:
-                raise DataError(f"{file} cannot be read ({error}); {PREPARE} writes it again") from error
-        return self._shards[number]
+        file = self.path / self._index["shards"][number]["file"]
+        try:
+            with safe_open(file, framework="pt") as reader:
+                tokens: Tensor = reader.get_tensor("tokens")  # mapped while it lives; pages are read when touched
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{file} cannot be read ({error}); {PREPARE} writes it again") from error
+        return tokens
 
 
 def identity_of(dataset: Dataset, encoder: Encoder) -> dict[str, Any]:

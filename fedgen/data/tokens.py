@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from fedgen.data.store import Store
 
 FLOAT_LIMIT = 4 * 2**30  # bytes up to which the CPU keeps tokens in float32: converting costs more than a training step
 
@@ -77,14 +81,11 @@ class FactoredSource(Protocol):
 
 
 class TensorTokens:
-    """Token sequences held in one tensor on the device that trains on them.
-
-    The CPU keeps them in float32 up to `FLOAT_LIMIT`, a GPU in half precision.
-    """
+    """Token sequences held in one tensor on the device that trains on them, in the precision of `held_as`."""
 
     def __init__(self, tokens: Tensor, labels: Tensor, device: torch.device | str = "cpu") -> None:
         self.tokens = tokens.to(device)  # (N, S, D)
-        if self.tokens.device.type == "cpu" and 4 * tokens.numel() <= FLOAT_LIMIT:
+        if held_as(tokens.numel(), self.tokens.device) == torch.float32:
             self.tokens = self.tokens.float()
         self.labels = labels.long().cpu()  # (N,)
         self.shape = (int(tokens.shape[1]), int(tokens.shape[2]))
@@ -95,3 +96,49 @@ class TensorTokens:
     def batch(self, indices: Tensor) -> Tensor:
         """Return the sequences at ``indices`` ``(B,)``: ``(B, S, D)``, float32."""
         return self.tokens[indices.to(self.tokens.device)].float()
+
+
+def held_as(values: int, device: torch.device) -> torch.dtype:
+    """Return the precision in which `TensorTokens` holds ``values`` numbers: half, or float32 if few and on the CPU."""
+    return torch.float32 if device.type == "cpu" and 4 * values <= FLOAT_LIMIT else torch.float16
+
+
+class MappedTokens:
+    """Clips of an embedding store, read from its files batch by batch: the same values, held nowhere.
+
+    Parameters
+    ----------
+    store : Store
+    indices : np.ndarray
+        Which clips of the store, ``(N,)``.
+    device : torch.device or str
+        Where batches go, in half precision; there they become float32.
+    rows : int, optional
+        Most sequences that `batches` reads at once; as many as it is asked for by default.
+    """
+
+    def __init__(
+        self, store: Store, indices: np.ndarray, device: torch.device | str = "cpu", rows: int | None = None
+    ) -> None:
+        self.store, self.indices = store, torch.as_tensor(indices, dtype=torch.int64)
+        self.device, self.rows = torch.device(device), rows
+        self.labels = torch.from_numpy(store.labels[indices])  # (N,)
+        self.shape = store.shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Return the sequences at ``indices`` ``(B,)``: ``(B, S, D)``, float32."""
+        return self.store.tokens(self.indices[indices]).to(self.device).float()
+
+
+def rows_at_once(source: TokenSource, rows: int) -> int:
+    """Return how many sequences a loop over ``source`` reads at once: ``rows``, or fewer where memory is short."""
+    return min(rows, source.rows or rows) if isinstance(source, MappedTokens) else rows
+
+
+def batches(source: TokenSource, rows: int) -> Iterator[Tensor]:
+    """Yield the tokens of ``source`` in order, at most ``rows`` at once, ``(B, S, D)`` each."""
+    for indices in torch.arange(len(source)).split(rows_at_once(source, rows)):
+        yield source.batch(indices)

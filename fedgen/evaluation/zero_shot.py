@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedgen.data.tokens import TokenSource
+from fedgen.data.batching import in_batches
+from fedgen.data.tokens import TokenSource, rows_at_once
 from fedgen.models.adapters import Adapters
 
 
@@ -53,6 +54,7 @@ def zero_shot(
     classes : list[str]
         Names of the ``C`` classes by id.
     batch_size : int
+        Clips at once; fewer where memory is short or runs out.
 
     Raises
     ------
@@ -65,17 +67,19 @@ def zero_shot(
     targets = {name: value.to(device) for name, value in targets.items()}
     unit = {name: F.normalize(value.flatten(1), dim=1) for name, value in targets.items()}
     adapters.eval()
-    cosines, errors = [], {name: torch.zeros((), device=device) for name in targets}
-    for indices in torch.arange(len(source)).split(batch_size):
+
+    def measure(indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines to every target ``(H, B, C)`` and the summed error of each head ``(H,)``."""
         labels = source.labels[indices].to(device)
-        outputs = {name: value.float() for name, value in adapters(source.batch(indices)).items()}
-        cosines.append(
-            torch.stack([F.normalize(outputs[name].flatten(1), dim=1) @ unit[name].T for name in targets])  # (H, B, C)
-        )
-        for name, output in outputs.items():
-            errors[name] += (output - targets[name][labels]).square().flatten(1).mean(dim=1).sum()
-    similarity = torch.cat(cosines, dim=1)  # (H, N, C)
-    return _scores(similarity.cpu(), source.labels, {k: float(v) / len(source) for k, v in errors.items()}, classes)
+        outputs = {name: value.float().flatten(1) for name, value in adapters(source.batch(indices)).items()}
+        cosines = [F.normalize(outputs[name], dim=1) @ unit[name].T for name in targets]
+        errors = [(outputs[name] - targets[name].flatten(1)[labels]).square().mean(dim=1).sum() for name in targets]
+        return torch.stack(cosines), torch.stack(errors)
+
+    parts = in_batches(torch.arange(len(source)), rows_at_once(source, batch_size), measure)
+    similarity = torch.cat([cosines for cosines, _ in parts], dim=1).cpu()  # (H, N, C)
+    errors = torch.stack([error for _, error in parts]).sum(dim=0) / len(source)  # (H,)
+    return _scores(similarity, source.labels, dict(zip(targets, errors.tolist(), strict=True)), classes)
 
 
 def _scores(similarity: Tensor, labels: Tensor, errors: dict[str, float], classes: list[str]) -> Scores:

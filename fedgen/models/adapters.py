@@ -26,7 +26,7 @@ class AdapterSettings:
     width : int
         Channels that a token is projected to before pooling.
     heads : int
-        Attention maps for each query of a target; each map pools its own share of the channels.
+        Attention maps for each query of a target; each map pools all channels with weights of its own.
     hidden : int
         Width of the layer between pooling and output.
     dropout : float

@@ -11,15 +11,20 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def optimizer_tensors(model: nn.Module, *optimizers: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Return the moments of ``model``'s parameters as ``{moment}.{parameter}``, where they are.
+    """Return copies of the moments of ``model``'s parameters as ``{moment}.{parameter}``, where they are.
 
     A parameter that no optimiser has stepped has none. Optimisers may also hold parameters of other models.
     """
+    return {name: value.clone() for name, value in live_tensors(model, *optimizers).items()}
+
+
+def live_tensors(model: nn.Module, *optimizers: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Return the same as `optimizer_tensors` without copying: the next step changes it."""
     tensors = {}
     for name, parameter in model.named_parameters():
         for optimizer in optimizers:
             for moment, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{moment}.{name}"] = value.detach().clone()
+                tensors[f"{moment}.{name}"] = value.detach()
     return tensors
 
 

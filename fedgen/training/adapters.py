@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from fedgen.data.tokens import FactoredSource, FactoredTokens, TokenSource
 from fedgen.errors import choose, require
 from fedgen.models.adapters import Adapters
+from fedgen.models.batches import BatchLimit
 from fedgen.models.optimizer import load_optimizer_tensors, optimizer_tensors
 from fedgen.models.schedule import Schedule
 
@@ -142,6 +144,7 @@ def train_adapters(
     optimizer_state: dict[str, Tensor] | None = None,
     schedule: Schedule | None = None,
     proximal_mu: float = 0.0,
+    limit: BatchLimit | None = None,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Train ``adapters`` in place and return the last epoch's mean losses and AdamW's state.
 
@@ -162,6 +165,9 @@ def train_adapters(
         Place of this call in a training of several calls; alone by default.
     proximal_mu : float
         Weight of half the squared distance to the weights at the start (FedProx, Li et al., MLSys 2020).
+    limit : BatchLimit, optional
+        Samples that one backward pass takes: a whole batch by default. Less needs less memory and gives the same up to
+        rounding, and to what dropout draws. It is halved when memory runs out.
 
     Returns
     -------
@@ -179,33 +185,48 @@ def train_adapters(
         load_optimizer_tensors(adapters, optimizer, optimizer_state)
     anchor = [p.detach().clone() for p in adapters.parameters()] if proximal_mu else []
     steps = settings.epochs * math.ceil(len(source) / settings.batch_size)
-    schedule = schedule or Schedule()
-    losses: dict[str, float] = {}
+    schedule, limit = schedule or Schedule(), limit or BatchLimit()
+    means: list[float] = []
     adapters.train()
     with reproducible(seed, device) as generator:
         for epoch in range(settings.epochs):
-            sums: dict[str, Tensor] = {}
+            sums = torch.zeros(len(adapters.heads) + 1, device=device)
             batches = torch.randperm(len(source), generator=generator).split(settings.batch_size)
             for position, indices in enumerate(batches):
                 rate = schedule.rate(epoch * len(batches) + position, steps, settings.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = settings.lr * rate
-                labels = source.labels[indices].to(device, non_blocking=True)
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    outputs = adapters(read(source, indices))
-                heads = target_losses({k: v.float() for k, v in outputs.items()}, targets, labels, settings)
-                loss = torch.stack(list(heads.values())).sum()
-                step_loss = loss + 0.5 * proximal_mu * distance(adapters, anchor) if anchor else loss
-                optimizer.zero_grad(set_to_none=True)
-                step_loss.backward()
+                share = partial(contribution, adapters, source, targets, settings, len(indices))
+                sums += limit.backward(indices, share, optimizer.zero_grad) * len(indices)
+                if anchor:
+                    pull(adapters, anchor, proximal_mu)
                 torch.nn.utils.clip_grad_norm_(adapters.parameters(), settings.clip)
                 optimizer.step()
-                parts = {"loss": loss, **{f"{name}_loss": value for name, value in heads.items()}}
-                for name, value in parts.items():
-                    sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach() * len(indices)
-            losses = {name: float(value) / len(source) for name, value in sums.items()}
+            means = (sums / len(source)).tolist()
     adapters.eval()
-    return losses, optimizer_tensors(adapters, optimizer)
+    losses = dict(zip([*(f"{name}_loss" for name in adapters.heads), "loss"], means, strict=True))
+    return losses, {name: value.cpu() for name, value in optimizer_tensors(adapters, optimizer).items()}
+
+
+def contribution(
+    adapters: Adapters,
+    source: TokenSource,
+    targets: dict[str, Tensor],
+    settings: TrainingSettings,
+    count: int,
+    indices: Tensor,
+) -> Tensor:
+    """Return what the samples at ``indices`` add to the losses of their batch of ``count``: each head's, and their sum.
+
+    On a GPU the adapters compute in bfloat16, whose range is that of float32; losses are taken in float32.
+    """
+    device = next(adapters.parameters()).device
+    labels = source.labels[indices].to(device, non_blocking=True)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        outputs = adapters(read(source, indices))
+    heads = target_losses({name: value.float() for name, value in outputs.items()}, targets, labels, settings)
+    losses = torch.stack(list(heads.values()))  # (H,)
+    return torch.cat([losses, losses.sum(dim=0, keepdim=True)]) * (len(indices) / count)
 
 
 def read(source: TokenSource, indices: Tensor) -> Tensor | FactoredTokens:
@@ -213,6 +234,9 @@ def read(source: TokenSource, indices: Tensor) -> Tensor | FactoredTokens:
     return source.factors(indices) if isinstance(source, FactoredSource) else source.batch(indices)
 
 
-def distance(adapters: Adapters, anchor: list[Tensor]) -> Tensor:
-    """Return the squared distance of the weights to ``anchor``."""
-    return torch.stack([(p - a).square().sum() for p, a in zip(adapters.parameters(), anchor, strict=True)]).sum()
+@torch.no_grad()
+def pull(adapters: Adapters, anchor: list[Tensor], mu: float) -> None:
+    """Add the gradient of ``mu / 2`` times the squared distance of the weights to ``anchor``: once for each step."""
+    for parameter, start in zip(adapters.parameters(), anchor, strict=True):
+        assert parameter.grad is not None
+        parameter.grad.add_(parameter - start, alpha=mu)

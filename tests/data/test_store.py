@@ -81,13 +81,22 @@ def test_a_store_knows_its_clips(tmp_path: Path) -> None:
         store.test_indices(3)
 
 
-def test_shards_are_mapped_not_read(tmp_path: Path) -> None:
+def test_shards_are_mapped_only_while_they_are_read(tmp_path: Path) -> None:
     store = prepare(Tones(), Means(), tmp_path)
-    store.tokens([0])
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("only Linux tells what is mapped")
+    shard = store._shard(0)
     assert str(tmp_path / "shard_00000.safetensors") in maps.read_text()
+    del shard
+    store.tokens([0, 5])
+    assert str(tmp_path) not in maps.read_text()
+
+
+def test_clips_come_in_the_precision_asked_for(tmp_path: Path) -> None:
+    store = prepare(Tones(), Means(), tmp_path)
+    assert store.tokens([3, 8], torch.float32).dtype == torch.float32
+    assert torch.equal(store.tokens([3, 8], torch.float32), store.tokens([3, 8]).float())
 
 
 def test_a_second_call_does_nothing_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

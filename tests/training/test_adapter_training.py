@@ -1,5 +1,6 @@
 """Training of adapters: what it learns, what it repeats, and what goes on over several calls."""
 
+import logging
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,15 @@ import torch
 from fedgen.data.tokens import FactoredTokens, TensorTokens
 from fedgen.errors import ConfigError
 from fedgen.models.adapters import Adapters, AdapterSettings, build_adapters
-from fedgen.training.adapters import GlobalTrainingSettings, Schedule, TrainingSettings, target_losses, train_adapters
+from fedgen.models.batches import BatchLimit
+from fedgen.training.adapters import (
+    GlobalTrainingSettings,
+    Schedule,
+    TrainingSettings,
+    pull,
+    target_losses,
+    train_adapters,
+)
 
 ADAPTERS = AdapterSettings(width=8, heads=2, hidden=16, dropout=0.0)
 SETTINGS = TrainingSettings(epochs=1, lr=1e-2, batch_size=6)
@@ -104,12 +113,69 @@ def test_the_proximal_term_holds_the_weights_back() -> None:
 
 
 def test_the_proximal_term_is_half_mu_times_the_squared_distance() -> None:
-    """One step from the start feels nothing of it; from the second on it adds mu times the way so far."""
+    """Its gradient is mu times the way so far, so that one step from the start feels nothing of it."""
     one = replace(SETTINGS, batch_size=18)
     free, held = adapters(), adapters()
     train_adapters(free, source(), TARGETS, one, seed=0)
     train_adapters(held, source(), TARGETS, one, seed=0, proximal_mu=50.0)
     assert torch.equal(weights(free), weights(held))
+    anchor = [parameter.detach() - 2 for parameter in held.parameters()]
+    for parameter in held.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    pull(held, anchor, mu=3.0)
+    assert all(torch.allclose(p.grad, torch.tensor(7.0)) for p in held.parameters() if p.grad is not None)
+
+
+def predictions(model: Adapters) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([output.flatten(1) for output in model(source().tokens).values()], dim=1)
+
+
+@pytest.mark.parametrize("mu", [0.0, 10.0])
+@pytest.mark.parametrize("rows", [1, 4, 6])
+def test_small_parts_of_a_batch_learn_what_the_whole_batch_learns(rows: int, mu: float) -> None:
+    """Also with FedProx's distance, which counts once for the batch and not once for each part."""
+    whole, parts = adapters(), adapters()
+    settings = replace(SETTINGS, epochs=3)
+    expected, _ = train_adapters(whole, source(), TARGETS, settings, seed=0, proximal_mu=mu)
+    losses, _ = train_adapters(parts, source(), TARGETS, settings, seed=0, proximal_mu=mu, limit=BatchLimit(rows))
+    assert losses == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(predictions(parts), predictions(whole), rtol=1e-3, atol=1e-4)
+
+
+class Scarce(TensorTokens):
+    """Tokens on a device that has memory for two sequences at a time."""
+
+    def batch(self, indices: torch.Tensor) -> torch.Tensor:
+        if len(indices) > 2:
+            raise torch.OutOfMemoryError
+        return super().batch(indices)
+
+
+def test_out_of_memory_halves_the_batch_and_repeats_the_step(caplog: pytest.LogCaptureFixture) -> None:
+    undisturbed, disturbed = adapters(), adapters()
+    expected, state = train_adapters(undisturbed, source(), TARGETS, SETTINGS, seed=0)
+    limit = BatchLimit()
+    with caplog.at_level(logging.WARNING):
+        scarce = Scarce(source().tokens, source().labels)
+        losses, moments = train_adapters(disturbed, scarce, TARGETS, SETTINGS, seed=0, limit=limit)
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory with 6 rows in a batch: going on with 3",
+        "out of memory with 3 rows in a batch: going on with 1",
+    ]
+    assert limit.rows == 1  # for the rest of the training too
+    assert losses == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(predictions(disturbed), predictions(undisturbed), rtol=1e-3, atol=1e-4)
+    assert moments["step.tokens.position"] == state["step.tokens.position"] == 3  # no step was taken twice
+
+
+def test_what_does_not_fit_at_all_is_an_error() -> None:
+    class Full(TensorTokens):
+        def batch(self, indices: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        train_adapters(adapters(), Full(source().tokens, source().labels), TARGETS, SETTINGS, seed=0)
 
 
 def test_an_output_of_another_shape_is_refused() -> None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fedgen.errors import DataError
 from fedgen.models.generators.settings import GeneratorTraining
-from fedgen.models.optimizer import optimizer_tensors
+from fedgen.models.optimizer import live_tensors
 from fedgen.models.seeds import seeded
+from fedgen.models.states import join, part_of
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Run:
         self.shuffle, self.noise = seeded(job.seed, "shuffle"), seeded(job.seed, "noise", device=job.device)
         self.losses: list[dict[str, float]] = []
         self.best, self.age = math.inf, 0
-        self.kept: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # weights and moments of the best epoch
+        self.kept: dict[str, Tensor] = {}  # weights and moments of the best epoch
 
     @property
     def stale(self) -> bool:
@@ -110,14 +111,22 @@ class Run:
     def judge(self, loss: float, optimizers: list[torch.optim.AdamW]) -> None:
         """Keep weights and moments if ``loss``, of the held-out rows, is the best so far."""
         if loss < self.best:
-            weights = {name: value.clone() for name, value in self.job.model.state_dict().items()}
-            self.best, self.age, self.kept = loss, 0, (weights, optimizer_tensors(self.job.model, *optimizers))
+            self.best, self.age = loss, 0
+            current = self._current(optimizers)
+            if self.kept.keys() == current.keys():
+                torch._foreach_copy_(list(self.kept.values()), list(current.values()))  # new memory costs more
+            else:
+                self.kept = {name: value.clone() for name, value in current.items()}
 
     def finish(self, optimizers: list[torch.optim.AdamW]) -> None:
         """Give the model its best weights back and the job their moments, on the CPU."""
-        moments = optimizer_tensors(self.job.model, *optimizers)
-        if self.kept is not None:
-            weights, moments = self.kept
-            self.job.model.load_state_dict(weights)
+        state = self.kept or self._current(optimizers)
+        self.job.model.load_state_dict(part_of(state, "model"))
         self.job.model.requires_grad_(True)
-        self.job.moments = {name: value.cpu() for name, value in moments.items()}
+        moments = part_of(state, "optimizer")
+        self.job.moments = {name: value.to("cpu", copy=True) for name, value in moments.items()}
+
+    def _current(self, optimizers: list[torch.optim.AdamW]) -> dict[str, Tensor]:
+        """Return weights and moments as they are, not copied."""
+        weights = self.job.model.state_dict()
+        return join({"model": weights, "optimizer": live_tensors(self.job.model, *optimizers)})

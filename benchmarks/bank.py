@@ -1,0 +1,117 @@
+"""What it costs to give every class a generator of its own: per-class generators against a unified one.
+
+For each kind, at equal clips and epochs: one generator for all classes (the baseline), one for each class trained one
+after the other, and one for each class trained in one stack (on CUDA; with --stacked on the CPU too, where it is not
+the default). Wall time of everything from first weights to settled densities; repeats take turns, the fastest counts.
+Per-class generators must take at most 1.1 times as long as the unified one in the way that the device prefers.
+
+    python benchmarks/bank.py                       # 15 classes of 64 clips: about ten minutes on one core
+    python benchmarks/bank.py --kinds vae --stacked
+
+With 64 clips a class, batches of 32 and nothing held out, both take the same number of steps on the same clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fedgen.data.targets import TargetSettings, open_targets
+from fedgen.models.generators import KINDS, GeneratorSettings, GeneratorTraining, Part, open_generator
+
+logger = logging.getLogger(__name__)
+
+TARGET = 1.1  # times the unified generator's wall time
+WAYS = ("unified", "in turn", "stacked")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    arguments = parse(words)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(arguments.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    stacks = device == "cuda" or arguments.stacked
+    if not stacks:
+        logger.info("no CUDA device: the stacked way is left out; --stacked measures it on the CPU")
+    ways = WAYS if stacks else WAYS[:2]
+    times: dict[tuple[str, str], list[float]] = {(kind, way): [] for kind in arguments.kinds for way in ways}
+    for kind in arguments.kinds:
+        run(arguments, kind, ways[-1], device, epochs=1)  # start threads and libraries
+    for _ in range(arguments.repeats):
+        for kind, way in times:
+            times[kind, way].append(run(arguments, kind, way, device, arguments.epochs))
+    results = [row(kind, ways, times, device) for kind in arguments.kinds]
+    show(results, arguments, device)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    facts = {name: value for name, value in vars(arguments).items() if name != "out"}
+    text = json.dumps({**facts, "device": device, "torch": torch.__version__, "rows": results}, indent=1)
+    arguments.out.write_text(text)
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--classes", type=int, default=15)
+    parser.add_argument("--clips", type=int, default=64, help="of each class")
+    parser.add_argument("--components", type=int, default=128, help="coefficients of a latent vector")
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--stacked", action="store_true", help="measure the stacked way on the CPU too")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/bank.json"))
+    return parser.parse_args(words)
+
+
+def run(arguments: argparse.Namespace, kind: str, way: str, device: str, epochs: int) -> float:
+    """Fit generators of ``kind`` to all classes and return the seconds that it took."""
+    training = GeneratorTraining(epochs=epochs, batch_size=arguments.batch_size, validation=0.0)
+    settings = GeneratorSettings(kind=kind, width=arguments.width, training=training)
+    classes, size = arguments.classes, arguments.components
+    conditions = open_targets([f"class {number}" for number in range(classes)], TargetSettings()).conditions()
+    labels = torch.arange(classes).repeat_interleave(arguments.clips)
+    generator = torch.Generator().manual_seed(0)
+    latents = (torch.randn(len(labels), size, generator=generator) + 0.1 * labels[:, None]).to(device)
+    groups = [labels >= 0] if way == "unified" else [labels == label for label in range(classes)]
+    parts = [Part(latents[rows.to(device)], labels[rows], seed) for seed, rows in enumerate(groups)]
+    started = time.perf_counter()
+    generators = [open_generator(settings, size, conditions if KINDS[kind].conditioned else None) for _ in parts]
+    KINDS[kind].fit_all(generators, parts, stacked=way == "stacked")
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def row(kind: str, ways: Sequence[str], times: dict[tuple[str, str], list[float]], device: str) -> dict[str, Any]:
+    """Return the fastest seconds of each way and their ratios to the unified generator's."""
+    seconds = {way: min(times[kind, way]) for way in ways}
+    ratios = {way: seconds[way] / seconds["unified"] for way in ways[1:]}
+    preferred = ratios["stacked" if device == "cuda" else "in turn"]
+    return {"kind": kind, "seconds": seconds, "ratios": ratios, "met": preferred <= TARGET}
+
+
+def show(results: list[dict[str, Any]], arguments: argparse.Namespace, device: str) -> None:
+    title = f"{arguments.classes} classes of {arguments.clips} clips, {arguments.epochs} epochs, {device}"
+    table = Table(title=title, caption=f"seconds, and times the unified generator's; target {TARGET}")
+    ways = list(results[0]["seconds"])
+    for name in ("kind", *ways, *(f"{way} / unified" for way in ways[1:]), "target"):
+        table.add_column(name, justify="right")
+    for found in results:
+        times = [f"{found['seconds'][way]:.3f}" for way in ways]
+        ratios = [f"{found['ratios'][way]:.2f}" for way in ways[1:]]
+        table.add_row(found["kind"], *times, *ratios, "met" if found["met"] else "missed")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

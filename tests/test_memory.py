@@ -1,0 +1,187 @@
+"""The memory plan: what low, high and auto choose, and that the choice changes nothing but rounding."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedgen import memory
+from fedgen.config import Config
+from fedgen.data.tokens import MappedTokens, TensorTokens
+from fedgen.evaluation.zero_shot import zero_shot
+from fedgen.memory import LOW, MemoryPlan, batch_bytes, free_memory, plan_memory
+from fedgen.task import Task, prepare_task
+from fedgen.training.adapters import train_adapters
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def fresh_plans() -> Iterator[None]:
+    """A process plans once; each test is a process of its own."""
+    plan_memory.cache_clear()
+    yield
+    plan_memory.cache_clear()
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how many bytes every device has free."""
+    return lambda value: monkeypatch.setattr(memory, "free_bytes", lambda device: value)
+
+
+def test_high_holds_tokens_and_takes_whole_batches() -> None:
+    plan = plan_memory("high", CPU, 10**18, 10**18)
+    assert plan == MemoryPlan("high", mapped=False, rows=None, generator_rows=None, clips=None, vectorised=False)
+    assert plan_memory("high", CUDA, 1, 1).vectorised
+    assert (plan.batch_limit().rows, plan.generator_limit().rows) == (None, None)
+
+
+def test_low_reads_tokens_batch_by_batch_and_takes_small_batches() -> None:
+    for device in (CPU, CUDA):
+        plan = plan_memory("low", device, 1, 1)
+        assert plan.mapped
+        assert not plan.vectorised
+        assert (plan.batch_limit().rows, plan.generator_limit().rows, plan.clips) == (8, 32, 8)
+
+
+def test_each_training_starts_with_a_limit_of_its_own() -> None:
+    limit = LOW.batch_limit()
+    limit.rows = 1  # as after running out of memory
+    assert LOW.batch_limit().rows == 8
+
+
+def test_auto_is_low_where_the_run_needs_more_than_its_share(
+    free: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    free(1000 * MIB)
+    with caplog.at_level(logging.INFO):
+        assert plan_memory("auto", CPU, 500 * MIB, 100 * MIB).level == "high"
+        assert caplog.text == ""
+        assert plan_memory("auto", CPU, 500 * MIB, 101 * MIB).level == "low"
+    assert "memory=low: the run needs about 0.6 GiB where cpu has 1.0 GiB free" in caplog.text
+
+
+def test_a_process_plans_once(free: Callable[[int], None], caplog: pytest.LogCaptureFixture) -> None:
+    """What it has taken itself since then must not change its mind."""
+    free(10)
+    with caplog.at_level(logging.INFO):
+        first = plan_memory("auto", CPU, 7, 0)
+        free(1000)
+        assert plan_memory("auto", CPU, 7, 0) is first
+    assert caplog.text.count("memory=low") == 1
+
+
+@pytest.mark.parametrize(("heads", "queries"), [("flux", 18), ("sd", 77), ("small", 1)])
+def test_the_estimate_counts_a_batch_of_adapters_or_two_of_a_codec(heads: str, queries: int) -> None:
+    shape, width, maps = (1214, 768), 64, 8 * queries
+    few, many = (batch_bytes(shape, size, width, maps) for size in (1, 1000))
+    assert few == 2 * 64 * 4 * 1214 * 768  # two batches of 64 clips in float32
+    each = {"flux": 8.6, "sd": 17.3, "small": 6.1}[heads]  # MiB a clip; 7.8, 16.5 and 5.1 were measured
+    assert many / 1000 / MIB == pytest.approx(each, rel=0.02)
+
+
+def system(root: Path, files: dict[str, str]) -> Path:
+    """Make a root folder with the files in which Linux tells about memory."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+MEMINFO = {"proc/meminfo": "MemTotal:  16000 kB\nMemFree:  100 kB\nMemAvailable:   8000 kB\n"}
+
+
+def test_free_memory_is_what_the_system_calls_available(tmp_path: Path) -> None:
+    assert free_memory(system(tmp_path, MEMINFO)) == 8000 * 1024
+
+
+def test_a_container_has_what_its_control_group_leaves(tmp_path: Path) -> None:
+    group = "sys/fs/cgroup/box/inner"
+    files = {
+        "proc/self/cgroup": "0::/box/inner\n",
+        f"{group}/memory.max": "max\n",
+        f"{group}/memory.current": "5\n",
+        f"{group}/memory.stat": "anon 5\n",
+        "sys/fs/cgroup/box/memory.max": "1000000\n",  # the limit may be that of an outer group
+        "sys/fs/cgroup/box/memory.current": "700000\n",
+        "sys/fs/cgroup/box/memory.stat": "anon 400000\ninactive_file 200000\nactive_file 100000\n",
+    }
+    assert free_memory(system(tmp_path, MEMINFO | files)) == 500_000  # the cache of files gives way
+
+
+@pytest.mark.parametrize("path", ["/docker/abc", "/"])
+def test_a_container_with_control_groups_of_version_1(tmp_path: Path, path: str) -> None:
+    """A container often sees its own group as the root of the mount, under whatever path."""
+    files = {
+        "proc/self/cgroup": f"5:cpu,cpuacct:/x\n4:memory:{path}\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "1000000\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "900000\n",
+        "sys/fs/cgroup/memory/memory.stat": "inactive_file 1\ntotal_inactive_file 300000\n",
+    }
+    assert free_memory(system(tmp_path, MEMINFO | files)) == 400_000
+
+
+def test_without_limits_or_files_the_system_decides(tmp_path: Path) -> None:
+    no_limit = {
+        "proc/self/cgroup": "4:memory:/\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "0\n",
+        "sys/fs/cgroup/memory/memory.stat": "\n",
+    }
+    assert free_memory(system(tmp_path / "unlimited", MEMINFO | no_limit)) == 8000 * 1024
+    (tmp_path / "empty").mkdir()
+    assert free_memory(tmp_path / "empty") > MIB  # what sysconf says
+
+
+def test_a_task_holds_or_reads_its_tokens_as_the_plan_says(tiny: Callable[..., Config]) -> None:
+    high, low = (prepare_task(tiny(f"memory={level}")) for level in ("high", "low"))
+    clips = high.parts[0]
+    assert isinstance(high.tokens(clips), TensorTokens)
+    assert isinstance(low.tokens(clips), MappedTokens)
+    assert isinstance(low.test_tokens(), MappedTokens)
+    whole = torch.arange(len(clips))
+    assert torch.equal(high.tokens(clips).batch(whole), low.tokens(clips).batch(whole))
+
+
+def test_a_small_run_on_a_large_machine_is_high(tiny: Callable[..., Config], free: Callable[[int], None]) -> None:
+    task = prepare_task(tiny("memory=auto"))
+    free(2**40)
+    assert task.memory.level == "high"
+
+
+def test_low_learns_what_high_learns(tiny: Callable[..., Config]) -> None:
+    """Gradients of small batches add up to those of large ones: losses and scores agree to four digits."""
+    losses, scores = {}, {}
+    for level in ("high", "low"):
+        config = tiny(f"memory={level}", "adapter.dropout=0.0", "adapter.training.epochs=2")
+        task = prepare_task(config)
+        adapters = task.adapters()
+        source, heads = task.tokens(task.parts[0]), task.targets.heads
+        training = replace(config.adapter.training, batch_size=10)  # parts of 8 and 2
+        losses[level], _ = train_adapters(adapters, source, heads, training, 0, limit=task.memory.batch_limit())
+        scores[level] = zero_shot(adapters, task.test_tokens(), heads, task.classes)
+    assert losses["low"] == pytest.approx(losses["high"], rel=1e-4)
+    assert scores["low"].accuracy == scores["high"].accuracy
+    for head, values in scores["high"].heads.items():
+        assert scores["low"].heads[head] == pytest.approx(values, rel=1e-3)
+
+
+def test_an_encoder_is_built_only_to_encode(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def built(*arguments: object) -> None:
+        pytest.fail("nothing is to be encoded")
+
+    monkeypatch.setattr("fedgen.data.encoders._orthonormal", built)
+    monkeypatch.setattr("fedgen.data.encoders.LogMel", built)
+    prepare_task(task.config)
+
+
+def test_a_run_folder_is_made_absolute_once(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert prepare_task(replace(task.config, run_dir="runs/first")).config.run_dir == str(tmp_path / "runs/first")
+    assert prepare_task(replace(task.config, run_dir=None)).config.run_dir is None
