@@ -102,15 +102,11 @@ def _job(values: DictConfig) -> float:
 
 def prepare_command(options: argparse.Namespace, overrides: list[str]) -> None:
     """``fedgen prepare``: encode once."""
-    from fedgen.data.datasets import open_dataset
-    from fedgen.data.encoders import open_encoder
-    from fedgen.data.store import prepare, store_folder
-    from fedgen.task import use_hardware
+    from fedgen.data.store import prepare
+    from fedgen.task import embedding_sources
 
     _log_to_terminal()
-    config = load_config(overrides)
-    dataset, encoder = open_dataset(config.data), open_encoder(config.encoder, use_hardware(config))
-    store = prepare(dataset, encoder, store_folder(config.data, dataset, encoder))
+    store = prepare(*embedding_sources(load_config(overrides)))
     logger.info("%d clips of %d classes, tokens %s, in %s", len(store), len(store.classes), store.shape, store.path)
 
 

@@ -193,7 +193,9 @@ class Node:
             optimizer_state=self.state.moments(before=round_number),
             schedule=Schedule(round_number - phase.offset - 1, phase.rounds),
             proximal_mu=proximal_mu,
+            limit=self.task.memory.batch_limit(),
         )
+        self.task.memory.release()
         self.state.save_moments(round_number, moments, {"node": self.number})
         return {name: value.detach().cpu() for name, value in adapters.state_dict().items()}, losses
 
@@ -289,6 +291,7 @@ class Node:
         }
         save_bank(self.state.generators(round_number), self.base_name, self.number, bank, metadata)
         self.state.prune("generators", round_number)
+        self.task.memory.release()
         chosen = self.config.checkpoint
         if chosen.save:
             frequency, kept = chosen.frequency, chosen.keep_last
@@ -310,7 +313,15 @@ class Node:
 
     def _new_bank(self) -> Bank:
         conditions = self.task.targets.conditions()
-        return Bank(self.config.generator, self.granularity, self.task.classes, conditions)
+        return Bank(
+            self.config.generator,
+            self.granularity,
+            self.task.classes,
+            conditions,
+            self.task.memory.vectorised,
+            self.task.memory.generator_limit(),
+            split_seed=self.task.seed("split", self.number),
+        )
 
     def _classes(self) -> list[str]:
         return [self.task.classes[label] for label in self.counts]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fedgen.config import Config
-from fedgen.data.tokens import TensorTokens
+from fedgen.data.tokens import TokenSource
 from fedgen.errors import ConfigError
 from fedgen.evaluation.zero_shot import Scores, mean_scores, zero_shot
 from fedgen.node import Node
@@ -56,7 +56,7 @@ def _round(
     task: Task,
     nodes: list[Node],
     weights: dict[int, dict[str, Tensor]],
-    test: TensorTokens,
+    test: TokenSource,
     phase: Phase,
     round_number: int,
 ) -> tuple[RoundReport, Scores]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import time
 from dataclasses import replace
@@ -19,6 +18,7 @@ from fedgen.border import Member, read_member
 from fedgen.config import Config, from_yaml, load_config, to_yaml
 from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError
 from fedgen.evaluation.zero_shot import Scores, zero_shot
+from fedgen.files import home
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.phases import Phase, plan
@@ -46,8 +46,9 @@ def main(grid: Grid, context: Context) -> None:
     else:
         config = load_config(shlex.split(str(values.get("overrides", ""))))
     if config.run_dir is None:
-        home = Path(os.environ.get("FEDGEN_HOME") or "~/.cache/fedgen").expanduser()
-        config = replace(config, run_dir=str(home / "runs" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{context.run_id}"))
+        config = replace(
+            config, run_dir=str(home() / "runs" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{context.run_id}")
+        )
     federate(grid, config)
 
 
@@ -229,7 +230,8 @@ class Server:
         seed = self.task.seed("global", round_number)
         heads = self.task.targets.heads
         schedule = Schedule(round_number - phase.offset - 1, phase.rounds)
-        losses, _ = train_adapters(self.adapters, pool, heads, self.config.global_training, seed, schedule=schedule)
+        settings, limit = self.config.global_training, self.task.memory.batch_limit()
+        losses, _ = train_adapters(self.adapters, pool, heads, settings, seed, schedule=schedule, limit=limit)
         return ArrayRecord(self.adapters.state_dict()), losses
 
     def _load(self) -> int:

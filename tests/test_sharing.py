@@ -18,6 +18,7 @@ from fedgen.config import Config
 from fedgen.errors import AggregationError, FedgenError
 from fedgen.exchange.files import load_tensors
 from fedgen.exchange.states import shared_from_records, states_from_records
+from fedgen.models.codec import Codec
 from fedgen.models.generators import KINDS
 from fedgen.models.schedule import Schedule
 from fedgen.run_folder import RunFolder
@@ -76,16 +77,17 @@ def test_a_cycle_is_one_process_that_sees_the_same_batches_in_the_same_order(
     federate(config, tmp_path)
     found = server_state(tmp_path)
     task = prepare_task(replace(config, run_dir=str(tmp_path)))
-    codec, _ = _codec(found)
-    bank = Bank(config.generator, task.granularity, task.classes, task.targets.conditions())
-    generator = bank.new_generator(codec.size)
-    generator.initialise(_seed(task.seed("shared generators"), "unified"))
+    codec = Codec.from_state({name.removeprefix("codec."): v for name, v in found.items() if "\n" not in name})
+    states: dict[str, dict[str, Tensor]] = {}
     for round_number in (1, 2):
         for node in range(3):
-            source = task.tokens(task.parts[node])
-            seed = _seed(task.seed("generators", round_number, node), "unified")
-            generator.fit_shared(codec.encode_all(source), source.labels, seed, Schedule(round_number - 1, 2))
-    expected = generator.shared_state()
+            conditions, split = task.targets.conditions(), task.seed("split", node)
+            bank = Bank(config.generator, task.granularity, task.classes, conditions, split_seed=split)
+            seed, schedule = task.seed("generators", round_number, node), Schedule(round_number - 1, 2)
+            start = task.seed("shared generators")
+            bank.fit_shared(task.tokens(task.parts[node]), codec, states, start, seed, schedule)
+            states = bank.shared_states()
+    expected = states["unified"]
     steps = [name for name in expected if "step." in name]
     assert steps
     for name, value in expected.items():
@@ -199,19 +201,6 @@ def test_a_node_with_too_few_clips_does_not_send_sums_over_them(tiny: Tiny, fede
     config = shared(tiny, "average", "generator=vae", *few)
     with pytest.raises(FedgenError, match=r"at least 3 clips.*sharing=local"):
         federate(config, tmp_path)
-
-
-def _seed(seed: int, key: str) -> int:
-    from fedgen.models.seeds import seeded
-
-    return seeded(seed, key).initial_seed()
-
-
-def _codec(state: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-    from fedgen.models.codec import Codec
-
-    codec = {name.removeprefix("codec."): value for name, value in state.items() if "\n" not in name}
-    return Codec.from_state(codec), codec
 
 
 def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
