@@ -59,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", evaluate_command, "score the saved global adapters of a run again", "+")
     evaluate.add_argument("--fold", type=int, help="held-out fold; the run's own by default")
     add("report", report_command, "draw the plots of runs again", "+")
+    saved = add("checkpoints", checkpoints_command, "list, show or verify the saved generators of a run")
+    saved.add_argument("action", choices=["ls", "show", "verify"], help="one line each; everything; read every file")
+    saved.add_argument("folder", type=Path, metavar="FOLDER", help="run folder, or folder of checkpoints")
+    saved.add_argument("names", nargs="*", metavar="NAME", help="only these, as ls names them; all by default")
     migrate = add("migrate", migrate_command, "translate a JSON configuration of the predecessor, FedA2V")
     migrate.add_argument("old", type=Path, metavar="OLD.json")
     migrate.add_argument("--experiment", metavar="NAME", help="print an experiment file instead of a command")
@@ -180,6 +184,24 @@ def report_command(options: argparse.Namespace, rest: list[str]) -> None:
     for path in options.folders:
         for picture in draw_run(RunFolder(path).results(), path):
             logger.info("%s", picture)
+
+
+def checkpoints_command(options: argparse.Namespace, rest: list[str]) -> int:
+    """``fedgen checkpoints``: what is saved in a folder; with ``verify``, exit code 1 if a file is not whole."""
+    from fedgen.evaluation.tables import show
+    from fedgen.exchange.listing import checkpoint_folder, details, overview, verification
+
+    _refuse(rest)
+    folder, sound = checkpoint_folder(options.folder), True
+    if options.action == "ls":
+        show(overview(folder, options.names))
+    elif options.action == "show":
+        for table in details(folder, options.names):
+            show(table)
+    else:
+        result, sound = verification(folder, options.names)
+        show(result)
+    return 0 if sound else 1
 
 
 def migrate_command(options: argparse.Namespace, rest: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The command: what it does, what it prints, and how it exits."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -171,6 +172,51 @@ def test_report_draws_again(fedgen: Fedgen, done: Path) -> None:
     (done / "accuracy.png").unlink()
     assert fedgen("report", str(done)) == 0
     assert (done / "accuracy.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def generators(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that has trained generators."""
+    folder = tmp_path_factory.mktemp("done") / "generators"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        patch.setattr(sys, "argv", ["fedgen"])
+        patch.setattr("fedgen.recorder.draw_run", lambda results, folder: [])
+        assert main(["run", *tiny_overrides, "mode=train_generators", "rounds=1", f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+def test_checkpoints_of_a_run(fedgen: Fedgen, generators: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedgen("checkpoints", "ls", str(generators)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    nodes = [line for line in lines if "vae_unified_node" in line]
+    assert [line.split("│")[1].strip() for line in nodes] == [f"vae_unified_node{number}" for number in range(3)]
+    assert all(word in nodes[0] for word in ("gaussian", "unified", "dog, cow", "patches", "small"))
+    assert fedgen("checkpoints", "show", str(generators / "checkpoints"), "vae_unified_node1") == 0
+    shown = capsys.readouterr().out
+    assert "vae_unified_node1_codec.safetensors" in shown
+    assert "vae_unified_node0" not in shown
+
+
+def test_verify_tells_and_fails(
+    fedgen: Fedgen, generators: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedgen("checkpoints", "verify", str(generators)) == 0
+    assert "no problems" in capsys.readouterr().out
+    copy = Path(shutil.copytree(generators, tmp_path / "copy"))
+    (copy / "checkpoints" / "vae_unified_node2.safetensors").write_bytes(b"?")
+    assert fedgen("checkpoints", "verify", str(copy)) == 1
+    assert "1 problem" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("action", ["ls", "show", "verify"])
+def test_checkpoints_where_there_are_none(
+    action: str, fedgen: Fedgen, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedgen("checkpoints", action, str(done)) == 1
+    assert "federate holds no checkpoints of generators" in last_line(capsys)
+    assert fedgen("checkpoints", action, "nowhere") == 1
+    assert last_line(capsys) == "error: there is no folder nowhere"
 
 
 def test_unknown_arguments_and_commands(fedgen: Fedgen, done: Path, capsys: pytest.CaptureFixture[str]) -> None:

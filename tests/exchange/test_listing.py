@@ -1,0 +1,144 @@
+"""``fedgen checkpoints`` for people: what is there, everything about one, and whether every file is whole."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from banks import METADATA, bank
+from rich.console import Console, RenderableType
+
+from fedgen.errors import CheckpointError, ConfigError
+from fedgen.exchange.checkpoint import save_bank, save_tensors
+from fedgen.exchange.listing import checkpoint_folder, details, overview, verification
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Checkpoints of two nodes; of the first, rounds 9 and 10 are kept too."""
+    for number in (9, 10):
+        save_bank(tmp_path, "vae", 0, bank(kind="vae"), METADATA | {"round": number}, frequency=1)
+    save_bank(tmp_path, "vae", 1, bank("unified", names=["[bold]", *map(str, range(14))]), METADATA)
+    return tmp_path
+
+
+def shown(*tables: RenderableType) -> list[str]:
+    """The lines that a wide terminal shows."""
+    console = Console(width=400, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    for table in tables:
+        console.print(table)
+    return console.export_text().splitlines()
+
+
+def row(lines: list[str], first: str) -> list[str]:
+    """The cells of the line that begins with ``first``."""
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    return next(line for line in cells if line[0] == first)
+
+
+class TestFolder:
+    def test_a_run_or_its_checkpoints(self, tmp_path: Path) -> None:
+        save_bank(tmp_path / "run" / "checkpoints", "vae", 0, bank(), METADATA)
+        for path in (tmp_path / "run", tmp_path / "run" / "checkpoints"):
+            assert checkpoint_folder(path) == tmp_path / "run" / "checkpoints"
+
+    def test_without_checkpoints(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"there is no folder .*nowhere"):
+            checkpoint_folder(tmp_path / "nowhere")
+        save_tensors(tmp_path / "checkpoints" / "adapters.safetensors", {"a": torch.zeros(1)}, {})
+        with pytest.raises(CheckpointError, match=r"holds no checkpoints of generators.*mode=train_generators"):
+            checkpoint_folder(tmp_path)
+
+
+class TestOverview:
+    def test_one_line_for_each(self, folder: Path) -> None:
+        lines = shown(overview(folder))
+        names = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
+        assert names == [
+            "vae_node0",
+            "vae_node0_round_9",
+            "vae_node0_round_10",
+            "vae_node1",
+        ]  # latest first, 9 before 10
+        found = row(lines, "vae_node0_round_9")
+        size = sum(path.stat().st_size for path in folder.glob("vae_node0*_round_9.*")) / 1e3
+        assert found[1:-1] == [
+            *("0", "vae", "per_class", "9", "rain, train, sea waves, dog/cat", "5", f"{size:.1f} kB", "patches", "sd")
+        ]
+        assert len(found[-1]) == len("2025-12-31 23:59")
+
+    def test_many_classes_are_counted_and_shown_as_they_are(self, folder: Path) -> None:
+        assert row(shown(overview(folder)), "vae_node1")[5] == "[bold], 0, 1, 2, 3 and 10 more"
+
+    def test_only_some(self, folder: Path) -> None:
+        lines = shown(overview(folder, ["vae_node1"]))
+        assert sum(line.startswith("│") for line in lines) == 1
+        with pytest.raises(ConfigError, match=r"'vae_node2' is not one of vae_node0.*Did you mean"):
+            overview(folder, ["vae_node2"])
+
+
+def test_details_tell_everything(folder: Path) -> None:
+    lines = shown(*details(folder, ["vae_node0_round_9"]))
+    for key, value in {
+        "kind": "vae",
+        "class_ids": "dog/cat=3, rain=0, sea waves=2, train=1",
+        "lengths": "tokens=7 x 5, training=default, output=default, upsampling=linear",
+        "encoder": "name=patches, stride=10",
+        "split": "test_fold=5",
+        "counts": "rain=15, train=15, sea waves=15, dog/cat=15",
+        "round": "9",
+        "metrics": "loss=0.25",
+    }.items():
+        assert row(lines, key) == [key, value]
+    train = row(lines, "vae_node0_class_train_round_9.safetensors")
+    assert train[1:3] + train[4:5] == ["train", "train", "mean, deviation"]
+    assert row(lines, "channels") == ["channels", "5 x 4", "F32"]
+    assert row(lines, "model.decoder.0.weight") == ["model.decoder.0.weight", "16 x 4", "F32"]
+    assert row(lines, "deviation") == ["deviation", "number", "F32"]
+    assert [line.strip() for line in lines if "tensors of" in line] == [
+        "tensors of vae_node0_codec_round_9.safetensors",
+        "tensors of vae_node0_class_rain_round_9.safetensors and 3 more files",  # the same tensors in all of them
+    ]
+
+
+def test_details_of_damaged_files(folder: Path) -> None:
+    (folder / "vae_node1.safetensors").write_bytes(b"?")
+    (folder / "vae_node1_codec.safetensors").unlink()
+    text = "\n".join(shown(*details(folder)))
+    assert "the file cannot be read: Error while deserializing header" in text
+    assert "the file cannot be read: No such file" in text
+
+
+class TestVerification:
+    def test_all_is_well(self, folder: Path) -> None:
+        save_tensors(folder / "adapters.safetensors", {"a": torch.zeros(1)}, {})
+        table, sound = verification(folder)
+        lines = shown(table)
+        assert sound
+        assert lines[0].strip() == f"18 files in {folder}: no problems"
+        assert row(lines, "vae_node0_class_dog%2Fcat.safetensors")[1] == "ok"
+        assert row(lines, "adapters.safetensors")[1] == "ok; not in the manifest, so without a checksum"
+
+    def test_every_problem_is_found(self, folder: Path) -> None:
+        content = bytearray((folder / "vae_node0_codec.safetensors").read_bytes())
+        content[-1] ^= 1
+        (folder / "vae_node0_codec.safetensors").write_bytes(content)
+        (folder / "vae_node0_class_rain.safetensors").unlink()
+        with (folder / "adapters.safetensors").open("wb") as file:
+            torch.save({"a": torch.zeros(1)}, file)
+        table, sound = verification(folder)
+        lines = shown(table)
+        assert not sound
+        assert lines[0].strip().endswith(": 3 problems")
+        told = {path: row(lines, path)[1] for path in ("vae_node0_codec.safetensors", "adapters.safetensors")}
+        assert told == {
+            "vae_node0_codec.safetensors": "is damaged: its checksum is not the manifest's",
+            "adapters.safetensors": "is not a whole safetensors file: it looks like a pickle, which is never opened",
+        }
+        assert row(lines, "vae_node0_class_rain.safetensors")[1] == "is missing"
+        assert verification(folder, ["vae_node1"])[1]  # the other node's are whole
+
+    def test_a_save_that_died_between_manifest_and_files(self, folder: Path) -> None:
+        file = folder / "vae_node1.safetensors"
+        file.rename(file.with_name(f"{file.name}.new"))
+        assert verification(folder)[1]
