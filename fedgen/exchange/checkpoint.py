@@ -78,17 +78,18 @@ def save_bank(
     if bank.codec is None:
         raise CheckpointError(f"node {node} has no fitted generators to save")
     about = _describe(base_name, node, bank, bank.codec, metadata)
-    rounds = [None, about.round] if frequency and about.round % frequency == 0 else [None]
+    rounds: list[int | None] = [None, about.round] if frequency and about.round % frequency == 0 else [None]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             tidy(folder, Manifest.read(folder))  # what an earlier save that died had left to do
+            named: set[str] = set()
             try:
-                saved = {round: _stage(folder, about, bank, bank.codec, round) for round in rounds}
-                sync_folder(folder)
+                saved = _stage(folder, about, bank, bank.codec, rounds)
                 _updated(Manifest.read(folder), saved, keep_last).write(folder)
+                named = {file for checkpoint in saved.values() for file in checkpoint.files}
             finally:
-                tidy(folder, Manifest.read(folder))
+                tidy(folder, Manifest.read(folder), named)
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {checkpoint_name(base_name, node)} cannot be saved in {folder}: {error.strerror or error} "
@@ -115,26 +116,35 @@ def _describe(base_name: str, node: int, bank: Bank, codec: Codec, metadata: Map
     )
 
 
-def _stage(folder: Path, about: Checkpoint, bank: Bank, codec: Codec, round: int | None) -> Checkpoint:
-    """Write every file beside its place, one at a time, and return the checkpoint with them."""
-    files = {}
-    for file, part, tensors in _parts(about, bank, codec, round):
+def _stage(
+    folder: Path, about: Checkpoint, bank: Bank, codec: Codec, rounds: list[int | None]
+) -> dict[int | None, Checkpoint]:
+    """Write every file beside its place, one at a time, and return the checkpoints with them, by round."""
+    files: dict[int | None, dict[str, Part]] = {round: {} for round in rounds}
+    for part, tensors in _parts(bank, codec):
         content = serialise(tensors, about.header(part))
-        stage(folder, file, content)
-        files[file] = replace(part, bytes=len(content), sha256=digest(content))
-    return replace(about, files=files)
+        written = replace(part, bytes=len(content), sha256=digest(content))
+        for round in rounds:
+            file = _file(about, part, round)
+            stage(folder, file, content)
+            files[round][file] = written
+    sync_folder(folder)
+    return {round: replace(about, files=files[round]) for round in rounds}
 
 
-def _parts(
-    about: Checkpoint, bank: Bank, codec: Codec, round: int | None
-) -> Iterator[tuple[str, Part, dict[str, Tensor]]]:
+def _parts(bank: Bank, codec: Codec) -> Iterator[tuple[Part, dict[str, Tensor]]]:
     state = codec.state()
-    yield codec_file(about.base_name, about.node, round), Part("codec", "", [], _numbers(state), []), state
+    yield Part("codec", "", [], _numbers(state), []), state
     for key, generator in bank.generators.items():
-        file = generator_file(about.base_name, about.node, about.granularity, key, round)
         state = generator.state()
         statistics = [name for name in STATISTICS if name in state]
-        yield file, Part("generator", key, list(bank.classes[key]), _numbers(state), statistics), state
+        yield Part("generator", key, list(bank.classes[key]), _numbers(state), statistics), state
+
+
+def _file(about: Checkpoint, part: Part, round: int | None) -> str:
+    if part.part == "codec":
+        return codec_file(about.base_name, about.node, round)
+    return generator_file(about.base_name, about.node, about.granularity, part.key, round)
 
 
 def _numbers(state: Mapping[str, Tensor]) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -25,15 +26,18 @@ def stage(folder: Path, file: str, content: bytes) -> None:
     write_synced(folder / (file + STAGED), content)
 
 
-def tidy(folder: Path, manifest: Manifest) -> None:
+def tidy(folder: Path, manifest: Manifest, named: Collection[str] = ()) -> None:
     """Make the files of ``folder`` what ``manifest`` says, whatever died before: needs the folder's lock.
 
     Staged files that the manifest names take their places, other staged files go, and so do those it lists as removed.
+    That the manifest means a staged file, and not one of an earlier save, its checksum tells; for those in ``named``,
+    which the caller has just written, that is known.
     """
     parts = manifest.parts()
     for staged in list(folder.glob(f"*{SUFFIX}{STAGED}")):
         place = staged.with_name(staged.name.removesuffix(STAGED))
-        if place.name in parts and _content(staged, parts[place.name]) is not None:
+        part = parts.get(place.name)
+        if place.name in named or (part is not None and _content(staged, part) is not None):
             os.replace(staged, place)
         else:
             staged.unlink()
@@ -74,7 +78,7 @@ def _check(file: str, tensors: Mapping[str, Tensor], differences: list[str]) -> 
     if differences:
         raise CheckpointError(f"{file} is another file than the manifest says: {', '.join(differences)}")
     for name, value in tensors.items():
-        if not value.isfinite().all():
+        if not value.sum(dtype=torch.float64).isfinite():  # one pass; no float32 is large enough to overflow it
             raise CheckpointError(f"{file} holds values that are not finite, in {name}")
 
 

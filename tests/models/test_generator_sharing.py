@@ -1,12 +1,12 @@
 """Generators that nodes share: state travels without loss, several states become one, bad states change nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from toy_latents import CONDITIONS, SIZE, clusters
 
-from fedgen.data.conditions import Conditions
 from fedgen.errors import ConfigError, DataError
 from fedgen.models.density import ClassStatistics
 from fedgen.models.generators import KINDS, Generator, GeneratorSettings, GeneratorTraining, open_generator
@@ -16,10 +16,7 @@ from fedgen.models.generators.vae import VAEGenerator, vae_losses
 from fedgen.models.schedule import Schedule
 from fedgen.models.seeds import seeded
 
-Clusters = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
-
 TRAINING = GeneratorTraining(epochs=3, batch_size=8, lr=5e-3, noise=0.1)
-SIZE = 6
 NEURAL = sorted(set(KINDS) - {"gaussian"})
 
 
@@ -29,10 +26,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def fresh(conditions: Conditions) -> Callable[[str], Generator]:
+def fresh() -> Callable[[str], Generator]:
     def make(kind: str) -> Generator:
         settings = GeneratorSettings(kind=kind, width=16, latents=4, embedding=8, training=TRAINING)
-        generator = open_generator(settings, SIZE, conditions)
+        generator = open_generator(settings, SIZE, CONDITIONS)
         generator.initialise(seed=5)
         return generator
 
@@ -54,7 +51,7 @@ def test_first_weights_follow_from_their_seed(kind: str, fresh: Callable[[str], 
     assert same(other.shared_state(), fresh(kind).shared_state()) == (kind == "gaussian")
 
 
-def test_state_travels_as_plain_tensors(kind: str, fresh: Callable[[str], Generator], clusters: Clusters) -> None:
+def test_state_travels_as_plain_tensors(kind: str, fresh: Callable[[str], Generator]) -> None:
     generator = fresh(kind)
     losses = generator.fit_shared(*clusters([9, 9, 9]), seed=0, schedule=Schedule())
     assert len(losses) == (1 if generator.restarts else TRAINING.epochs)
@@ -65,7 +62,7 @@ def test_state_travels_as_plain_tensors(kind: str, fresh: Callable[[str], Genera
 
 @pytest.mark.parametrize("kind", NEURAL)
 def test_training_goes_on_at_another_node_as_if_it_had_never_moved(
-    kind: str, fresh: Callable[[str], Generator], clusters: Clusters
+    kind: str, fresh: Callable[[str], Generator]
 ) -> None:
     """Two nodes train one after the other; a single generator that is never taken apart sees the same."""
     nodes = [clusters([9, 9, 2]), clusters([4, 4, 12])]
@@ -78,7 +75,7 @@ def test_training_goes_on_at_another_node_as_if_it_had_never_moved(
     assert same(second.shared_state(), live.shared_state())
 
 
-def test_two_nodes_in_turn_equal_one_plain_loop(fresh: Callable[[str], Generator], clusters: Clusters) -> None:
+def test_two_nodes_in_turn_equal_one_plain_loop(fresh: Callable[[str], Generator]) -> None:
     """What `fit_shared` does, written out: one model and one AdamW that never rest, the same batches in order."""
     nodes = [clusters([9, 9, 2]), clusters([4, 4, 12])]
     plain = fresh("vae")
@@ -117,7 +114,7 @@ def test_two_nodes_in_turn_equal_one_plain_loop(fresh: Callable[[str], Generator
 
 
 @pytest.mark.parametrize("kind", NEURAL)
-def test_a_mean_of_equal_states_is_the_state(kind: str, fresh: Callable[[str], Generator], clusters: Clusters) -> None:
+def test_a_mean_of_equal_states_is_the_state(kind: str, fresh: Callable[[str], Generator]) -> None:
     generator = fresh(kind)
     assert same(KINDS[kind].merge([generator.shared_state()] * 2, [1, 2]), generator.shared_state())
     generator.fit_shared(*clusters([9, 9, 9]), seed=0, schedule=Schedule())
@@ -126,7 +123,7 @@ def test_a_mean_of_equal_states_is_the_state(kind: str, fresh: Callable[[str], G
 
 
 @pytest.mark.parametrize("kind", NEURAL)
-def test_a_mean_weighs_states_by_their_clips(kind: str, fresh: Callable[[str], Generator], clusters: Clusters) -> None:
+def test_a_mean_weighs_states_by_their_clips(kind: str, fresh: Callable[[str], Generator]) -> None:
     states = []
     for number, counts in enumerate([(9, 9, 2), (4, 0, 0)]):
         generator = fresh(kind)
@@ -152,7 +149,7 @@ def test_means_of_states_that_do_not_match_are_errors(kind: str, fresh: Callable
         KINDS[kind].merge([state, state], [1, 0])
 
 
-def test_a_bad_state_changes_nothing(kind: str, fresh: Callable[[str], Generator], clusters: Clusters) -> None:
+def test_a_bad_state_changes_nothing(kind: str, fresh: Callable[[str], Generator]) -> None:
     generator = fresh(kind)
     generator.fit_shared(*clusters([9, 9, 9]), seed=0, schedule=Schedule())
     state = generator.shared_state()
@@ -170,9 +167,7 @@ def test_a_bad_state_changes_nothing(kind: str, fresh: Callable[[str], Generator
             assert same(generator.shared_state(), state)
 
 
-def test_a_settled_generator_samples_and_is_whole(
-    kind: str, fresh: Callable[[str], Generator], clusters: Clusters
-) -> None:
+def test_a_settled_generator_samples_and_is_whole(kind: str, fresh: Callable[[str], Generator]) -> None:
     """Another node's weights, the node's own classes: what it saves is complete."""
     sender, receiver, twin = fresh(kind), fresh(kind), fresh(kind)
     latents, labels = clusters([9, 9, 9])
@@ -186,7 +181,7 @@ def test_a_settled_generator_samples_and_is_whole(
     assert torch.equal(draw(twin, 1), draw(receiver, 1))
 
 
-def test_a_shared_generator_takes_latents_as_they_are(fresh: Callable[[str], Generator], clusters: Clusters) -> None:
+def test_a_shared_generator_takes_latents_as_they_are(fresh: Callable[[str], Generator]) -> None:
     latents, labels = clusters([9, 9, 9])
     own, shared = fresh("vae"), fresh("vae")
     own = open_generator(own.settings, SIZE)
@@ -202,9 +197,7 @@ def test_a_shared_generator_takes_latents_as_they_are(fresh: Callable[[str], Gen
 # Gaussians
 
 
-def test_shared_gaussians_are_those_of_all_clips_together(
-    fresh: Callable[[str], Generator], clusters: Clusters
-) -> None:
+def test_shared_gaussians_are_those_of_all_clips_together(fresh: Callable[[str], Generator]) -> None:
     """In turn or merged, from any split of the clips, also of one class."""
     latents, labels = clusters([20, 12, 6])
     latents, labels = latents[torch.randperm(38)], labels
@@ -225,9 +218,7 @@ def test_shared_gaussians_are_those_of_all_clips_together(
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_clips_that_statistics_would_give_away_are_not_shared(
-    fresh: Callable[[str], Generator], clusters: Clusters, count: int
-) -> None:
+def test_clips_that_statistics_would_give_away_are_not_shared(fresh: Callable[[str], Generator], count: int) -> None:
     with pytest.raises(ConfigError, match=r"ids \[1\] have fewer than 3.*use sharing=local"):
         fresh("gaussian").fit_shared(*clusters([9, count, 9]), 0, Schedule())
 
@@ -239,6 +230,6 @@ def test_statistics_that_cannot_be_are_refused() -> None:
             ClassStatistics.from_state(good | bad, size=2)
 
 
-def test_nothing_shared_is_nothing_to_settle_on(fresh: Callable[[str], Generator], clusters: Clusters) -> None:
+def test_nothing_shared_is_nothing_to_settle_on(fresh: Callable[[str], Generator]) -> None:
     with pytest.raises(DataError, match="no shared statistics"):
         fresh("gaussian").settle(*clusters([9, 9, 9]))
