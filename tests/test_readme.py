@@ -12,6 +12,7 @@ from fedgen.cli import main
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "data.clips_per_class=5",
+    "data.test_fold=3",
     "encoder.stride=16",
     "adapter.width=8",
     "adapter.heads=1",
