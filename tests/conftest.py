@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 import torch
-from flwr.app import Context, Message
+from federations import Federate, NodeApp, Nodes
 from omegaconf import OmegaConf
 
-from fedgen.client_app import app as client_app
 from fedgen.config import Config, choices, from_dictconfig, load_config, to_yaml
 from fedgen.local_grid import LocalGrid, run_server
 from fedgen.run import run
@@ -47,14 +46,6 @@ TINY = [
     "device=cpu",
     "threads=1",
 ]
-
-NodeApp = Callable[[Message, Context], Message]
-
-
-class Federate(Protocol):
-    """Runs a configuration in process, if asked with other nodes, and gives the content of ``results.json``."""
-
-    def __call__(self, config: Config, run_dir: Path, app: NodeApp | None = None) -> dict[str, Any]: ...
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,17 +105,6 @@ def federate(no_plots: None) -> Federate:
         return RunFolder(run_dir).results()
 
     return start
-
-
-class Nodes:
-    """The project's nodes, with each reply handed to ``change`` (request, reply, node number) before it leaves."""
-
-    def __init__(self, change: Callable[[Message, Message, int], Message | None]) -> None:
-        self.change = change
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        reply = client_app(message, context)
-        return self.change(message, reply, int(context.node_config["partition-id"])) or reply
 
 
 @pytest.fixture(scope="session")

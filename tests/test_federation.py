@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Federate, Nodes
+from federations import Federate, Nodes
 from flwr.app import ArrayRecord, Context, Message
 
 from fedgen.client_app import app as client_app

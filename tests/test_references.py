@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Federate
+from federations import Federate
 
 from fedgen.config import Config
 from fedgen.evaluation.zero_shot import mean_scores, zero_shot

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Federate
+from federations import Federate
 from flwr.app import Context, Message
 
 from fedgen.cli import main

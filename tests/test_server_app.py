@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Federate, Nodes
+from federations import Federate, Nodes
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedgen.client_app import app as client_app

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Federate, Nodes
+from federations import Federate, Nodes
 from flwr.app import Context, Message
 from torch import Tensor
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Federate
+from federations import Federate
 
 from fedgen.config import Config
 from fedgen.run_folder import RunFolder

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Federate
+from federations import Federate
 
 from fedgen.config import Config
 from fedgen.run_folder import RunFolder
