@@ -17,7 +17,7 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ COLUMNS = {
 }
 
 
-def main() -> None:
-    arguments = parse()
+def main(words: Sequence[str] | None = None) -> None:
+    arguments = parse(words)
     logging.getLogger("fedgen").setLevel(logging.ERROR)  # the factors are in the table
     data = ["data=esc50", f"data.root={arguments.data}"] if arguments.data else []
     config = load_config(["encoder.stride=16", "device=cpu", *data, *arguments.overrides])
@@ -69,13 +69,13 @@ def main() -> None:
     arguments.out.write_text(json.dumps({**facts, "rows": results}, indent=1))
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder in the ESC-50 layout; the synthesised sounds by default")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/lengths.json"))
     parser.add_argument("overrides", nargs="*", help="further overrides, such as encoder.stride=10")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def variants(settings: GeneratorSettings) -> Iterator[GeneratorSettings]:

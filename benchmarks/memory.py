@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ COLUMNS = {
 }
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments = parse()
+    arguments = parse(words)
     if arguments.child:
         json.dump(measure(arguments.child, arguments.overrides), sys.stdout)
         return
@@ -70,7 +71,7 @@ def main() -> None:
     arguments.out.write_text(json.dumps({**facts, "rows": rows, "ratios": ratios(rows)}, indent=1))
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", default=["gaussian", "vae"])
     parser.add_argument("--clips", type=int, default=20, help="of each of 15 classes; one in five is held out")
@@ -79,7 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/memory.json"))
     parser.add_argument("--child", help=argparse.SUPPRESS)  # the node's folder: measure one round there
     parser.add_argument("overrides", nargs="*", help="of the configuration, such as encoder.stride=16 for 514 tokens")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def settings(arguments: argparse.Namespace) -> list[str]:

@@ -39,3 +39,27 @@ def test_bank(benchmark_file: Callable[[str], ModuleType], tmp_path: Path, words
         assert all(seconds > 0 for seconds in row["seconds"].values())
         assert row["ratios"]["in turn"] == row["seconds"]["in turn"] / row["seconds"]["unified"]
         assert row["met"] == (row["ratios"]["in turn"] <= 1.1)
+
+
+SMALL = ["data.clips_per_class=6", "data.folds=3", "data.test_fold=3", "encoder.stride=16"]
+
+
+def test_lengths(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    benchmark_file("lengths").main(["--repeats", "1", "--out", str(tmp_path / "lengths.json"), *SMALL])
+    rows = json.loads((tmp_path / "lengths.json").read_text())["rows"]
+    native = rows[0]
+    assert native["training_length"] is None
+    assert all(0 < row["lost"] for row in rows)
+    few = [row["lost"] for row in rows if row["training_length"] == 4 and row["codec"] == "tucker"]
+    assert native["lost"] < min(few)
+
+
+def test_memory(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    words = ["--kinds", "gaussian", "--clips", "6", "--repeats", "1", "--out", str(tmp_path / "memory.json")]
+    benchmark_file("memory").main([*words, *SMALL[1:], "adapter.width=8", "adapter.hidden=16", "target=small"])
+    results = json.loads((tmp_path / "memory.json").read_text())
+    high, low = results["rows"]
+    assert (high["memory"], low["memory"]) == ("high", "low")
+    assert 0 < high["idle_mib"] < high["peak_mib"]
+    assert low["adapter_loss"] == pytest.approx(high["adapter_loss"], rel=0.1)  # dropout draws by part
+    assert results["ratios"]["gaussian"]["cpu_seconds"] == low["cpu_seconds"] / high["cpu_seconds"]
