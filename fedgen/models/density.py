@@ -148,11 +148,21 @@ class ClassGaussians:
         DataError
             The class was not in the data that the densities were fitted to.
         """
+        mean, factor = self.of(label)
+        return mean + torch.randn(count, len(mean), generator=generator) @ factor.T
+
+    def of(self, label: int) -> tuple[Tensor, Tensor]:
+        """Return mean ``(k,)`` and factor ``(k, k)`` of class ``label``.
+
+        Raises
+        ------
+        DataError
+            The class was not in the data that the densities were fitted to.
+        """
         if label not in self._row:
             raise DataError(f"no density for class {label}; fitted classes: {sorted(self._row)}")
         row = self._row[label]
-        noise = torch.randn(count, self.means.shape[1], generator=generator)
-        return self.means[row] + noise @ self.factors[self.factor_of[row]].T
+        return self.means[row], self.factors[self.factor_of[row]]
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that defines the densities, by name."""

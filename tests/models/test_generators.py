@@ -117,7 +117,7 @@ def test_a_later_fit_never_ends_worse_on_clips_that_were_held_out(kind: str) -> 
         losses = generator.fit(*clusters(), seed)
         best.append(min([row.get("validation_loss", 0.0) for row in losses] + best))
         if "validation_loss" in losses[0]:
-            assert validation_loss(generator) == pytest.approx(best[-1], rel=1e-4)
+            assert validation_loss(generator) <= best[-1] * 1.0001  # that of a start that nothing beats is in no row
 
 
 def validation_loss(generator: Generator) -> float:
@@ -186,6 +186,10 @@ def test_unknown_kinds_are_errors() -> None:
         ("validation", 1.0),
         ("patience", 0),
         ("condition_dropout", 1.0),
+        ("fakes", 1),
+        ("adversarial", -1.0),
+        ("feature_matching", -1.0),
+        ("gradient_penalty", -1.0),
     ],
 )
 def test_training_settings_name_what_is_wrong(key: str, value: float) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from fedgen.data.conditions import Conditions
 from fedgen.errors import choose
 from fedgen.models.generators.base import Generator, Part
+from fedgen.models.generators.gan import GANGenerator
 from fedgen.models.generators.gaussian import GaussianGenerator
 from fedgen.models.generators.multimodal import MultimodalVAEGenerator
 from fedgen.models.generators.settings import GeneratorSettings, GeneratorTraining
 from fedgen.models.generators.vae import ConditionedVAEGenerator, VAEGenerator
 
 KINDS: dict[str, type[Generator]] = {
-    kind.kind: kind for kind in (GaussianGenerator, VAEGenerator, ConditionedVAEGenerator, MultimodalVAEGenerator)
+    kind.kind: kind
+    for kind in (GaussianGenerator, VAEGenerator, ConditionedVAEGenerator, MultimodalVAEGenerator, GANGenerator)
 }
 
 __all__ = ["KINDS", "Generator", "GeneratorSettings", "GeneratorTraining", "Part", "open_generator"]

@@ -73,9 +73,8 @@ class Run:
     def __init__(self, job: Job, training: GeneratorTraining, validates: bool) -> None:
         self.job, self.training = job, training
         job.model.to(job.device)
-        held = int(training.validation * job.count) if validates and job.split_seed is not None else 0
-        order = torch.randperm(job.count, generator=seeded(job.split_seed or 0, "validation"))
-        self.held, self.rows = order[:held], order[held:]
+        share = training.validation if validates and job.split_seed is not None else 0.0
+        self.held, self.rows = hold_out(job.count, share, job.split_seed or 0)
         self.batches = [len(rows) for rows in self.rows.split(training.batch_size)]
         self.steps = training.epochs * len(self.batches)
         self.shuffle, self.noise = seeded(job.seed, "shuffle"), seeded(job.seed, "noise", device=job.device)
@@ -130,3 +129,9 @@ class Run:
         """Return weights and moments as they are, not copied."""
         weights = self.job.model.state_dict()
         return join({"model": weights, "optimizer": live_tensors(self.job.model, *optimizers)})
+
+
+def hold_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the numbers of the rows that are held out ``(H,)`` and of the others ``(R,)``, in an order of its own."""
+    order = torch.randperm(count, generator=seeded(seed, "validation"))
+    return order[: int(share * count)], order[int(share * count) :]

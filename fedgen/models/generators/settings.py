@@ -23,6 +23,10 @@ class GeneratorTraining:
     beta_warmup: float = 0.4
     noise: float = 0.0
     condition_dropout: float = 0.1
+    fakes: int = 4
+    adversarial: float = 0.1
+    feature_matching: float = 1.0
+    gradient_penalty: float = 1.0
     validation: float = 0.1
     patience: int = 50
 
@@ -30,10 +34,11 @@ class GeneratorTraining:
         for name in ("epochs", "batch_size", "patience"):
             value = getattr(self, name)
             require(value >= 1, f"generator.training.{name}={value} must be at least 1")
+        require(self.fakes >= 2, f"generator.training.fakes={self.fakes} must be at least 2")
         for name in ("lr", "clip"):
             value = getattr(self, name)
             require(value > 0, f"generator.training.{name}={value} must be above 0")
-        for name in ("weight_decay", "beta", "noise"):
+        for name in ("weight_decay", "beta", "noise", "adversarial", "feature_matching", "gradient_penalty"):
             value = getattr(self, name)
             require(value >= 0, f"generator.training.{name}={value} must be at least 0")
         for name in ("warmup", "beta_warmup", "condition_dropout", "validation"):

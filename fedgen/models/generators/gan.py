@@ -1,0 +1,164 @@
+"""Generator and discriminator of codec latents that start at the class Gaussians."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedgen.models.density import ClassGaussians
+from fedgen.models.generators.adversaries import GANNetwork
+from fedgen.models.generators.base import Part
+from fedgen.models.generators.jobs import Job, hold_out
+from fedgen.models.generators.loop import Recipe, Turn
+from fedgen.models.generators.neural import NeuralGenerator
+from fedgen.models.generators.settings import GeneratorTraining
+from fedgen.models.generators.stack import Batch
+from fedgen.models.seeds import seeded
+
+DRAWS = 64  # codes that every validation maps anew to the classes
+
+
+class GANGenerator(NeuralGenerator):
+    """Class Gaussians of standardised latents, bent by a network that learns against a discriminator.
+
+    Untrained it is the `gaussian` kind. With few clips the adversarial loss alone finds little that is true of other
+    clips, so the generator also matches the distribution of the discriminator's features and of the latents, and the
+    energy score of held-out clips decides which epoch counts, the untrained one among them. In training the Gaussians
+    are those of the other clips; afterwards they are those of all. They stay with the node.
+
+    References
+    ----------
+    Lim and Ye, "Geometric GAN", 1705.02894 (hinge loss); Mescheder et al., "Which training methods for GANs do actually
+    converge?", 1801.04406 (R1); Salimans et al., "Improved techniques for training GANs", 1606.03498 (feature
+    matching); Bellemare et al., "The Cramer distance", 1705.10743 (energy distance of features); Gneiting and Raftery,
+    "Strictly proper scoring rules", JASA 2007 (energy score).
+    """
+
+    kind = "gan"
+    conditioned = True
+    model: GANNetwork
+
+    def build(self) -> GANNetwork:
+        """Return both networks."""
+        pooled = self.embeddings["pooled"].shape[1]
+        return GANNetwork(self.size, self.settings.width, pooled, self.settings.embedding)
+
+    @property
+    def code_size(self) -> int:
+        """Codes are as long as latents."""
+        return self.size
+
+    def initialise(self, seed: int) -> None:
+        """Draw every weight anew; the last layer of the generator is 0: it is the map of the class Gaussians."""
+        super().initialise(seed)
+        nn.init.zeros_(self.model.generator.last.weight)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The discriminator's step, then the generator's, on the same codes."""
+        training, size = self.settings.training, self.size
+
+        def noise(rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+            device = generator.device
+            drawn = {"codes": torch.randn(rows, training.fakes, size, generator=generator, device=device)}
+            if training.noise:
+                drawn["input"] = torch.randn(rows, 1 + training.fakes, size, generator=generator, device=device)
+            return drawn
+
+        judge, make = (partial(losses, training=training) for losses in (discriminator_losses, generator_losses))
+        turns = (
+            Turn(judge, ("score_gap", "gradient_penalty", "discriminator_loss"), part="discriminator"),
+            Turn(make, ("adversarial", "feature_matching", "energy", "loss"), part="generator"),
+        )
+        return Recipe(turns, noise, validation=held_out_energy)
+
+    def _job(self, part: Part, shared: bool) -> Job:
+        """Add the class Gaussians and the codes of validation; the start is the first that later epochs must beat."""
+        job, settings, labels = super()._job(part, shared), self.settings, part.labels.cpu()
+        held, rows = hold_out(job.count, 0.0 if shared else settings.training.validation, part.split_seed)
+        alone = held[~torch.isin(labels[held], labels[rows])]  # their classes have no other clips
+        rows = torch.cat([rows, alone])
+        values = job.rows["values"]
+        density = ClassGaussians.fit(values[rows.to(job.device)], labels[rows], settings.shrinkage)
+        draws = torch.randn(DRAWS, self.size, generator=seeded(part.split_seed, "validation codes"))
+        tables = {"means": density.means, "factors": density.factors[density.factor_of], "draws": draws}
+        job.tables |= {name: value.to(job.device) for name, value in tables.items()}
+        return replace(job, resumed=not shared)
+
+    def settle(self, latents: Tensor, labels: Tensor) -> None:
+        """Fit the class Gaussians that samples start from."""
+        self.density = ClassGaussians.fit(self.standardised(latents), labels, self.settings.shrinkage)
+
+    @torch.no_grad()
+    def sample(self, label: int, count: int, generator: torch.Generator, absent: Sequence[str] = ()) -> Tensor:
+        """Draw ``count`` latents ``(count, k)`` of class ``label``."""
+        self.refuse_absent(absent)
+        mean, factor = self.require_density().of(label)
+        classes, tables = self.classes_of(torch.tensor([label]))
+        tables |= {"means": mean[None], "factors": factor[None]}
+        codes = torch.randn(1, count, self.size, generator=generator)
+        return self.model.generator(codes, classes, tables)[0] * self.deviation + self.mean
+
+
+def discriminator_losses(model: GANNetwork, batch: Batch, training: GeneratorTraining) -> Tensor:
+    """Return mean score of real minus made, gradient penalty on real, and what is minimised ``(3,)``."""
+    seen = _seen(model.generator(batch.noise["codes"], batch.rows["classes"], batch.tables), batch, training)
+
+    def score(values: Tensor) -> Tensor:
+        return model.discriminator(values, batch.rows["classes"], batch.tables)[0]
+
+    scores = score(seen)  # (b, 1 + fakes)
+    real, made = scores[:, 0], scores[:, 1:]
+    hinge = functional.relu(1 - real) + functional.relu(1 + made).mean(dim=1)
+    slope = torch.func.grad(lambda values: score(values).sum())(seen[:, :1])  # (b, 1, k)
+    penalty = 0.5 * slope.square().sum(dim=(1, 2))
+    loss = hinge + training.gradient_penalty * penalty
+    return torch.stack([real - made.mean(dim=1), penalty, loss]) @ batch.share
+
+
+def generator_losses(model: GANNetwork, batch: Batch, training: GeneratorTraining) -> Tensor:
+    """Return adversarial loss, energy scores of features and of latents, and what is minimised ``(4,)``."""
+    made = model.generator(batch.noise["codes"], batch.rows["classes"], batch.tables)
+    scores, layers = model.discriminator(_seen(made, batch, training), batch.rows["classes"], batch.tables)
+    adversarial = -scores[:, 1:].mean(dim=1)
+    matching = sum((energy_score(layer[:, 1:], layer[:, 0]) for layer in layers), torch.zeros_like(adversarial))
+    energy = energy_score(made, batch.rows["values"])
+    loss = training.adversarial * adversarial + training.feature_matching * (matching + energy)
+    return torch.stack([adversarial, matching, energy, loss]) @ batch.share
+
+
+def held_out_energy(model: GANNetwork, batch: Batch) -> Tensor:
+    """Return the energy score ``(1,)`` of the batch under samples from the codes ``draws``, the same for each class."""
+    count = batch.tables["means"].shape[0]
+    classes = torch.eye(count, device=batch.share.device)
+    codes = batch.tables["draws"].expand(count, -1, -1)
+    made = model.generator(codes, classes, batch.tables)  # (C, DRAWS, k)
+    within = torch.cdist(made, made).sum(dim=(1, 2)) / (DRAWS * (DRAWS - 1))  # (C,)
+    across = torch.cdist(batch.rows["values"].expand(count, -1, -1), made).mean(dim=2)  # (C, b)
+    return ((batch.rows["classes"] * (across.T - 0.5 * within)).sum(dim=1) @ batch.share)[None]
+
+
+def energy_score(made: Tensor, real: Tensor) -> Tensor:
+    """Return the energy score ``(b,)`` of ``real`` ``(b, k)``, each under its own ``m`` samples ``made`` ``(b, m, k)``.
+
+    Its mean over rows is, up to a constant, half the energy distance between both distributions, without bias.
+    """
+    count = made.shape[1]
+    within = _distance(made[:, :, None], made[:, None]).sum(dim=(1, 2)) / (count * (count - 1))
+    return _distance(made, real[:, None]).mean(dim=1) - 0.5 * within
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    """Return Euclidean distances over the last dimension; that of equal vectors is almost 0 and has a gradient."""
+    return ((one - other).square().sum(dim=-1) + 1e-8).sqrt()
+
+
+def _seen(made: Tensor, batch: Batch, training: GeneratorTraining) -> Tensor:
+    """Return what the discriminator sees of each row ``(b, 1 + fakes, k)``: the real one, then ``made``, with noise."""
+    values = torch.cat([batch.rows["values"][:, None], made], dim=1)
+    return values + training.noise * batch.noise["input"] if "input" in batch.noise else values
