@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from fedgen.config import Config, config_dir, explain, from_dictconfig, load_config, opened, quoted, resume_config
-from fedgen.errors import FedgenError
+from fedgen.errors import FedgenError, LeakError
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--cpus", type=int, default=1, help="CPU cores for each node")
     simulate.add_argument("--gpus", type=float, default=0.0, help="GPUs for each node; 0 hides them")
     add("compare", compare_command, "print one table of several runs", "+")
-    evaluate = add("evaluate", evaluate_command, "score the saved global adapters of a run again", "+")
+    evaluate = add("evaluate", evaluate_command, "score a run's adapters again, and measure its synthetic samples", "+")
     evaluate.add_argument("--fold", type=int, help="held-out fold; the run's own by default")
     add("report", report_command, "draw the plots of runs again", "+")
     saved = add("checkpoints", checkpoints_command, "list, show or verify the saved generators of a run")
@@ -148,14 +148,19 @@ def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
-    """``fedgen evaluate``: load the saved global adapters and score them on the held-out clips."""
+    """``fedgen evaluate``: score the saved global adapters on the held-out clips, and measure the last samples."""
+    from fedgen.assessment import assess
+    from fedgen.evaluation.gate import PROBES
     from fedgen.evaluation.tables import comparison_table, show
     from fedgen.evaluation.zero_shot import zero_shot
+    from fedgen.recorder import show_samples
     from fedgen.run_folder import RunFolder
+    from fedgen.server_app import pool_from_state
     from fedgen.task import prepare_task
 
     _refuse(rest)
     _log_to_terminal()
+    leaks = []
     for path in options.folders:
         folder = RunFolder(path)
         config = folder.config()
@@ -170,8 +175,20 @@ def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
         adapters = task.adapters()
         adapters.load_state_dict(weights)
         scores = zero_shot(adapters, task.test_tokens(), task.targets.heads, task.classes)
-        folder.save_json("evaluation.json", {"test_fold": config.data.test_fold, **asdict(scores)})
-        show(comparison_table({str(path): {**folder.results(), **asdict(scores)}}))
+        found = {"test_fold": config.data.test_fold, **asdict(scores)}
+        results, state = folder.results(), folder.states.latest()
+        pool = pool_from_state(state) if state is not None and "seeds" in state.facts else {}
+        same = options.fold in (None, folder.config().data.test_fold)  # else held-out clips would be training clips
+        assessment = assess(task, pool, results["nodes"], PROBES, quality=True) if same else None
+        if assessment is not None:
+            found["evaluation"] = assessment.results
+        folder.save_json("evaluation.json", found)
+        show(comparison_table({str(path): {**results, **asdict(scores)}}))
+        if assessment is not None:
+            show_samples(assessment, folder)
+            leaks += [f"{path}: {assessment.leak}"] if assessment.leak else []
+    if leaks:
+        raise LeakError("\n".join(leaks))
 
 
 def report_command(options: argparse.Namespace, rest: list[str]) -> None:

@@ -20,6 +20,7 @@ from fedgen.data.encoders import EncoderSettings
 from fedgen.data.partition import PartitionSettings
 from fedgen.data.targets import TargetSettings
 from fedgen.errors import ConfigError, choose, require, suggestion
+from fedgen.evaluation.gate import EvaluationSettings
 from fedgen.models.adapters import AdapterSettings
 from fedgen.models.generators import GeneratorSettings
 from fedgen.phases import PhaseSettings
@@ -225,6 +226,7 @@ class Config:
     global_training: GlobalTrainingSettings = field(default_factory=GlobalTrainingSettings)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sharing: SharingConfig = field(default_factory=SharingConfig)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     nodes: dict[str, NodeConfig] = field(default_factory=dict)
     mode: str = "one_shot"
     rounds: int = 10

@@ -30,6 +30,10 @@ class AggregationError(FedgenError):
     """A round did not get enough good replies."""
 
 
+class LeakError(FedgenError):
+    """Synthetic samples give away training records; all that the run made is saved."""
+
+
 def suggestion(value: str, choices: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the choice nearest to ``value``, or an empty string."""
     close = get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fedgen.evaluation.plots import draw_run
-from fedgen.evaluation.tables import distribution_table, show
+from fedgen.assessment import Assessment
+from fedgen.evaluation.plots import draw_run, draw_samples
+from fedgen.evaluation.tables import distribution_table, quality_table, show
 from fedgen.evaluation.zero_shot import Scores
 from fedgen.phases import Phase
 from fedgen.run_folder import RunFolder
@@ -87,6 +88,11 @@ class Recorder:
         self.folder.save_json("partition.json", self._nodes)
         show(distribution_table(self._nodes, names))
 
+    @property
+    def nodes(self) -> dict[str, dict[str, int]]:
+        """Training clips of each class, by name, of each node, by number."""
+        return self._nodes
+
     def round(self, phase: Phase, report: RoundReport, scores: Scores, weights: Mapping[str, Tensor] | None) -> None:
         """Note one round: its metrics, the scores after it, and the global adapters, if there are any."""
         self._scores = scores
@@ -117,8 +123,8 @@ class Recorder:
         self._scores = Scores(**state["scores"]) if state["scores"] else None
         self._reports = [_report(values) for values in state["reports"]]
 
-    def finish(self) -> dict[str, Any]:
-        """Write ``results.json`` and the plots, and return the results."""
+    def finish(self, assessment: Assessment | None = None) -> dict[str, Any]:
+        """Write ``results.json`` and the plots, show what was measured of samples, and return the results."""
         config, scores = self.task.config, self._scores
         assert scores is not None
         results = {
@@ -140,11 +146,21 @@ class Recorder:
             },
             "seed": config.seed,
         }
+        if assessment is not None:
+            results["evaluation"] = assessment.results
         self.folder.save_json("results.json", results)
         draw_run(results, self.folder.path)
+        if assessment is not None:
+            show_samples(assessment, self.folder)
         rounds = len(self._reports)
         logger.info("accuracy %.3f after %d rounds; run folder: %s", scores.accuracy, rounds, self.folder.path)
         return results
+
+
+def show_samples(assessment: Assessment, folder: RunFolder) -> None:
+    """Print what was measured of a run's samples, and draw them."""
+    show(quality_table(assessment.results))
+    draw_samples(assessment.records, assessment.classes, folder.path / "samples.png")
 
 
 def _plain(report: RoundReport) -> dict[str, Any]:

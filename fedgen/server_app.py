@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.serverapp import Grid, ServerApp
 
 from fedgen.aggregation import load_strategy_state, open_strategy, strategy_state
+from fedgen.assessment import assess
 from fedgen.border import Member, read_member
 from fedgen.config import Config, from_yaml, load_config, to_yaml
 from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError
@@ -99,6 +100,7 @@ class Server:
         self.grid, self.task, self.config, self.folder, self.state = grid, task, task.config, folder, state
         self.adapters = task.adapters()
         self.recorder = Recorder(folder, task)
+        self.pool: dict[int, SyntheticTokens] = {}  # the last samples of each node
         self.shared = self._shared_generators()
         self.finished = self._load() if self.config.checkpoint.load and not state else 0
         if state is not None:
@@ -114,7 +116,16 @@ class Server:
         for number, phase in enumerate(plan(self.config.phase_list, self.finished)):
             if phase.last > done:
                 arrays = self.run_phase(number, phase, members, arrays, max(0, done - phase.offset))
-        return self.recorder.finish()
+        return self._finish()
+
+    def _finish(self) -> dict[str, Any]:
+        """Measure the last samples, write the results, and fail if the samples leak."""
+        chosen = self.config.evaluation
+        assessment = assess(self.task, self.pool, self.recorder.nodes, chosen.probes, chosen.quality)
+        results = self.recorder.finish(assessment)
+        if assessment is not None and assessment.leak is not None:
+            raise assessment.leak
+        return results
 
     def meet(self) -> dict[int, Member]:
         """Wait for all nodes and learn what each has.
@@ -184,14 +195,15 @@ class Server:
         )
         if self.state is not None and done:
             load_strategy_state(strategy.strategy, self.state.tensors.get("strategy", {}))
-            strategy.pool = pool_from_state(self.state)
+            strategy.pool = self.pool if phase.mode.synthesizes else {}
         return strategy
 
     def _keep(self, number: int, strategy: SyntheticPooling, arrays: ArrayRecord) -> None:
         """Save all that the run needs to go on after this round."""
         tensors = {"adapters": arrays.to_torch_state_dict(), "strategy": strategy_state(strategy.strategy)}
         seeds = {}
-        for node, samples in strategy.pool.items():
+        self.pool = strategy.pool or self.pool
+        for node, samples in self.pool.items():
             seeds[node] = samples.seed
             tensors[f"samples_node{node}"] = samples.state()
         facts: dict[str, Any] = {"finished": self.finished, "seeds": seeds, "recorder": self.recorder.state()}
@@ -204,6 +216,7 @@ class Server:
         self.adapters.load_state_dict(state.tensors["adapters"])
         self.finished = int(state.facts["finished"])
         self.recorder.restore(state.facts["recorder"])
+        self.pool = pool_from_state(state)
         if self.shared is not None:
             self.shared.load(state.tensors["shared"], state.facts["seen"])
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: accuracy over rounds, label distribution over nodes, confusion matrix."""
+"""Pictures of a run: accuracy over rounds, label distribution over nodes, confusion matrix, samples."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from fedgen.evaluation.features import Records
+from fedgen.evaluation.privacy import Site
 
 BLUE = "#2b6cb0"
+ORANGE = "#dd8452"
 
 
 def draw_run(results: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -72,3 +78,44 @@ def _matrix(axes: Axes, counts: np.ndarray, rows: list[str], columns: list[str])
         value = counts[row, column]
         color = "white" if value > threshold else "black"
         axes.text(column, row, str(value), ha="center", va="center", color=color, fontsize=8)
+
+
+def draw_samples(records: Site, names: list[str], file: Path) -> None:
+    """Draw real and synthetic records by class, in the two directions in which the real ones differ most, to ``file``.
+
+    Parameters
+    ----------
+    records : Site
+        All training clips, held-out clips and samples.
+    names : list[str]
+        Class names by id.
+    file : Path
+    """
+    real = torch.cat([records.train.flat, records.held_out.flat])
+    centre = real.mean(dim=0)
+    directions = torch.linalg.svd(real - centre, full_matrices=False)[2][:2].T  # (F, 2)
+    labels = records.synthetic.labels.unique().tolist()
+    columns = min(5, len(labels))
+    rows = -(-len(labels) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.6 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes, label in zip(grid, labels, strict=False):
+        sample_axes(axes, records, label, centre, directions)
+        axes.set(title=names[label].replace("_", " "))
+    for axes in grid[len(labels) :]:
+        axes.set_visible(False)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(file, dpi=120)
+
+
+def sample_axes(axes: Axes, records: Site, label: int, centre: Tensor, directions: Tensor) -> None:
+    """Draw the records of one class."""
+    kinds: tuple[tuple[str, Records, dict[str, Any]], ...] = (
+        ("synthetic", records.synthetic, {"color": ORANGE, "s": 5, "alpha": 0.5}),
+        ("training clips", records.train, {"color": BLUE, "s": 12}),
+        ("held-out clips", records.held_out, {"color": "black", "s": 16, "marker": "x", "linewidths": 0.9}),
+    )
+    for name, chosen, style in kinds:
+        points = (chosen.at(chosen.labels == label).flat - centre) @ directions
+        axes.scatter(points[:, 0], points[:, 1], label=name, **style)
+    axes.tick_params(labelsize=6)

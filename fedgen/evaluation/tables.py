@@ -73,3 +73,56 @@ def _row(result: Mapping[str, Any]) -> list[str]:
         *(f"{value:.1f}" if value else "·" for value in traffic),
         f"{result['seconds']['total']:.0f}",
     ]
+
+
+def quality_table(evaluation: Mapping[str, Any]) -> Table:
+    """Return what was measured of synthetic samples.
+
+    Parameters
+    ----------
+    evaluation : Mapping
+        ``evaluation`` of ``results.json``.
+    """
+    table = Table(title=f"{evaluation['samples']} synthetic samples")
+    for name in ("measure", "synthetic", "compare with", "what that is"):
+        table.add_column(name, justify="right" if name in ("synthetic", "compare with") else "left")
+    for rows in (_utility_rows(evaluation), _fidelity_rows(evaluation), _privacy_rows(evaluation)):
+        for name, value, reference, meaning in rows:
+            table.add_row(name, _number(value), _number(reference), meaning)
+        table.add_section()
+    if "gate" in evaluation:
+        table.add_row("gate", evaluation["gate"]["verdict"], "", "; ".join(evaluation["gate"]["reasons"]))
+    return table
+
+
+Rows = list[tuple[str, float | None, float | None, str]]
+
+
+def _utility_rows(evaluation: Mapping[str, Any]) -> Rows:
+    probes = evaluation.get("utility", {})
+    return [(f"accuracy, {name} probe", x["tstr"], x["trtr"], "trained on real clips") for name, x in probes.items()]
+
+
+def _fidelity_rows(evaluation: Mapping[str, Any]) -> Rows:
+    fidelity = evaluation.get("fidelity")
+    if not fidelity or not fidelity["synthetic"]:
+        return []
+    made, real, told = fidelity["synthetic"], fidelity["real"], fidelity["classifier"]
+    rows: Rows = [(name, value, real[name], "training against held-out clips") for name, value in made.items()]
+    return [*rows, ("classifier's AUC", told["auc"], 0.5, "not to be told from real")] if told else rows
+
+
+def _privacy_rows(evaluation: Mapping[str, Any]) -> Rows:
+    privacy = evaluation.get("privacy")
+    if not privacy:
+        return []
+    auc = f"real clips in place of samples; standard error {privacy['membership_error']:.3f}"
+    return [
+        ("distance ratio", privacy["distance_ratio"], 1.0, "held-out clips"),
+        ("near copies", privacy["near_copies"], privacy["near_copies_held_out"], "held-out clips"),
+        ("membership AUC", privacy["membership_auc"], privacy["membership_reference"], auc),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "·" if value is None else f"{value:.3f}"
