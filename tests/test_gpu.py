@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from fedgen.config import Config
+from fedgen.models.generators import KINDS
 from fedgen.run import run
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-@pytest.mark.parametrize("kind", ["gaussian", "vae", "conditioned_vae"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_rounds_on_the_gpu(tiny: Callable[..., Config], tmp_path: Path, kind: str) -> None:
     """The second round decodes samples in a codec that the server has on its device."""
     overrides = ["mode=one_shot", "rounds=2", f"generator={kind}", f"run_dir={tmp_path}", "device=cuda"]
