@@ -72,7 +72,8 @@ def assess(
         Whether utility and fidelity are measured, or privacy alone.
     """
     settings = task.config.evaluation
-    pool = {node: samples.to(task.device) for node, samples in pool.items() if len(samples)}  # noise from its start
+    numbers = sorted(node for node, samples in pool.items() if len(samples))
+    pool = {node: pool[node].to(task.device) for node in numbers}  # their noise begins anew: same figures each time
     if not pool or (settings.gate == "off" and not quality):
         return None
     made = PooledTokens(list(pool.values()))

@@ -158,9 +158,10 @@ class Recorder:
 
 
 def show_samples(assessment: Assessment, folder: RunFolder) -> None:
-    """Print what was measured of a run's samples, and draw them."""
+    """Print what was measured of a run's samples, and draw them where more than their privacy was."""
     show(quality_table(assessment.results))
-    draw_samples(assessment.records, assessment.classes, folder.path / "samples.png")
+    if "fidelity" in assessment.results:
+        draw_samples(assessment.records, assessment.classes, folder.path / "samples.png")
 
 
 def _plain(report: RoundReport) -> dict[str, Any]:

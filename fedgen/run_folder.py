@@ -32,6 +32,7 @@ class RunFolder:
     ``checkpoints/``            global adapters; generators of nodes on this machine
     ``state/``                  what the run and its nodes on this machine go on from when it was interrupted
     ``results.json``            what `fedgen compare` reads
+    ``evaluation.json``         what `fedgen evaluate` found
     ==========================  =============================================================
     """
 
@@ -63,7 +64,7 @@ class RunFolder:
         folder.path.mkdir(parents=True, exist_ok=True)
         for part in (folder.checkpoints, folder.path / "state"):
             shutil.rmtree(part, ignore_errors=True)
-        for name in ("metrics.jsonl", "results.json", "partition.json"):
+        for name in ("metrics.jsonl", "results.json", "partition.json", "evaluation.json", "samples.png"):
             (folder.path / name).unlink(missing_ok=True)
         write_atomically(folder.path / "config.yaml", to_yaml(config).encode())
         return folder

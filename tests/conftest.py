@@ -41,6 +41,7 @@ TINY = [
     "generator.training.epochs=3",
     "global_training.epochs=1",
     "synthesis.samples_per_class=6",
+    "evaluation.quality=false",
     "rounds=1",
     "strategy.wait=1",
     "device=cpu",

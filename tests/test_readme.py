@@ -22,6 +22,7 @@ SMALL = [
     "generator.latents=4",
     "generator.training.epochs=2",
     "synthesis.samples_per_class=4",
+    "evaluation.quality=false",
     "threads=1",
 ]  # after what the command says, unless it says otherwise
 ELSEWHERE = ("experiment=", "path/to", "OLD.json", "make ")  # the demo and real sound have tests of their own

@@ -135,4 +135,6 @@ def _fitted(features: np.ndarray, labels: np.ndarray, *steps: Any) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), *steps, LogisticRegression(C=STRENGTH, max_iter=1000)).fit(features, labels)
+    return make_pipeline(StandardScaler(), *steps, LogisticRegression(C=STRENGTH, max_iter=1000, tol=1e-3)).fit(
+        features, labels
+    )

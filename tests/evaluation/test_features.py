@@ -1,0 +1,51 @@
+"""What the measures look at."""
+
+import pytest
+import torch
+
+from fedgen.data.tokens import TensorTokens
+from fedgen.evaluation.features import Records, Space, read_records
+from fedgen.models.bases import CodecSettings
+from fedgen.models.codec import Codec
+from fedgen.models.samples import PooledTokens, SyntheticTokens
+
+
+def test_segments_are_means_of_stretches() -> None:
+    tokens = torch.arange(8.0)[None, :, None].expand(3, 8, 2)
+    records = read_records(TensorTokens(tokens, torch.tensor([0, 1, 1])), segments=4, batch_size=2)
+    assert records.segments[2, :, 0].tolist() == [0.5, 2.5, 4.5, 6.5]
+    assert records.pooled[0].tolist() == [3.5, 3.5]
+    assert records.at(records.labels == 1).flat.shape == (2, 8)
+
+
+def test_factors_give_what_multiplied_out_tokens_give() -> None:
+    generator = torch.Generator().manual_seed(0)
+    source = TensorTokens(torch.randn(20, 10, 6, generator=generator), torch.arange(20) % 2)
+    codec = Codec.fit(source, CodecSettings(channels=4, positions=5, components=8))
+    samples = SyntheticTokens(codec, codec.encode_all(source), source.labels, seed=3)
+    pool = PooledTokens([samples.to("cpu"), samples.to("cpu")])
+    dense = TensorTokens(samples.to("cpu").batch(torch.arange(20)), source.labels)
+    expected = read_records(dense).segments
+    assert torch.allclose(read_records(samples.to("cpu")).segments, expected, atol=1e-5)
+    assert torch.allclose(read_records(pool, batch_size=40).segments[:20], expected, atol=1e-5)
+
+
+def test_no_samples() -> None:
+    assert len(read_records(TensorTokens(torch.zeros(0, 8, 3), torch.zeros(0)))) == 0
+
+
+def test_space_looks_within_classes() -> None:
+    """The first axis tells the classes apart, the second tells clips apart: only that one is kept."""
+    labels = torch.tensor([0, 0, 1, 1])
+    features = torch.tensor([[100.0, -2], [100, 2], [-100, -2], [-100, 2]]).double()
+    space = Space.fit(features, labels)
+    assert space.directions.shape == (2, 1)
+    spread = (16 / 2) ** 0.5  # 4 records less 2 classes
+    assert space.project(features).abs().flatten().tolist() == pytest.approx([2 / spread**0.5] * 4)
+
+
+def test_records_of_a_class_keep_their_groups() -> None:
+    records = Records(torch.zeros(3, 4, 2), torch.tensor([0, 1, 1]), torch.tensor([5, 6, 7]))
+    own = records.at(records.labels == 1)
+    assert own.groups is not None
+    assert own.groups.tolist() == [6, 7]

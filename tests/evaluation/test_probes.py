@@ -1,0 +1,68 @@
+"""Probes on records whose answer is known."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from clouds import recordings
+
+from fedgen.config import Config
+from fedgen.evaluation.features import Records
+from fedgen.evaluation.probes import adapter_probe, linear_probe, two_sample
+from fedgen.task import Task
+
+
+def test_good_samples_teach_as_much_as_real_clips() -> None:
+    found = linear_probe(recordings(16, 1), recordings(20, 2), recordings(60, 3), pooled=True)
+    assert found.tstr > 0.95
+    assert found.trtr > 0.9
+    assert found.per_class.keys() == {0, 1, 2, 3}
+
+
+def test_samples_of_wrong_classes_teach_nothing() -> None:
+    made = recordings(40, 3)
+    wrong = Records(made.segments, (made.labels + 1) % 4)
+    found = linear_probe(recordings(16, 1), recordings(20, 2), wrong, pooled=True)
+    assert found.tstr < 0.1
+    assert found.trtr > 0.9
+
+
+def test_order_is_heard_by_segments_alone() -> None:
+    """Loud then quiet against quiet then loud: the mean token is the same."""
+    generator = torch.Generator().manual_seed(0)
+
+    def clips(count: int) -> Records:
+        labels = torch.arange(count) % 2
+        rising = torch.stack([labels, 1 - labels], dim=1).float()[..., None]  # (N, 2, 1)
+        return Records(rising + 0.1 * torch.randn(count, 2, 6, generator=generator), labels)
+
+    train, test, made = clips(40), clips(40), clips(40)
+    assert linear_probe(train, test, made, pooled=False).tstr == 1
+    assert linear_probe(train, test, made, pooled=True).tstr < 0.75
+
+
+def test_one_class() -> None:
+    one = Records(torch.zeros(4, 2, 3), torch.ones(4, dtype=torch.int64))
+    assert linear_probe(one, one, one, pooled=True).tstr == 1
+
+
+def test_two_samples_of_one_distribution_cannot_be_told_apart() -> None:
+    found = two_sample(recordings(60, 1).flat, recordings(60, 2).flat, seed=0)
+    assert found == pytest.approx((0.5, 0.5), abs=0.12)
+
+
+def test_two_distributions_are_told_apart() -> None:
+    assert two_sample(recordings(20, 1).flat, recordings(60, 2).flat + 1, seed=0) == pytest.approx((1, 1), abs=0.02)
+
+
+def test_too_few_to_tell_apart() -> None:
+    assert two_sample(torch.zeros(4, 3), torch.zeros(50, 3), seed=0) is None
+
+
+def test_adapters_learn_from_real_clips_in_place_of_samples(task: Task, tiny: Callable[..., Config]) -> None:
+    """The training clips themselves as samples: both ways are the same training."""
+    train, held_out = task.tokens(task.store.train_indices(3)), task.test_tokens()
+    settings = tiny().adapter.training
+    found = adapter_probe(train, held_out, train, task.targets.heads, task.classes, task.adapters, settings, seed=0)
+    assert found.tstr == found.trtr
+    assert set(found.per_class) == set(range(6))
