@@ -11,9 +11,9 @@ import torch
 
 from fedgen.assessment import assess
 from fedgen.cli import main
-from fedgen.config import Config, from_yaml
+from fedgen.config import Config, from_yaml, load_config
 from fedgen.errors import LeakError
-from fedgen.evaluation.gate import FAILED, UNKNOWN
+from fedgen.evaluation.gate import FAILED, UNKNOWN, EvaluationSettings
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
 from fedgen.task import Task
@@ -146,5 +146,5 @@ def test_a_run_that_leaks_fails_after_everything_is_saved(
     assert "the synthetic samples leak" in capsys.readouterr().err
 
 
-def test_runs_of_before_have_the_default_settings(tiny: Callable[..., Config]) -> None:
-    assert from_yaml("seed: 3").evaluation == tiny().evaluation
+def test_runs_of_before_have_the_default_settings() -> None:
+    assert from_yaml("seed: 3").evaluation == EvaluationSettings() == load_config([]).evaluation
