@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial, wraps
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fedgen.config import Config, config_dir, explain, from_dictconfig, load_config, opened, quoted, resume_config
@@ -80,7 +83,11 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of being printed by Hydra
     sweep_first = sorted(opened(overrides), key=lambda text: text not in ("-m", "--multirun"))  # argparse wants it so
     sys.argv = ["fedgen run", *sweep_first]
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(_job)()
+    failed: list[str] = []
+    job = wraps(_job)(partial(_job, failed))  # Hydra asks for the function's name
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
+    if failed:
+        raise FedgenError(f"{len(failed)} jobs of the sweep failed: " + "; ".join(failed))
     return 0
 
 
@@ -96,12 +103,21 @@ def _resume(config: Config, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _job(values: DictConfig) -> float:
+def _job(failed: list[str], values: DictConfig) -> float:
+    """Run one configuration and return its accuracy; a job of a sweep that fails is noted, and the rest go on."""
     from fedgen.run import run
 
-    config = from_dictconfig(values)
-    folder = config.run_dir or HydraConfig.get().runtime.output_dir
-    return float(run(replace(config, run_dir=folder))["accuracy"])
+    own = HydraConfig.get()
+    folder = own.runtime.output_dir
+    try:
+        config = from_dictconfig(values)
+        return float(run(replace(config, run_dir=config.run_dir or folder))["accuracy"])
+    except FedgenError as error:
+        if own.mode is not RunMode.MULTIRUN:
+            raise
+        logger.error("%s failed: %s", folder, error)
+        failed.append(f"{folder}: {error}")
+        return math.nan
 
 
 def prepare_command(options: argparse.Namespace, overrides: list[str]) -> None:

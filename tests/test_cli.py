@@ -69,9 +69,13 @@ def test_a_sweep_over_granularities(fedgen: Fedgen, tmp_path: Path) -> None:
         assert sum(folder.results()["samples"].values()) == 36
 
 
-def test_a_sweep_with_a_failing_run_fails(fedgen: Fedgen, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fedgen("run", "-m", "mode=standalone", "rounds=1", "partition.nodes=2,99", "hydra.sweep.dir=sweep") == 1
-    assert "partition.nodes=99 is more than the 6 classes" in last_line(capsys)
+def test_a_sweep_names_the_run_that_fails_and_goes_on(
+    fedgen: Fedgen, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedgen("run", "-m", "mode=standalone", "rounds=1", "partition.nodes=99,2", "hydra.sweep.dir=sweep") == 1
+    assert "1 jobs of the sweep failed" in (line := last_line(capsys))
+    assert "sweep/0: partition.nodes=99 is more than the 6 classes" in line
+    assert RunFolder(tmp_path / "sweep" / "1").results()["mode"] == "standalone"
 
 
 def test_groups_on_the_command_line(fedgen: Fedgen, tmp_path: Path) -> None:

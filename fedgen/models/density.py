@@ -93,9 +93,10 @@ class ClassStatistics:
 class ClassGaussians:
     """A mean and a covariance for each class.
 
-    The covariance of class c is ``(1 - s) * own + s * tied``, ``tied`` being the pooled covariance within classes. A
-    class of fewer than `FEW` samples takes the tied one alone (s = 1): drawn from its own, samples would lie between
-    its clips. Larger s hides single clips better, smaller s keeps what distinguishes classes, such as their spread.
+    The covariance of class c is ``(1 - s) * own + s * tied``, ``tied`` being the pooled covariance within classes; of a
+    single class, which has no other to be tied to, its own variances without the covariances. A class of fewer than
+    `FEW` samples takes the tied one alone (s = 1): drawn from its own, samples would lie between its clips. Larger s
+    hides single clips better, smaller s keeps what distinguishes classes, such as their spread.
     Only means and factors of covariances are held: no sample, residual or linear image of one, except that the mean of
     a class of one sample is that sample.
 
@@ -112,7 +113,8 @@ class ClassGaussians:
 
     References
     ----------
-    Friedman, "Regularized discriminant analysis", JASA 1989.
+    Friedman, "Regularized discriminant analysis", JASA 1989; Schaefer and Strimmer, "A shrinkage approach to
+    large-scale covariance matrix estimation", 2005 (variances as the target).
     """
 
     NAMES = ("classes", "means", "factors", "factor_of")
@@ -199,7 +201,8 @@ def _tied(statistics: ClassStatistics) -> Tensor:
     """Return the covariance within classes ``(k, k)``; that of all samples, or the unit matrix, where none repeats."""
     samples, classes = int(statistics.counts.sum()), len(statistics.classes)
     if samples > classes:
-        return statistics.scatters.sum(dim=0) / (samples - classes)
+        within = statistics.scatters.sum(dim=0) / (samples - classes)
+        return within.diagonal().diag() if classes == 1 else within
     if samples > 1:
         return statistics.means.T.cov()  # every class has one sample, its mean
     return torch.eye(statistics.means.shape[1], dtype=torch.float64)

@@ -12,10 +12,20 @@ def test_a_known_gaussian_is_recovered() -> None:
     factor = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [0.0, 0.0, 0.1]])
     mean = torch.tensor([3.0, -1.0, 0.5])
     latents = mean + torch.randn(5000, 3, generator=generator) @ factor.T
-    density = ClassGaussians.fit(latents, torch.full((5000,), 7))
+    density = ClassGaussians.fit(latents, torch.full((5000,), 7), shrinkage=0.0)
     samples = density.sample(7, 20000, generator)
     torch.testing.assert_close(samples.mean(0), mean, atol=0.1, rtol=0)
     torch.testing.assert_close(samples.T.cov(), factor @ factor.T, atol=0.2, rtol=0.05)
+
+
+def test_a_class_alone_is_shrunk_towards_its_own_variances() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(5000, 2, generator=generator) @ torch.tensor([[2.0, 1.0], [0.0, 1.0]])
+    whole, half, none = (ClassGaussians.fit(latents, torch.zeros(5000), s) for s in (0.0, 0.5, 1.0))
+    covariances = [density.of(0)[1] @ density.of(0)[1].T for density in (whole, half, none)]
+    for covariance, share in zip(covariances, (1.0, 0.5, 0.0), strict=True):
+        torch.testing.assert_close(covariance.diagonal(), latents.var(0))
+        torch.testing.assert_close(covariance[0, 1], share * latents.T.cov()[0, 1], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("shrinkage", "expected"), [(0.0, (1.0, 9.0)), (1.0, (5.0, 5.0)), (0.5, (3.0, 7.0))])
