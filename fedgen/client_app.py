@@ -87,12 +87,21 @@ def moments(message: Message, context: Context) -> Message:
     return Message(RecordDict({"moments": sums}), reply_to=message)
 
 
+@app.query("codec")
+def codec(message: Message, context: Context) -> Message:
+    """Keep the codec that all nodes share."""
+    order = Order.read(message)
+    shared, _ = shared_from_records(message.content)
+    open_node(order.config, context).keep_codec(shared)
+    return Message(RecordDict({"facts": ConfigRecord({"codec": codec_fingerprint(shared)})}), reply_to=message)
+
+
 @app.query("fit")
 def fit(message: Message, context: Context) -> Message:
     """Train shared generators, from the weights and optimiser state in the message to those in the reply."""
     order = Order.read(message)
-    codec, states = shared_from_records(message.content)
-    states, history = open_node(order.config, context).fit_shared(codec, states, order.round, order.phase)
+    shared, states = shared_from_records(message.content)
+    states, history = open_node(order.config, context).fit_shared(shared, states, order.round, order.phase)
     content = states_to_records(states)
     content["report"] = ConfigRecord({"generators": json.dumps(history)})
     return Message(content, reply_to=message)
@@ -102,8 +111,8 @@ def fit(message: Message, context: Context) -> Message:
 def adopt(message: Message, context: Context) -> Message:
     """Keep the shared generators as they are at the end of the round."""
     order = Order.read(message)
-    codec, states = shared_from_records(message.content)
-    open_node(order.config, context).adopt(codec, states, order.round)
+    shared, states = shared_from_records(message.content)
+    open_node(order.config, context).adopt(shared, states, order.round)
     return Message(RecordDict({"facts": ConfigRecord({"adopted": sorted(states)})}), reply_to=message)
 
 

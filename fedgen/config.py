@@ -38,6 +38,7 @@ MEMORY = ["auto", "low", "high"]
 CHECKS = ["strict", "warn"]
 SHARING = ["local", "shared"]
 SCHEMES = ["cyclic", "average"]
+CODECS = ["shared", "own"]
 CHANGEABLE = ["device", "threads", "memory", "strategy.timeout", "strategy.wait"]  # when a run is resumed
 OPEN_KEYS = ("granularity.groups", "strategy.options", "nodes")  # mappings whose keys are the user's own
 
@@ -171,15 +172,21 @@ class SharingConfig:
         state, then averaged by their clips.
     reset_on_class_change : bool
         Whether a shared generator starts anew, weights and optimiser, when it meets classes that it was not trained on.
+    codec : str
+        ``shared``: one for all nodes, fitted to sums over their clips; ``own``: each node fits one to its own clips.
+        Shared generators need a shared codec.
     """
 
     name: str = "local"
     scheme: str = "cyclic"
     reset_on_class_change: bool = False
+    codec: str = "own"
 
     def __post_init__(self) -> None:
         choose(self.name, SHARING, "sharing")
         choose(self.scheme, SCHEMES, "sharing.scheme")
+        choose(self.codec, CODECS, "sharing.codec")
+        require(self.name != "shared" or self.codec == "shared", "sharing=shared needs sharing.codec=shared")
 
 
 @dataclass(frozen=True)

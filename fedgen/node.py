@@ -202,7 +202,8 @@ class Node:
     def fit_generators(self, round_number: int) -> History:
         """Fit the node's generators to its clips, keep them, and return their losses by generator and epoch."""
         bank = self._bank_to_train(before=round_number)
-        losses = bank.fit(self.source, self.task.seed("generators", round_number, self.number))
+        codec = bank.codec or self._shared_codec()
+        losses = bank.fit(self.source, self.task.seed("generators", round_number, self.number), codec)
         self._keep(bank, round_number, losses)
         return losses
 
@@ -220,6 +221,10 @@ class Node:
     def core_moments(self, bases: Bases) -> CoreMoments:
         """Return the sums over the node's clips that a codec shared by all nodes takes its components from."""
         return CoreMoments.measure(self.source, bases)
+
+    def keep_codec(self, codec: Codec) -> None:
+        """Keep the codec that all nodes share, for generators that have none yet."""
+        self.state.save_codec(codec.state(), {"node": self.number})
 
     def fit_shared(self, codec: Codec, states: States, round_number: int, phase: Phase) -> tuple[States, History]:
         """Train generators that all nodes share on the node's clips.
@@ -270,6 +275,15 @@ class Node:
         folder = self.state.latest("generators", before) or self.checkpoints
         self._fill(bank, folder)
         return bank
+
+    def _shared_codec(self) -> Codec | None:
+        """Return the codec that all nodes share, on the device; None if each node has its own."""
+        if self.config.sharing.codec == "own":
+            return None
+        tensors = self.state.codec()
+        if tensors is None:
+            raise DataError(f"node {self.number} has not got the codec that sharing.codec=shared needs")
+        return Codec.from_state(tensors).to(self.task.device)
 
     def _bank_to_train(self, before: int | None = None) -> Bank:
         """Return the generators to go on training: those from before, if there are any, else untrained ones."""

@@ -21,6 +21,7 @@ class NodeState:
     ==================================  ===================================================
     ``optimizer/round_{n}.safetensors`` moments of the adapters' optimiser after round n
     ``generators/round_{n}/``           a checkpoint of the generators after round n
+    ``codec.safetensors``               the codec that all nodes share
     ==================================  ===================================================
 
     Parameters
@@ -45,6 +46,15 @@ class NodeState:
         """Return the latest optimiser state of a round before ``before``; None if there is none."""
         path = self.latest("optimizer", before)
         return load_tensors(path)[0] if path else None
+
+    def save_codec(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Keep the codec that all nodes share."""
+        save_tensors(self.folder / "codec.safetensors", tensors, metadata)
+
+    def codec(self) -> dict[str, Tensor] | None:
+        """Return the tensors of the codec that all nodes share; None if it has not come."""
+        path = self.folder / "codec.safetensors"
+        return load_tensors(path)[0] if path.is_file() else None
 
     def generators(self, round_number: int) -> Path:
         """Return the folder for the generators after ``round_number``."""

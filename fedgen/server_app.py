@@ -26,6 +26,7 @@ from fedgen.phases import Phase, plan
 from fedgen.recorder import Recorder
 from fedgen.run_folder import RunFolder
 from fedgen.run_state import RunState
+from fedgen.shared_codec import SharedCodec
 from fedgen.sharing import SharedGenerators
 from fedgen.strategy import SyntheticPooling
 from fedgen.task import Task, prepare_task
@@ -102,6 +103,7 @@ class Server:
         self.recorder = Recorder(folder, task)
         self.pool: dict[int, SyntheticTokens] = {}  # the last samples of each node
         self.shared = self._shared_generators()
+        self.common = self._shared_codec()
         self.finished = self._load() if self.config.checkpoint.load and not state else 0
         if state is not None:
             self._restore(state)
@@ -191,6 +193,7 @@ class Server:
             settings,
             str(self.task.device),
             self.shared,
+            self.common,
             done,
         )
         if self.state is not None and done:
@@ -209,6 +212,8 @@ class Server:
         facts: dict[str, Any] = {"finished": self.finished, "seeds": seeds, "recorder": self.recorder.state()}
         if self.shared is not None:
             tensors["shared"], facts["seen"] = self.shared.tensors(), self.shared.seen
+        if self.common is not None:
+            tensors["codec"], facts["given"] = self.common.tensors(), sorted(self.common.given)
         self.folder.states.save(RunState(strategy.report.round, tensors, facts))
 
     def _restore(self, state: RunState) -> None:
@@ -219,6 +224,8 @@ class Server:
         self.pool = pool_from_state(state)
         if self.shared is not None:
             self.shared.load(state.tensors["shared"], state.facts["seen"])
+        if self.common is not None:
+            self.common.load(state.tensors["codec"], state.facts["given"])
 
     def _shared_generators(self) -> SharedGenerators | None:
         if self.config.sharing.name == "local":
@@ -226,6 +233,11 @@ class Server:
         conditions = self.task.targets.conditions()
         bank = Bank(self.config.generator, self.task.granularity, self.task.classes, conditions)
         return SharedGenerators(self.config.sharing, bank, self.task.store.shape)
+
+    def _shared_codec(self) -> SharedCodec | None:
+        if self.config.sharing.codec == "own" or self.shared is not None:
+            return None
+        return SharedCodec(self.config.generator, self.task.store.shape)
 
     def evaluate(self, arrays: ArrayRecord) -> Scores:
         """Return the zero-shot scores of the global adapters on the held-out clips."""

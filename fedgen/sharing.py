@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
-from operator import add
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from torch import Tensor
 
 from fedgen.border import Member, read_losses
 from fedgen.config import SharingConfig
 from fedgen.errors import DataError, PayloadError
-from fedgen.exchange.moments import core_moments_from_record, moments_from_record
-from fedgen.exchange.states import States, bases_to_record, states_from_records, states_to_records
-from fedgen.models.bases import Bases
-from fedgen.models.codec import Codec
+from fedgen.exchange.states import States, states_from_records, states_to_records
 from fedgen.models.generators import KINDS
+from fedgen.shared_codec import Ask, SharedCodec
 from fedgen.training.bank import Bank
 from fedgen.training.losses import History
 
 logger = logging.getLogger(__name__)
-
-
-class Ask(Protocol):
-    """How the server asks nodes: it sends each Flower node id its records as a message of a type, and checks replies.
-
-    Returns the good replies by the node's number. With those of ``before``, there must be ``needed`` of them.
-    """
-
-    def __call__(
-        self,
-        contents: Mapping[int, RecordDict],
-        message_type: str,
-        check: Callable[[Member, Message], None],
-        needed: int,
-        before: int = 0,
-    ) -> dict[int, Message]:
-        """Ask and return the good replies."""
-        ...
 
 
 class SharedGenerators:
@@ -59,9 +36,9 @@ class SharedGenerators:
     """
 
     def __init__(self, settings: SharingConfig, bank: Bank, shape: tuple[int, int]) -> None:
-        self.settings, self.bank, self.shape = settings, bank, shape
+        self.settings, self.bank = settings, bank
         self.kind = KINDS[bank.settings.kind]
-        self.codec: Codec | None = None
+        self.common = SharedCodec(bank.settings, shape)
         self.states: States = {}  # by granularity and key
         self.seen: dict[str, list[str]] = {}  # classes that each generator was trained on
 
@@ -79,8 +56,7 @@ class SharedGenerators:
             Fewer than ``min_nodes`` good replies.
         """
         ordered = dict(sorted(members.items(), key=lambda item: item[1].number))
-        if self.codec is None:
-            self.codec = self._fit_codec(ask, ordered, min_nodes)
+        self.common.fit(ask, ordered, min_nodes)
         if self.kind.restarts:
             self.states, self.seen = {}, {}
         train = self._cycle if self.settings.scheme == "cyclic" else self._average
@@ -91,45 +67,18 @@ class SharedGenerators:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return codec and states as tensors by name, to be saved."""
-        named = {f"codec.{name}": value for name, value in (self.codec.state() if self.codec else {}).items()}
+        named = {f"codec.{name}": value for name, value in self.common.tensors().items()}
         return named | {f"{key}\n{name}": v for key, state in self.states.items() for name, v in state.items()}
 
     def load(self, tensors: Mapping[str, Tensor], seen: Mapping[str, list[str]]) -> None:
         """Take over what `tensors` returned, and the classes that each generator was trained on."""
-        codec = {name.removeprefix("codec."): v for name, v in tensors.items() if "\n" not in name}
-        self.codec = Codec.from_state(codec) if codec else None
+        self.common.load({name.removeprefix("codec."): v for name, v in tensors.items() if "\n" not in name})
         self.seen = {key: list(names) for key, names in seen.items()}
         self.states = {key: {} for key in self.seen}
         for name, value in tensors.items():
             if "\n" in name:
                 key, own = name.split("\n", 1)
                 self.states.setdefault(key, {})[own] = value
-
-    def _fit_codec(self, ask: Ask, members: Mapping[int, Member], min_nodes: int) -> Codec:
-        """Fit one codec to the clips of all nodes, from sums over each node's."""
-        settings, shape = self.bank.settings, self.shape
-
-        def sums(content: RecordDict, read: Callable[[ArrayRecord, int], Any]) -> Any:
-            found = {}
-
-            def check(member: Member, reply: Message) -> None:
-                records = list(reply.content.array_records.values())
-                if len(records) != 1:
-                    raise PayloadError(f"a reply with moments needs one ArrayRecord, got {len(records)}")
-                found[member.number] = read(records[0], sum(member.counts.values()))
-
-            good = ask(dict.fromkeys(members, content), "query.moments", check, min_nodes)
-            return reduce(add, [found[number] for number in good])
-
-        moments = sums(RecordDict(), lambda record, clips: moments_from_record(record, shape, clips))
-        bases = Bases.from_moments(moments, settings.codec, settings.lengths)
-        flat, width = bases.channels is None, shape[1] if bases.channels is None else bases.channels.shape[1]
-        size = bases.positions.shape[1] * width  # values of a core
-        content = RecordDict({"bases": bases_to_record(bases)})
-        cores = sums(content, lambda record, clips: core_moments_from_record(record, size, clips, flat))
-        codec = Codec.from_moments(bases, cores, settings.codec)
-        logger.info("a codec of %d coefficients is shared by %d nodes", codec.size, len(members))
-        return codec
 
     def _cycle(self, ask: Ask, members: Mapping[int, Member], min_nodes: int) -> dict[int, History]:
         losses: dict[int, History] = {}
@@ -177,14 +126,15 @@ class SharedGenerators:
     def _content(self, member: Member) -> RecordDict:
         """Return the codec and the states that concern ``member``, under the node's own keys."""
         own = {key.split("/", 1)[1]: self.states[key] for key in _slots(member) if key in self.states}
-        return states_to_records(own, self.codec)
+        return states_to_records(own, self.common.codec)
 
     def _check(self, member: Member, reply: Message) -> None:
         """Refuse states of other generators than the node has, and such as no generator can take over."""
-        assert self.codec is not None
+        codec = self.common.codec
+        assert codec is not None
         for key, state in states_from_records(reply.content, member.slots).items():
             try:
-                self.bank.new_generator(self.codec.size).load_shared_state(state)
+                self.bank.new_generator(codec.size).load_shared_state(state)
             except DataError as error:
                 raise PayloadError(f"generator {key!r}: {error}") from error
         read_losses(reply)

@@ -19,6 +19,7 @@ from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.phases import Generators, Phase
 from fedgen.recorder import RoundReport
+from fedgen.shared_codec import SharedCodec
 from fedgen.sharing import SharedGenerators
 from fedgen.training.losses import generator_loss
 
@@ -57,6 +58,8 @@ class SyntheticPooling(Strategy):
         Where samples are decoded.
     shared : SharedGenerators, optional
         Generators that nodes share; by default each node has its own.
+    common : SharedCodec, optional
+        The codec that nodes share where their generators are their own.
     done : int
         Rounds of the phase that were finished before, by an interrupted run.
     """
@@ -75,12 +78,13 @@ class SyntheticPooling(Strategy):
         settings: dict[str, Any],
         device: str = "cpu",
         shared: SharedGenerators | None = None,
+        common: SharedCodec | None = None,
         done: int = 0,
     ) -> None:
         self.strategy, self.phase, self.members, self.settings = strategy, phase, members, settings
         self.min_nodes, self.timeout, self.shape, self.device = min_nodes, timeout, shape, device
         self.samples_limit, self.samples_seed, self.train_on_pool = samples_limit, samples_seed, train_on_pool
-        self.shared, self.done = shared, done
+        self.shared, self.common, self.done = shared, shared.common if shared else common, done
         self.codecs: dict[str, Codec] = {}  # of the pool, by fingerprint: these do not travel again
         self.pool: dict[int, SyntheticTokens] = {}  # the latest samples of each node, by number
         self.report = RoundReport(phase.offset + done)
@@ -101,6 +105,8 @@ class SyntheticPooling(Strategy):
         messages = list(self.strategy.configure_train(self.done + server_round, arrays, config, grid))
         self._asked = [message.metadata.dst_node_id for message in messages]
         self.report.bytes_sent += sum(message_bytes(message) for message in messages)
+        if self.common is not None and self.shared is None and self.phase.mode.generators is Generators.TRAIN:
+            self.common.give(self._ask, self._asked_members(), self.min_nodes)
         return messages
 
     def aggregate_train(
@@ -122,8 +128,7 @@ class SyntheticPooling(Strategy):
         self.report.answered = list(good)
         arrays, metrics_record = self._aggregate(self.done + server_round, list(good.values()))
         if self.shared is not None and self.phase.mode.generators is Generators.TRAIN:
-            members = {node_id: self.members[node_id] for node_id in self._asked if node_id in self.members}
-            self.report.generators |= self.shared.round(self._ask, members, self.min_nodes)
+            self.report.generators |= self.shared.round(self._ask, self._asked_members(), self.min_nodes)
             for number in self.report.metrics:
                 self.report.metrics[number] |= generator_loss(self.report.generators[number])
         if self.phase.mode.synthesizes:
@@ -153,8 +158,15 @@ class SyntheticPooling(Strategy):
             {n: Array(array.numpy().astype(types[n], copy=False)) for n, array in arrays.items()}
         ), metrics
 
+    def _asked_members(self) -> dict[int, Member]:
+        """Return the nodes that the wrapped strategy has chosen for this round, by Flower's node id."""
+        return {node_id: self.members[node_id] for node_id in self._asked if node_id in self.members}
+
     def _learn_from_pool(self, arrays: ArrayRecord) -> ArrayRecord:
-        self.codecs = {codec_fingerprint(samples.codec): samples.codec for samples in self.pool.values()}
+        codecs = [samples.codec for samples in self.pool.values()]
+        if self.common is not None and self.common.codec is not None:
+            codecs.append(self.common.codec)
+        self.codecs = {codec_fingerprint(codec): codec for codec in codecs}
         content = RecordDict({"config": ConfigRecord({"codecs": " ".join(self.codecs)})})
         self._ask(dict.fromkeys(self._asked, content), "query.synthesize", self._take_samples, self.min_nodes)
         # the noise of each part starts anew, so that samples of a node that is missing are decoded as after a restart
@@ -214,6 +226,8 @@ class SyntheticPooling(Strategy):
         numbers = {self.members[node_id].number for node_id in asked if node_id in self.members}
         for number in sorted(numbers - set(good)):
             self.report.lost[number] = lost.get(number, "no reply in time")
+            if self.common is not None:
+                self.common.given.discard(number)  # it may come back without what it had
             logger.warning("round %d: node %d is missing: %s", self.report.round, number, self.report.lost[number])
         if before + len(good) < needed:
             missing = "; ".join(f"node {number}: {reason}" for number, reason in sorted(self.report.lost.items()))

@@ -63,3 +63,20 @@ def test_memory(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> 
     assert 0 < high["idle_mib"] < high["peak_mib"]
     assert low["adapter_loss"] == pytest.approx(high["adapter_loss"], rel=0.1)  # dropout draws by part
     assert results["ratios"]["gaussian"]["cpu_seconds"] == low["cpu_seconds"] / high["cpu_seconds"]
+
+
+def test_accuracy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    ways = ["--ways", "one_shot gaussian", "centralised", "--folds", "3", "--seeds", "0", "1"]
+    sizes = [*SMALL, "rounds=1", "adapter.width=8", "adapter.hidden=16", "adapter.training.epochs=1"]
+    benchmark = benchmark_file("accuracy").main
+    benchmark(["sounds", *sizes, *ways, "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "accuracy.json").read_text())
+    assert len(found["runs"]) == 4
+    one_shot, centralised = found["ways"]
+    assert centralised["share"] == [1.0, 0.0]
+    by_seed = {(row["way"], row["seed"]): row["accuracy"] for row in found["runs"]}
+    shares = [by_seed["one_shot gaussian", seed] / by_seed["centralised", seed] for seed in (0, 1)]
+    assert one_shot["share"][0] == pytest.approx(sum(shares) / 2)
+    before = (tmp_path / "fold3_seed0" / "centralised" / "results.json").stat().st_mtime
+    benchmark(["sounds", *sizes, *ways, "--out", str(tmp_path)])
+    assert (tmp_path / "fold3_seed0" / "centralised" / "results.json").stat().st_mtime == before

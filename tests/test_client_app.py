@@ -11,7 +11,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedgen.client_app import Order, app, node_home
 from fedgen.config import Config, to_yaml
+from fedgen.exchange.payload import codec_fingerprint
+from fedgen.exchange.states import states_to_records
 from fedgen.local_grid import LocalGrid
+from fedgen.models.bases import CodecSettings
+from fedgen.models.codec import Codec
 from fedgen.task import Task
 from fedgen.training.losses import generator_loss
 
@@ -26,6 +30,8 @@ def ask(task: Task, tiny: Callable[..., Config], tmp_path: Path) -> Ask:
         config = replace(tiny(*overrides), data=task.config.data, run_dir=str(tmp_path))
         settings = {"yaml": to_yaml(config), "phase": 0, "finished": 0, "round": 1}
         content = RecordDict({"config": ConfigRecord({**settings, **facts.pop("settings", {})})})
+        for name, record in facts.pop("records", {}).items():
+            content[name] = record
         if arrays is not None:
             content["arrays"] = arrays
         grid = LocalGrid(app, 3, {}, [facts] * 3)
@@ -48,6 +54,19 @@ def test_training(ask: Ask, task: Task) -> None:
     assert metrics["num-examples"] == 8
     assert {"loss", "text_loss", "generator_loss", "seconds"} <= set(metrics)
     assert json.loads(str(reply.content["report"]["generators"]))[0]["generator"] == "unified"
+
+
+def test_the_shared_codec_comes_before_the_training(ask: Ask, task: Task) -> None:
+    shared = ["mode=generators_only", "sharing.codec=shared"]
+    arrays = ArrayRecord(task.adapters().state_dict())
+    missing = ask("train", *shared, arrays=arrays)
+    assert "node 0 has not got the codec that sharing.codec=shared needs" in str(missing.error.reason)
+    codec = Codec.fit(task.tokens(task.parts[1]), CodecSettings(channels=4, positions=4, components=5))
+    records = dict(states_to_records({}, codec))
+    assert ask("query.codec", *shared, records=records).content["facts"]["codec"] == codec_fingerprint(codec)
+    assert not ask("train", *shared, arrays=arrays).has_error()
+    samples = ask("query.synthesize", "mode=one_shot", "sharing.codec=shared").content["samples"]
+    assert samples["codec.positions"].shape == (len(codec.positions), 4)
 
 
 def test_without_generators_nothing_of_them_is_reported(ask: Ask, task: Task) -> None:

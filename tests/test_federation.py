@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from fedgen.client_app import app as client_app
 from fedgen.config import Config
 from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError, FedgenError
 from fedgen.exchange.checkpoint import generator_file
+from fedgen.exchange.files import load_tensors
 from fedgen.exchange.payload import samples_from_record
+from fedgen.models.codec import Codec
 from fedgen.phases import MODES
 from fedgen.run_folder import RunFolder
 from fedgen.task import Task, prepare_task
@@ -164,26 +167,34 @@ def test_fedprox_holds_the_nodes_back(tiny: Tiny, federate: Federate, task: Task
     assert moved[1] < 0.7 * moved[0]
 
 
-def test_no_reply_holds_a_real_embedding(tiny: Tiny, federate: Federate, task: Task, tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", ["own", "shared"])
+def test_no_reply_holds_a_real_embedding(
+    codec: str, tiny: Tiny, federate: Federate, task: Task, tmp_path: Path
+) -> None:
     """Neither a token nor a latent vector of a clip leaves a node, whatever array it may stand in."""
-    replies: list[tuple[int, ArrayRecord]] = []
+    replies: list[tuple[str, int, ArrayRecord]] = []
 
     def keep(message: Message, reply: Message, node: int) -> None:
-        replies.extend((node, record) for record in reply.content.array_records.values() if len(record))
+        kind, records = message.metadata.message_type, reply.content.array_records.values()
+        replies.extend((kind, node, record) for record in records if len(record))
 
-    federate(tiny("mode=one_shot"), tmp_path, Nodes(keep))
-    assert len(replies) == 6
-    for node, record in replies:
+    federate(tiny("mode=one_shot", f"sharing.codec={codec}"), tmp_path, Nodes(keep))
+    moments = {"query.moments": 6} if codec == "shared" else {}
+    assert Counter(kind for kind, _, _ in replies) == {**moments, "train": 3, "query.synthesize": 3}
+    for kind, node, record in replies:
         tokens = task.store.tokens(task.parts[node]).float()  # (N, S, D)
         arrays = [array.numpy() for array in record.values()]
-        assert sum(array.size for array in arrays) < tokens[:1].numel()
+        if kind != "query.moments":  # sums over clips, as large as two matrices
+            assert sum(array.size for array in arrays) < tokens[:1].numel()
         values = {value for token in tokens[:, ::40].flatten(0, 1) for value in token[:8].tolist() if abs(value) > 1e-3}
         for array in arrays:
             if array.dtype.kind == "f":
                 shared = np.isin(array.astype(np.float32), np.array(list(values), np.float32)).mean()
                 assert shared < 0.2
         if "latents" in record:
-            samples = samples_from_record(record, task.store.shape, range(6), 100)
+            saved, _ = load_tensors(tmp_path / "checkpoints" / f"vae_unified_node{node}_codec.safetensors")
+            known = Codec.from_state(saved) if codec == "shared" else None  # it does not travel beside samples
+            samples = samples_from_record(record, task.store.shape, range(6), 100, codec=known)
             real = samples.codec.encode(tokens)  # (N, k)
             nearest = torch.cdist(samples.latents, real).min(dim=1).values
             assert float(nearest.min()) > 0.1

@@ -46,6 +46,13 @@ def codec_fingerprint(codec: Codec) -> str:
     return digest.hexdigest()
 
 
+def as_it_travels(codec: Codec) -> Codec:
+    """Return ``codec`` as a receiver has it: matrices rounded to half precision, except what it encodes with."""
+    state = codec.state()
+    rounded = {name: value.half().float() for name, value in state.items() if value.dim() == 2 and name != "analysis"}
+    return Codec.from_state(state | rounded)
+
+
 def samples_to_record(samples: SyntheticTokens, known: Collection[str] = ()) -> ArrayRecord:
     """Return ``samples`` as arrays for a message, ordered by class.
 

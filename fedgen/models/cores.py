@@ -91,7 +91,7 @@ def check_shareable(clips: int) -> None:
     require(
         clips >= FEWEST_CLIPS,
         f"a codec for all nodes needs at least {FEWEST_CLIPS} clips on each, as sums over fewer give them away; "
-        f"this node has {clips}: choose sharing=local",
+        f"this node has {clips}: choose sharing=local sharing.codec=own",
     )
 
 

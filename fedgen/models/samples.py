@@ -110,8 +110,12 @@ class PooledTokens:
         self.shape = shapes.pop()
         self.labels = torch.cat([part.labels for part in self.parts])
         self._starts = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)  # (parts + 1,)
-        self._positions = _stack([part.codec.positions for part in self.parts])  # (P, S, A)
-        self._channels = _stack([part.codec.channels for part in self.parts])  # (P, D, C)
+        bases = [(part.codec.positions, part.codec.channels) for part in self.parts]
+        same = [_first(basis, bases) for basis in bases]  # nodes that share a codec share their bases
+        kept = sorted(set(same))
+        self._basis_of = torch.tensor([kept.index(number) for number in same])
+        self._positions = _stack([bases[number][0] for number in kept])  # (P, S, A)
+        self._channels = _stack([bases[number][1] for number in kept])  # (P, D, C)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -130,7 +134,7 @@ class PooledTokens:
             if len(rows):
                 own = part.factors(indices[rows] - self._starts[number]).cores
                 cores[rows.to(device), : own.shape[1], : own.shape[2]] = own
-        return FactoredTokens(self._positions, self._channels, cores, origins.to(device))
+        return FactoredTokens(self._positions, self._channels, cores, self._basis_of[origins].to(device))
 
     def counts(self) -> dict[int, int]:
         """Return the number of samples of each class id."""
@@ -141,6 +145,15 @@ def _summary(tokens: Tensor) -> Tensor:
     """Return mean, mean square, least and largest of the values of ``tokens`` ``(4,)``, float64."""
     values = tokens.double()
     return torch.stack([values.mean(), values.square().mean(), values.min(), values.max()])
+
+
+def _first(basis: tuple[Tensor, Tensor], bases: list[tuple[Tensor, Tensor]]) -> int:
+    """Return the place of the first of ``bases`` that is ``basis``."""
+
+    def same(one: Tensor, other: Tensor) -> bool:
+        return one is other or (one.shape == other.shape and bool(torch.equal(one, other)))
+
+    return next(n for n, known in enumerate(bases) if all(map(same, known, basis)))
 
 
 def _stack(bases: list[Tensor]) -> Tensor:

@@ -200,7 +200,7 @@ def test_a_shared_generator_takes_latents_as_they_are(fresh: Callable[[str], Gen
 def test_shared_gaussians_are_those_of_all_clips_together(fresh: Callable[[str], Generator]) -> None:
     """In turn or merged, from any split of the clips, also of one class."""
     latents, labels = clusters([20, 12, 6])
-    latents, labels = latents[torch.randperm(38)], labels
+    latents = latents[torch.randperm(38, generator=torch.Generator().manual_seed(0))]
     parts = [torch.arange(38) % 2 == 0, torch.arange(38) % 2 == 1]
     whole = fresh("gaussian")
     whole.fit(latents, labels, seed=0)
@@ -214,7 +214,7 @@ def test_shared_gaussians_are_those_of_all_clips_together(fresh: Callable[[str],
     merged.load_shared_state(GaussianGenerator.merge(states, [1, 1]))
     for generator in (turns, merged):
         generator.settle(latents, labels)
-        torch.testing.assert_close(generator.state(), whole.state(), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(generator.state(), whole.state(), atol=1e-3, rtol=1e-3)  # float32 sums
 
 
 @pytest.mark.parametrize("count", [1, 2])
