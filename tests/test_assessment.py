@@ -72,8 +72,8 @@ def test_clips_that_the_server_does_not_have_cannot_be_judged(task: Task) -> Non
 
 def test_shared_generators_may_leak_anybodys_clips(task: Task) -> None:
     """Node 0 hands out what node 1 trained on."""
-    shared = strict(task)
-    shared = replace(shared, config=replace(shared.config, sharing=replace(task.config.sharing, name="shared")))
+    sharing = replace(task.config.sharing, name="shared", codec="shared")
+    shared = replace(strict(task), config=replace(strict(task).config, sharing=sharing))
     found = assess(shared, {0: copies(task, 1)}, counts(task), [], quality=False)
     assert found is not None
     assert found.results["gate"]["verdict"] == FAILED
