@@ -28,12 +28,11 @@ from rich.table import Table
 from torch import Tensor
 
 from fedgen.config import load_config
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import TokenSource, batches
 from fedgen.models.codec import Codec
 from fedgen.models.generators.settings import GeneratorSettings
 from fedgen.models.generators.vae import VAEGenerator
 from fedgen.models.lengths import UPSAMPLING
-from fedgen.models.moments import batches
 from fedgen.task import prepare_task
 
 LENGTHS = (4, 16, 64)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial, wraps
 from pathlib import Path
 
 import hydra
@@ -84,7 +83,10 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> int:
     sweep_first = sorted(opened(overrides), key=lambda text: text not in ("-m", "--multirun"))  # argparse wants it so
     sys.argv = ["fedgen run", *sweep_first]
     failed: list[str] = []
-    job = wraps(_job)(partial(_job, failed))  # Hydra asks for the function's name
+
+    def job(values: DictConfig) -> float:
+        return _job(values, failed)
+
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
     if failed:
         raise FedgenError(f"{len(failed)} jobs of the sweep failed: " + "; ".join(failed))
@@ -103,7 +105,7 @@ def _resume(config: Config, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _job(failed: list[str], values: DictConfig) -> float:
+def _job(values: DictConfig, failed: list[str]) -> float:
     """Run one configuration and return its accuracy; a job of a sweep that fails is noted, and the rest go on."""
     from fedgen.run import run
 

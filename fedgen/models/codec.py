@@ -7,12 +7,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import TokenSource, batches
 from fedgen.errors import DataError
 from fedgen.models.bases import Bases, CodecSettings
 from fedgen.models.cores import CoreMoments, principal
 from fedgen.models.lengths import Lengths
-from fedgen.models.moments import Moments, batches
+from fedgen.models.moments import Moments
 
 NATIVE = Lengths()  # the encoder's own length, whatever it is
 

@@ -9,10 +9,9 @@ from operator import add
 import torch
 from torch import Tensor
 
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import TokenSource, batches
 from fedgen.errors import require
 from fedgen.models.bases import Bases
-from fedgen.models.moments import batches
 
 FEWEST_CLIPS = 3  # the mean of one clip is the clip; the mean and the scatter of two give back both
 SMALLEST = 1e-6  # deviation below which a value does not vary

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedgen.data.streams import stream
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import TokenSource, rows_at_once
 
 MOMENT_TOKENS = 256  # tokens of a clip that its channel moments read: neighbours overlap, all of them tell no more
 SKETCH = 64  # random directions in which position moments see the channels
@@ -46,18 +45,15 @@ class Moments:
         length, width = source.shape
         stride = max(1, length // MOMENT_TOKENS)
         channels = positions = torch.zeros(())
-        for index, tokens in enumerate(batches(source, batch_size)):
-            rows = tokens[:, index % stride :: stride].reshape(-1, width)  # (B * S / stride, D)
-            columns = (tokens @ _sketch(width).to(tokens.device)).transpose(0, 1).reshape(length, -1)  # (S, B * SKETCH)
-            channels = channels.to(tokens.device) + (rows.T @ rows).double()
-            positions = positions.to(tokens.device) + (columns @ columns.T).double()
+        for index, indices in enumerate(torch.arange(len(source)).split(batch_size)):
+            for part in indices.split(rows_at_once(source, batch_size)):
+                tokens = source.batch(part)
+                sketch = _sketch(width).to(tokens.device)
+                rows = tokens[:, index % stride :: stride].reshape(-1, width)  # (B * S / stride, D)
+                columns = (tokens @ sketch).transpose(0, 1).reshape(length, -1)  # (S, B * SKETCH)
+                channels = channels.to(tokens.device) + (rows.T @ rows).double()
+                positions = positions.to(tokens.device) + (columns @ columns.T).double()
         return cls(channels, positions, len(source))
-
-
-def batches(source: TokenSource, batch_size: int) -> Iterator[Tensor]:
-    """Yield the tokens of ``source`` in order, ``(B, S, D)`` each."""
-    for indices in torch.arange(len(source)).split(batch_size):
-        yield source.batch(indices)
 
 
 def _sketch(width: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -110,12 +112,12 @@ class PooledTokens:
         self.shape = shapes.pop()
         self.labels = torch.cat([part.labels for part in self.parts])
         self._starts = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)  # (parts + 1,)
-        bases = [(part.codec.positions, part.codec.channels) for part in self.parts]
-        same = [_first(basis, bases) for basis in bases]  # nodes that share a codec share their bases
-        kept = sorted(set(same))
-        self._basis_of = torch.tensor([kept.index(number) for number in same])
-        self._positions = _stack([bases[number][0] for number in kept])  # (P, S, A)
-        self._channels = _stack([bases[number][1] for number in kept])  # (P, D, C)
+        digests = [_digest(part.codec) for part in self.parts]
+        codecs = {digest: part.codec for digest, part in zip(digests, self.parts, strict=True)}
+        places = {digest: place for place, digest in enumerate(codecs)}  # nodes that share a codec share their bases
+        self._basis_of = torch.tensor([places[digest] for digest in digests])
+        self._positions = _stack([codec.positions for codec in codecs.values()])  # (P, S, A)
+        self._channels = _stack([codec.channels for codec in codecs.values()])  # (P, D, C)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -147,13 +149,13 @@ def _summary(tokens: Tensor) -> Tensor:
     return torch.stack([values.mean(), values.square().mean(), values.min(), values.max()])
 
 
-def _first(basis: tuple[Tensor, Tensor], bases: list[tuple[Tensor, Tensor]]) -> int:
-    """Return the place of the first of ``bases`` that is ``basis``."""
-
-    def same(one: Tensor, other: Tensor) -> bool:
-        return one is other or (one.shape == other.shape and bool(torch.equal(one, other)))
-
-    return next(n for n, known in enumerate(bases) if all(map(same, known, basis)))
+def _digest(codec: Codec) -> bytes:
+    """Return what tells the bases of ``codec`` from others, in time linear in the number of nodes."""
+    digest = hashlib.sha256()
+    for basis in (codec.positions, codec.channels):
+        digest.update(repr(tuple(basis.shape)).encode())
+        digest.update(basis.cpu().numpy().tobytes())
+    return digest.digest()
 
 
 def _stack(bases: list[Tensor]) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 
 from fedgen.data.batching import in_batches
 from fedgen.data.tokens import FLOAT_LIMIT, MappedTokens, TensorTokens, batches, held_as, rows_at_once
+from fedgen.models.bases import CodecSettings
+from fedgen.models.codec import Codec
 from fedgen.task import Task
 
 CPU = torch.device("cpu")
@@ -52,6 +54,18 @@ def test_a_loop_reads_fewer_mapped_sequences_at_once(held: TensorTokens, mapped:
     assert torch.equal(torch.cat(list(batches(mapped, 16))), torch.cat(list(batches(held, 16))))
     assert rows_at_once(mapped, 2) == 2
     assert rows_at_once(MappedTokens(task.store, mapped.indices.numpy()), 16) == 16
+
+
+def test_a_codec_is_fitted_in_such_batches_and_is_the_same(
+    held: TensorTokens, mapped: MappedTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, batch = [], mapped.batch
+    monkeypatch.setattr(mapped, "batch", lambda indices: (read.append(len(indices)), batch(indices))[1])
+    settings = CodecSettings(channels=4, positions=4, components=3, noise=False)
+    codecs = [Codec.fit(source, settings) for source in (held, mapped)]
+    assert max(read) == 3
+    expected, found = (codec.decode(codec.encode(held.batch(torch.arange(4)))) for codec in codecs)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_the_cpu_holds_few_tokens_in_float32_and_many_in_half_precision() -> None:
