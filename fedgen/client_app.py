@@ -15,8 +15,9 @@ from flwr.clientapp import ClientApp
 from fedgen.config import Config, NodeConfig, from_yaml
 from fedgen.errors import ConfigError
 from fedgen.exchange.moments import core_moments_to_record, moments_to_record
-from fedgen.exchange.payload import codec_fingerprint, samples_to_record
+from fedgen.exchange.payload import codec_fingerprint, samples_from_record, samples_to_record
 from fedgen.exchange.states import bases_from_record, shared_from_records, states_to_records
+from fedgen.models.samples import SyntheticTokens
 from fedgen.node import Node
 from fedgen.phases import Generators, Phase, plan
 from fedgen.task import open_task
@@ -34,7 +35,7 @@ def train(message: Message, context: Context) -> Message:
     arrays, losses, history = ArrayRecord(), {}, []  # type: ignore[var-annotated]
     if order.phase.mode.trains_adapters:
         received = next(iter(message.content.array_records.values())).to_torch_state_dict()
-        weights, losses = node.train(received, order.round, order.phase, order.proximal_mu)
+        weights, losses = node.train(received, order.round, order.phase, order.proximal_mu, order.filled)
         arrays = ArrayRecord(weights)
     if order.phase.mode.generators is Generators.TRAIN and order.config.sharing.name == "local":
         history = node.fit_generators(order.round)
@@ -72,6 +73,15 @@ def synthesize(message: Message, context: Context) -> Message:
     statistics = json.dumps(samples.statistics())
     facts = ConfigRecord({"codec": codec_fingerprint(samples.codec), "statistics": statistics})
     return Message(RecordDict({"samples": samples_to_record(samples, known), "facts": facts}), reply_to=message)
+
+
+@app.query("fill")
+def fill(message: Message, context: Context) -> Message:
+    """Keep samples of other nodes for the training of this round."""
+    order = Order.read(message)
+    node = open_node(order.config, context)
+    node.keep_others(read_others(message.content, node, order.round), order.round)
+    return Message(RecordDict({"facts": ConfigRecord({"round": order.round})}), reply_to=message)
 
 
 @app.query("moments")
@@ -130,6 +140,8 @@ class Order:
         Rounds of the run that this one goes on from.
     proximal_mu : float
         FedProx's; 0 under other strategies.
+    filled : bool
+        Whether adapters are trained on samples of other nodes too.
     """
 
     config: Config
@@ -137,6 +149,7 @@ class Order:
     round: int
     finished: int
     proximal_mu: float
+    filled: bool
 
     @classmethod
     def read(cls, message: Message) -> Order:
@@ -149,7 +162,29 @@ class Order:
         config = _config(str(values["yaml"]))
         finished = int(number("finished"))
         phase = plan(config.phase_list, finished)[int(number("phase"))]
-        return cls(config, phase, int(number("round")), finished, number("proximal-mu"))
+        return cls(config, phase, int(number("round")), finished, number("proximal-mu"), bool(number("filled")))
+
+
+def read_others(content: RecordDict, node: Node, round_number: int) -> dict[int, SyntheticTokens]:
+    """Return the samples of other nodes in a message, by their numbers.
+
+    Raises
+    ------
+    PayloadError, DataError
+        They cannot be read; their codec did not come, neither with them nor before.
+    """
+    names = content.config_records["codecs"]
+    classes, limit = range(len(node.task.classes)), node.config.synthesis.max_samples
+    samples: dict[int, SyntheticTokens] = {}
+    for key, record in content.array_records.items():
+        number, name = int(key.removeprefix("samples.")), str(names[key])
+        codec = None
+        if "codec.mean" not in record:
+            with_it = [own.codec for own in samples.values() if codec_fingerprint(own.codec) == name]
+            codec = with_it[0] if with_it else node.codec_of_others(name)
+        seed = node.task.seed("others", round_number, node.number, number)
+        samples[number] = samples_from_record(record, node.task.store.shape, classes, limit, seed, codec=codec)
+    return samples
 
 
 def open_node(config: Config, context: Context) -> Node:

@@ -23,6 +23,7 @@ from fedgen.errors import ConfigError, choose, require, suggestion
 from fedgen.evaluation.gate import EvaluationSettings
 from fedgen.models.adapters import AdapterSettings
 from fedgen.models.generators import GeneratorSettings
+from fedgen.models.projected import ProjectionSettings
 from fedgen.phases import PhaseSettings
 from fedgen.training.adapters import GlobalTrainingSettings, TrainingSettings
 from fedgen.training.bank import GRANULARITIES, GranularitySettings
@@ -48,6 +49,7 @@ class AdapterConfig(AdapterSettings):
     """Size of the adapters and how nodes train them."""
 
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    projection: ProjectionSettings = field(default_factory=ProjectionSettings)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class StrategyConfig:
 
 @dataclass(frozen=True)
 class SynthesisConfig:
-    """What nodes send.
+    """What nodes send, and what they get of each other's samples.
 
     Parameters
     ----------
@@ -96,17 +98,22 @@ class SynthesisConfig:
         A number, or ``auto``: the node's mean number of clips a class.
     max_samples : int
         Most samples that the server takes from one node in one round.
+    fill : int
+        Clips and others' samples that a node trains its adapters on for every class: where it has fewer clips, the
+        other nodes' samples of the round before fill up. 0: its clips alone.
     absent : list[str]
         Embeddings of the target that ``multimodal_vae`` does without when it samples, such as ``t5``.
     """
 
     samples_per_class: str = "128"
     max_samples: int = 100_000
+    fill: int = 32
     absent: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_samples_per_class(self.samples_per_class, "synthesis.samples_per_class")
         require(self.max_samples >= 1, f"synthesis.max_samples={self.max_samples} must be at least 1")
+        require(self.fill >= 0, f"synthesis.fill={self.fill} must be at least 0")
 
 
 def check_samples_per_class(value: str, key: str) -> None:
@@ -250,6 +257,11 @@ class Config:
         choose(self.device, DEVICES, "device")
         choose(self.memory, MEMORY, "memory")
         require(self.threads is None or self.threads >= 1, f"threads={self.threads} must be at least 1")
+        require(
+            not self.synthesis.fill or self.adapter.projection.used,
+            f"synthesis.fill={self.synthesis.fill} needs adapter.projection: set synthesis.fill=0, or both of "
+            "adapter.projection.positions and adapter.projection.channels above 0",
+        )
         least, nodes = self.strategy.min_nodes, self.partition.nodes
         require(least is None or least <= nodes, f"strategy.min_nodes={least} is more than partition.nodes={nodes}")
         for number in self.nodes:

@@ -16,11 +16,13 @@ from fedgen.config import Config, NodeConfig
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import CheckpointError, DataError, choose
 from fedgen.exchange.checkpoint import has_bank, load_bank, save_bank
+from fedgen.exchange.payload import codec_fingerprint
 from fedgen.models.bases import Bases
 from fedgen.models.codec import Codec
 from fedgen.models.cores import CoreMoments
 from fedgen.models.moments import Moments
-from fedgen.models.samples import SyntheticTokens
+from fedgen.models.projected import ProjectedTokens, projected
+from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.node_state import NodeState
 from fedgen.phases import Generators, Phase, plan
@@ -111,6 +113,13 @@ class Node:
         return self.task.tokens(self.indices)
 
     @property
+    def projected(self) -> ProjectedTokens:
+        """The node's own clips in bases of their own, on the device; this process computes them once."""
+        settings, store = self.config.adapter.projection, self.task.store
+        key = (store.path, len(store), self.indices.tobytes(), settings, self.task.device)
+        return projected(key, settings, lambda: self.source)
+
+    @property
     def counts(self) -> dict[int, int]:
         """The node's clips of each global class id."""
         return dict(sorted(Counter(self.task.store.labels[self.indices].tolist()).items()))
@@ -162,7 +171,12 @@ class Node:
             assert self.slots
 
     def train(
-        self, weights: dict[str, Tensor], round_number: int, phase: Phase, proximal_mu: float = 0.0
+        self,
+        weights: dict[str, Tensor],
+        round_number: int,
+        phase: Phase,
+        proximal_mu: float = 0.0,
+        filled: bool = False,
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Train the global adapters on the node's clips.
 
@@ -176,6 +190,8 @@ class Node:
             Its rounds share one learning-rate schedule.
         proximal_mu : float
             FedProx's weight of the distance to the global adapters.
+        filled : bool
+            Whether the other nodes' samples that came for this round fill up the classes.
 
         Returns
         -------
@@ -186,7 +202,7 @@ class Node:
         adapters.load_state_dict(weights)
         losses, moments = train_adapters(
             adapters,
-            self.source,
+            self._training_source(round_number, filled),
             self.task.targets.heads,
             self.config.adapter.training,
             seed=self.task.seed("train", round_number, self.number),
@@ -198,6 +214,35 @@ class Node:
         self.task.memory.release()
         self.state.save_moments(round_number, moments, {"node": self.number})
         return {name: value.detach().cpu() for name, value in adapters.state_dict().items()}, losses
+
+    def _training_source(self, round_number: int, filled: bool) -> TokenSource:
+        """Return what adapters are trained on in a round."""
+        if not self.config.adapter.projection.used:
+            return self.source
+        return PooledTokens([self.projected, *self._others(round_number).values()]) if filled else self.projected
+
+    def keep_others(self, samples: Mapping[int, SyntheticTokens], round_number: int) -> None:
+        """Keep the samples of other nodes, by their numbers, that the adapters are trained on in ``round_number``."""
+        self.state.save_others(samples, {"node": self.number, "round": round_number})
+
+    def codec_of_others(self, fingerprint: str) -> Codec:
+        """Return the codec of samples that came in the round before.
+
+        Raises
+        ------
+        DataError
+            It did not come.
+        """
+        for samples in self.state.others()[0].values():
+            if codec_fingerprint(samples.codec) == fingerprint:
+                return samples.codec
+        raise DataError(f"node {self.number} has not got codec {fingerprint[:12]} that others' samples need")
+
+    def _others(self, round_number: int) -> dict[int, SyntheticTokens]:
+        samples, came = self.state.others()
+        if came != round_number:
+            raise DataError(f"node {self.number} has not got the others' samples that synthesis.fill needs")
+        return {number: own.to(self.task.device) for number, own in samples.items()}
 
     def fit_generators(self, round_number: int) -> History:
         """Fit the node's generators to its clips, keep them, and return their losses by generator and epoch."""

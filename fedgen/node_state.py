@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fedgen.exchange.files import load_tensors, save_tensors
+from fedgen.models.samples import SyntheticTokens
 
 KEPT = 2  # rounds of each part: the one that was finished last, and one that may have been interrupted
 PARTS = ("optimizer", "generators")
@@ -22,6 +24,7 @@ class NodeState:
     ``optimizer/round_{n}.safetensors`` moments of the adapters' optimiser after round n
     ``generators/round_{n}/``           a checkpoint of the generators after round n
     ``codec.safetensors``               the codec that all nodes share
+    ``others.safetensors``              samples of other nodes that the latest round trains on
     ==================================  ===================================================
 
     Parameters
@@ -55,6 +58,24 @@ class NodeState:
         """Return the tensors of the codec that all nodes share; None if it has not come."""
         path = self.folder / "codec.safetensors"
         return load_tensors(path)[0] if path.is_file() else None
+
+    def save_others(self, samples: Mapping[int, SyntheticTokens], metadata: dict[str, Any]) -> None:
+        """Keep samples of other nodes, by their numbers, in place of earlier ones."""
+        tensors = {f"{number}.{name}": value for number, own in samples.items() for name, value in own.state().items()}
+        seeds = {str(number): own.seed for number, own in samples.items()}
+        save_tensors(self.folder / "others.safetensors", tensors, {**metadata, "seeds": seeds})
+
+    def others(self) -> tuple[dict[int, SyntheticTokens], int | None]:
+        """Return the samples of other nodes, and the round that they are for; none and None if there are none."""
+        path = self.folder / "others.safetensors"
+        if not path.is_file():
+            return {}, None
+        tensors, metadata = load_tensors(path)
+        samples = {}
+        for number, seed in metadata["seeds"].items():
+            own = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{number}.")}
+            samples[int(number)] = SyntheticTokens.from_state(own, seed)
+        return samples, metadata["round"]
 
     def generators(self, round_number: int) -> Path:
         """Return the folder for the generators after ``round_number``."""

@@ -17,9 +17,10 @@ from fedgen.aggregation import load_strategy_state, open_strategy, strategy_stat
 from fedgen.assessment import assess
 from fedgen.border import Member, read_member
 from fedgen.config import Config, from_yaml, load_config, to_yaml
-from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError
+from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError, require
 from fedgen.evaluation.zero_shot import Scores, zero_shot
 from fedgen.files import home
+from fedgen.filling import Filling
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.phases import Phase, plan
@@ -194,6 +195,7 @@ class Server:
             str(self.task.device),
             self.shared,
             self.common,
+            self._filling(phase),
             done,
         )
         if self.state is not None and done:
@@ -233,6 +235,17 @@ class Server:
         conditions = self.task.targets.conditions()
         bank = Bank(self.config.generator, self.task.granularity, self.task.classes, conditions)
         return SharedGenerators(self.config.sharing, bank, self.task.store.shape)
+
+    def _filling(self, phase: Phase) -> Filling | None:
+        wanted, length, made = self.config.synthesis.fill, self.task.store.shape[0], self.config.generator.output_length
+        if not (wanted and phase.mode.trains_adapters and phase.mode.synthesizes):
+            return None
+        require(
+            made in (None, length),
+            f"synthesis.fill={wanted}: samples of generator.output_length={made} tokens cannot stand beside clips of "
+            f"{length} tokens: set synthesis.fill=0",
+        )
+        return Filling(wanted, self.config.seed)
 
     def _shared_codec(self) -> SharedCodec | None:
         if self.config.sharing.codec == "own" or self.shared is not None:

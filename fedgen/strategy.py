@@ -15,6 +15,7 @@ from fedgen.aggregation import set_start
 from fedgen.border import Member, check_training, keep_shared_metrics, message_bytes, read_losses, read_statistics
 from fedgen.errors import AggregationError, PayloadError
 from fedgen.exchange.payload import codec_fingerprint, samples_from_record
+from fedgen.filling import Filling
 from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.phases import Generators, Phase
@@ -60,6 +61,8 @@ class SyntheticPooling(Strategy):
         Generators that nodes share; by default each node has its own.
     common : SharedCodec, optional
         The codec that nodes share where their generators are their own.
+    filling : Filling, optional
+        Hands nodes each other's samples before they train; by default they train on their clips alone.
     done : int
         Rounds of the phase that were finished before, by an interrupted run.
     """
@@ -79,12 +82,14 @@ class SyntheticPooling(Strategy):
         device: str = "cpu",
         shared: SharedGenerators | None = None,
         common: SharedCodec | None = None,
+        filling: Filling | None = None,
         done: int = 0,
     ) -> None:
         self.strategy, self.phase, self.members, self.settings = strategy, phase, members, settings
         self.min_nodes, self.timeout, self.shape, self.device = min_nodes, timeout, shape, device
         self.samples_limit, self.samples_seed, self.train_on_pool = samples_limit, samples_seed, train_on_pool
         self.shared, self.common, self.done = shared, shared.common if shared else common, done
+        self.filling = filling
         self.codecs: dict[str, Codec] = {}  # of the pool, by fingerprint: these do not travel again
         self.pool: dict[int, SyntheticTokens] = {}  # the latest samples of each node, by number
         self.report = RoundReport(phase.offset + done)
@@ -102,11 +107,15 @@ class SyntheticPooling(Strategy):
         config.update({**self.settings, "round": self.report.round})
         self._config = config
         set_start(self.strategy, arrays)
+        fills = self.filling is not None and bool(self.pool)
+        config["filled"] = int(fills)
         messages = list(self.strategy.configure_train(self.done + server_round, arrays, config, grid))
         self._asked = [message.metadata.dst_node_id for message in messages]
         self.report.bytes_sent += sum(message_bytes(message) for message in messages)
         if self.common is not None and self.shared is None and self.phase.mode.generators is Generators.TRAIN:
             self.common.give(self._ask, self._asked_members(), self.min_nodes)
+        if self.filling is not None and fills:
+            self.filling.give(self._ask, self._asked_members(), self.pool, self.report.round, self.min_nodes)
         return messages
 
     def aggregate_train(

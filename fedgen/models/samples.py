@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +43,16 @@ class SyntheticTokens:
         self.shape = codec.shape
         self.seed = seed
         self._noise = seeded(seed, "residual", device=device)
+
+    @property
+    def positions(self) -> Tensor:
+        """``(S, A)``, of the codec."""
+        return self.codec.positions
+
+    @property
+    def channels(self) -> Tensor:
+        """``(D, C)``, of the codec."""
+        return self.codec.channels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,10 +113,33 @@ class SyntheticTokens:
         return {**dict(zip(("mean", "std", "min", "max"), values, strict=True)), "counts": self.counts()}
 
 
-class PooledTokens:
-    """The samples of several nodes as one source."""
+class Part(Protocol):
+    """A source of tokens that are factors in one pair of bases, ``(S, A)`` and ``(D, C)``."""
 
-    def __init__(self, parts: list[SyntheticTokens]) -> None:
+    labels: Tensor
+    shape: tuple[int, int]
+
+    @property
+    def positions(self) -> Tensor:
+        """``(S, A)``."""
+        ...
+
+    @property
+    def channels(self) -> Tensor:
+        """``(D, C)``."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def factors(self, indices: Tensor) -> FactoredTokens:
+        """Return the sequences at ``indices`` ``(B,)`` as factors."""
+        ...
+
+
+class PooledTokens:
+    """Several sources of factored tokens, such as the samples of several nodes, as one."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = [part for part in parts if len(part)]
         shapes = {part.shape for part in self.parts}
         if len(shapes) != 1:
@@ -112,12 +147,12 @@ class PooledTokens:
         self.shape = shapes.pop()
         self.labels = torch.cat([part.labels for part in self.parts])
         self._starts = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)  # (parts + 1,)
-        digests = [_digest(part.codec) for part in self.parts]
-        codecs = {digest: part.codec for digest, part in zip(digests, self.parts, strict=True)}
-        places = {digest: place for place, digest in enumerate(codecs)}  # nodes that share a codec share their bases
+        digests = [_digest(part) for part in self.parts]
+        different = {digest: part for digest, part in zip(digests, self.parts, strict=True)}
+        places = {digest: place for place, digest in enumerate(different)}  # nodes that share a codec share their bases
         self._basis_of = torch.tensor([places[digest] for digest in digests])
-        self._positions = _stack([codec.positions for codec in codecs.values()])  # (P, S, A)
-        self._channels = _stack([codec.channels for codec in codecs.values()])  # (P, D, C)
+        self._positions = _stack([part.positions for part in different.values()])  # (P, S, A)
+        self._channels = _stack([part.channels for part in different.values()])  # (P, D, C)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -149,10 +184,10 @@ def _summary(tokens: Tensor) -> Tensor:
     return torch.stack([values.mean(), values.square().mean(), values.min(), values.max()])
 
 
-def _digest(codec: Codec) -> bytes:
-    """Return what tells the bases of ``codec`` from others, in time linear in the number of nodes."""
+def _digest(part: Part) -> bytes:
+    """Return what tells the bases of ``part`` from others, in time linear in the number of nodes."""
     digest = hashlib.sha256()
-    for basis in (codec.positions, codec.channels):
+    for basis in (part.positions, part.channels):
         digest.update(repr(tuple(basis.shape)).encode())
         digest.update(basis.cpu().numpy().tobytes())
     return digest.digest()

@@ -125,7 +125,8 @@ def test_a_codec_from_the_sums_of_nodes_is_the_one_of_all_their_clips(
     alone = Codec.fit(TensorTokens(tokens, torch.zeros(40)), settings, lengths)
     assert shared.state().keys() == alone.state().keys()
     torch.testing.assert_close(shared.scale, alone.scale, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(shared.decode(shared.encode(tokens)), alone.decode(alone.encode(tokens)))
+    again = shared.decode(shared.encode(tokens)), alone.decode(alone.encode(tokens))
+    torch.testing.assert_close(*again, atol=1e-4, rtol=1e-4)  # values of some 5, sums in another order
     if settings is SETTINGS:
         torch.testing.assert_close(shared.residual, alone.residual, atol=1e-4, rtol=1e-4)
         signs = (shared.components * alone.components).sum(1).round()
