@@ -1,0 +1,153 @@
+"""What a synthetic sample costs on the wire, and what travelling costs in accuracy.
+
+Bytes are of serialised messages (Flower's own protobuf): samples of all classes with the codec and without it, against
+the same samples as raw tokens in half precision (the baseline). For the accuracy, adapters learn from the samples of
+all nodes as they were drawn, and from what arrives of them: latents rounded to 8 bits, codec in half precision. Both
+have the same seed, and so the same noise, first weights and order; the difference is paired by seed, and its error is
+that of the mean over seeds. Fold 5 is left out altogether: training on folds 1 to 3, accuracy on fold 4.
+
+    python benchmarks/wire.py ../shared/data/esc10            # ESC-10 at 1214 tokens, 8 seeds: three minutes
+    python benchmarks/wire.py sounds encoder.stride=16        # the synthesised sounds, 514 tokens
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from figures import mean_and_error, parser, save, show
+from flwr.app import ArrayRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
+
+from fedgen.config import load_config
+from fedgen.data.partition import partition
+from fedgen.data.tokens import TokenSource
+from fedgen.evaluation.zero_shot import zero_shot
+from fedgen.exchange.payload import codec_fingerprint, samples_from_record, samples_to_record
+from fedgen.models.codec import Codec
+from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.task import Task, prepare_task
+from fedgen.training.adapters import train_adapters
+from fedgen.training.bank import Bank
+
+TARGETS = {"sample": 128.0, "codec": 0.5e6, "accuracy": 0.01}
+TEST_FOLD, LEFT_OUT = 4, 5
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    arguments = parse(words)
+    data = ["data=sounds"] if arguments.data == "sounds" else ["experiment=esc10", f"data.root={arguments.data}"]
+    task = prepare_task(load_config([*data, f"threads={arguments.threads}", *arguments.overrides]))
+    banks = [fitted(task, part) for part in parts(task)]
+    everyone = fitted(task, np.concatenate(parts(task)))  # of most clips, and so of the largest codec
+    drawn = everyone.sample(dict.fromkeys(own_labels(task, everyone), arguments.samples), seed=0)
+    rows = [{"what": name, **found} for name, found in sizes(drawn).items()]
+    test = task.tokens(task.store.test_indices(TEST_FOLD))
+    tasks = [replace(task, config=replace(task.config, seed=seed)) for seed in range(arguments.seeds)]
+    accuracies = [accuracy(arguments, seeded, banks, test) for seeded in tasks]
+    losses = mean_and_error([before - after for before, after in accuracies])
+    assert losses is not None
+    rows.append({"what": "accuracy lost", "measured": losses[0], "error": losses[1], "target": TARGETS["accuracy"]})
+    for found in rows:
+        found["met"] = found["measured"] <= found["target"] if "target" in found else None
+    shape = task.store.shape
+    title = (
+        f"{len(drawn)} samples of {shape[0]} x {shape[1]} tokens; accuracy: {len(banks)} nodes, {arguments.seeds} seeds"
+    )
+    columns = ("what", "measured", "error", "target", "met")
+    means = [sum(found) / len(found) for found in zip(*accuracies, strict=True)]
+    caption = f"accuracy {means[0]:.3f} from samples as drawn, {means[1]:.3f} from what arrived"
+    show(title, columns, [[found.get(name) for name in columns] for found in rows], caption)
+    save(arguments, rows, shape=shape, accuracies=accuracies, test_fold=TEST_FOLD, left_out=LEFT_OUT)
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    made = parser(__doc__, "wire")
+    made.add_argument("data", help="folder in the ESC-50 layout, or sounds")
+    made.add_argument("--samples", type=int, default=64, help="of each class")
+    made.add_argument("--epochs", type=int, default=8, help="of adapters on the samples")
+    made.add_argument("--seeds", type=int, default=8)
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("overrides", nargs="*", help="of the configuration")
+    return made.parse_intermixed_args(words)
+
+
+def parts(task: Task) -> list[np.ndarray]:
+    """Return each node's clips of the folds that train."""
+    train = np.flatnonzero(~np.isin(task.store.folds, (TEST_FOLD, LEFT_OUT)))
+    config = task.config
+    shares = partition(task.store.labels[train], task.classes, task.store.groups, config.partition, config.seed)
+    return [train[share] for share in shares]
+
+
+def fitted(task: Task, part: np.ndarray) -> Bank:
+    """Return a node's generators, fitted to its clips; a codec's arrays are in row order, as a node reads them."""
+    bank = Bank(task.config.generator, task.granularity, task.classes, task.targets.conditions())
+    bank.fit(task.tokens(part), seed=0)
+    assert bank.codec is not None
+    bank.codec = Codec.from_state({name: value.contiguous() for name, value in bank.codec.state().items()})
+    return bank
+
+
+def own_labels(task: Task, bank: Bank) -> list[int]:
+    return [task.classes.index(name) for names in bank.classes.values() for name in names]
+
+
+def sizes(samples: SyntheticTokens) -> dict[str, dict[str, Any]]:
+    """Return bytes of serialised messages of ``samples``."""
+    count, (length, width) = len(samples), samples.shape
+    whole = message_bytes(samples_to_record(samples))
+    alone = message_bytes(samples_to_record(samples, known=[codec_fingerprint(samples.codec)]))
+    few = SyntheticTokens(samples.codec, samples.latents[::2], samples.labels[::2])
+    rest = message_bytes(samples_to_record(few, known=[codec_fingerprint(samples.codec)]))
+    return {
+        "bytes a sample": {"measured": (alone - rest) / (count - len(few)), "target": TARGETS["sample"]},
+        "bytes of the codec, once": {"measured": float(whole - alone), "target": TARGETS["codec"]},
+        "bytes a sample, all but the codec": {"measured": alone / count},
+        "bytes a sample, codec included": {"measured": whole / count},
+        "bytes a sample, raw half precision": {"measured": 2.0 * length * width},
+        "times smaller, codec included": {"measured": 2.0 * length * width * count / whole},
+        "squared error of arrived tokens, share": {"measured": lost(samples)},
+    }
+
+
+def lost(samples: SyntheticTokens, count: int = 64) -> float:
+    """Return the squared error of samples that travelled, noise left out, as a share of their squared values."""
+    other = sent(samples)
+    order = samples.labels.argsort(stable=True)[:count]
+    before = samples.codec.decode(samples.latents[order])
+    return float((other.codec.decode(other.latents[:count]) - before).square().sum() / before.square().sum())
+
+
+def message_bytes(record: ArrayRecord) -> int:
+    return len(recorddict_to_proto(RecordDict({"samples": record})).SerializeToString())
+
+
+def accuracy(arguments: argparse.Namespace, task: Task, banks: list[Bank], test: TokenSource) -> tuple[float, float]:
+    """Return the accuracy of adapters that learn from samples as they were drawn, and from what arrives of them."""
+    drawn = [
+        bank.sample(dict.fromkeys(own_labels(task, bank), arguments.samples), task.seed("wire", number))
+        for number, bank in enumerate(banks)
+    ]
+    return learnt(arguments, task, drawn, test), learnt(arguments, task, [sent(samples) for samples in drawn], test)
+
+
+def sent(samples: SyntheticTokens) -> SyntheticTokens:
+    """Return what arrives of ``samples``, with their noise from its start."""
+    counts = samples.counts()
+    return samples_from_record(samples_to_record(samples), samples.shape, counts, max(counts.values()), samples.seed)
+
+
+def learnt(arguments: argparse.Namespace, task: Task, samples: list[SyntheticTokens], test: TokenSource) -> float:
+    """Return the accuracy on ``test`` of adapters that were trained on ``samples`` alone."""
+    adapters, heads = task.adapters(), task.targets.heads
+    settings = replace(task.config.global_training, epochs=arguments.epochs)
+    train_adapters(adapters, PooledTokens(samples), heads, settings, task.seed("train"))
+    return zero_shot(adapters, test, heads, task.classes).accuracy
+
+
+if __name__ == "__main__":
+    main()
