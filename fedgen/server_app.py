@@ -33,6 +33,7 @@ from fedgen.strategy import SyntheticPooling
 from fedgen.task import Task, prepare_task
 from fedgen.training.adapters import train_adapters
 from fedgen.training.bank import Bank
+from fedgen.training.distillation import Teachers
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ class Server:
             (length, self.task.store.shape[1]),
             self.config.synthesis.max_samples,
             lambda round_number: self.task.seed("decode", round_number),
-            partial(self.train_on_pool, phase) if learns else None,
+            partial(self.train_on_pool, phase, members) if learns else None,
             settings,
             str(self.task.device),
             self.shared,
@@ -258,18 +259,40 @@ class Server:
         return zero_shot(self.adapters, self.test, self.task.targets.heads, self.task.classes)
 
     def train_on_pool(
-        self, phase: Phase, round_number: int, arrays: ArrayRecord, pool: PooledTokens
+        self,
+        phase: Phase,
+        members: dict[int, Member],
+        round_number: int,
+        arrays: ArrayRecord,
+        pool: PooledTokens,
+        replies: dict[int, ArrayRecord],
     ) -> tuple[ArrayRecord, dict[str, float]]:
         """Train the aggregated adapters on everyone's synthetic samples, on the server's device.
 
-        As on the nodes, the rounds of a phase share one learning-rate schedule.
+        With ``global_training=distil``, the adapters in the nodes' ``replies`` teach. As on the nodes, the rounds of a
+        phase share one learning-rate schedule.
         """
         self.adapters.load_state_dict(arrays.to_torch_state_dict())
         seed = self.task.seed("global", round_number)
         heads = self.task.targets.heads
         schedule = Schedule(round_number - phase.offset - 1, phase.rounds)
         settings, limit = self.config.global_training, self.task.memory.batch_limit()
-        losses, _ = train_adapters(self.adapters, pool, heads, settings, seed, schedule=schedule, limit=limit)
+        teachers = None
+        if settings.name == "distil":
+            states = {number: reply.to_torch_state_dict() for number, reply in replies.items()}
+            counts = {member.number: member.counts for member in members.values()}
+            teachers = Teachers(self.adapters, states, counts, len(self.task.classes))
+        losses, _ = train_adapters(
+            self.adapters,
+            pool,
+            heads,
+            settings,
+            seed,
+            schedule=schedule,
+            limit=limit,
+            teachers=teachers,
+            teacher_weight=settings.teacher_weight,
+        )
         return ArrayRecord(self.adapters.state_dict()), losses
 
     def _load(self) -> int:

@@ -27,6 +27,10 @@ from fedgen.training.losses import generator_loss
 logger = logging.getLogger(__name__)
 
 
+Losses = dict[str, float]
+TrainOnPool = Callable[[int, ArrayRecord, PooledTokens, dict[int, ArrayRecord]], tuple[ArrayRecord, Losses]]
+
+
 class SyntheticPooling(Strategy):
     """Wrap a Flower strategy; after it has aggregated the adapters, pool the nodes' samples and train on the pool.
 
@@ -52,7 +56,8 @@ class SyntheticPooling(Strategy):
     samples_seed : Callable[[int], int]
         Seed of the residual noise in decoding, by the round.
     train_on_pool : Callable
-        ``(round, arrays, pool) -> (arrays, losses)``; None leaves the aggregated adapters as they are.
+        ``(round, arrays, pool, teachers) -> (arrays, losses)``, ``teachers`` being each node's adapters by number;
+        None leaves the aggregated adapters as they are.
     settings : dict
         What every message of the phase carries, such as the configuration.
     device : str
@@ -77,7 +82,7 @@ class SyntheticPooling(Strategy):
         shape: tuple[int, int],
         samples_limit: int,
         samples_seed: Callable[[int], int],
-        train_on_pool: Callable[[int, ArrayRecord, PooledTokens], tuple[ArrayRecord, dict[str, float]]] | None,
+        train_on_pool: TrainOnPool | None,
         settings: dict[str, Any],
         device: str = "cpu",
         shared: SharedGenerators | None = None,
@@ -111,12 +116,14 @@ class SyntheticPooling(Strategy):
         config["filled"] = int(fills)
         messages = list(self.strategy.configure_train(self.done + server_round, arrays, config, grid))
         self._asked = [message.metadata.dst_node_id for message in messages]
-        self.report.bytes_sent += sum(message_bytes(message) for message in messages)
         if self.common is not None and self.shared is None and self.phase.mode.generators is Generators.TRAIN:
             self.common.give(self._ask, self._asked_members(), self.min_nodes)
         if self.filling is not None and fills:
             self.filling.give(self._ask, self._asked_members(), self.pool, self.report.round, self.min_nodes)
-        return messages
+        ready = [message for message in messages if not self._is_lost(message.metadata.dst_node_id)]
+        self._asked = [message.metadata.dst_node_id for message in ready]
+        self.report.bytes_sent += sum(message_bytes(message) for message in ready)
+        return ready
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -141,7 +148,8 @@ class SyntheticPooling(Strategy):
             for number in self.report.metrics:
                 self.report.metrics[number] |= generator_loss(self.report.generators[number])
         if self.phase.mode.synthesizes:
-            arrays = self._learn_from_pool(arrays)
+            teachers = {number: next(iter(reply.content.array_records.values())) for number, reply in good.items()}
+            arrays = self._learn_from_pool(arrays, teachers)
         self.report.seconds = time.monotonic() - self._started
         return arrays, metrics_record
 
@@ -167,11 +175,15 @@ class SyntheticPooling(Strategy):
             {n: Array(array.numpy().astype(types[n], copy=False)) for n, array in arrays.items()}
         ), metrics
 
+    def _is_lost(self, node_id: int) -> bool:
+        """Return whether a node has missed what the training of this round needs."""
+        return node_id in self.members and self.members[node_id].number in self.report.lost
+
     def _asked_members(self) -> dict[int, Member]:
         """Return the nodes that the wrapped strategy has chosen for this round, by Flower's node id."""
         return {node_id: self.members[node_id] for node_id in self._asked if node_id in self.members}
 
-    def _learn_from_pool(self, arrays: ArrayRecord) -> ArrayRecord:
+    def _learn_from_pool(self, arrays: ArrayRecord, teachers: dict[int, ArrayRecord]) -> ArrayRecord:
         codecs = [samples.codec for samples in self.pool.values()]
         if self.common is not None and self.common.codec is not None:
             codecs.append(self.common.codec)
@@ -183,7 +195,7 @@ class SyntheticPooling(Strategy):
         self.report.samples = pool.counts()
         if self.train_on_pool is None:
             return arrays
-        arrays, self.report.global_losses = self.train_on_pool(self.report.round, arrays, pool)
+        arrays, self.report.global_losses = self.train_on_pool(self.report.round, arrays, pool, teachers)
         return arrays
 
     def _ask(

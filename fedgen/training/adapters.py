@@ -19,8 +19,9 @@ from fedgen.models.adapters import Adapters
 from fedgen.models.batches import BatchLimit
 from fedgen.models.optimizer import load_optimizer_tensors, optimizer_tensors
 from fedgen.models.schedule import Schedule
+from fedgen.training.distillation import Teachers
 
-GLOBAL_TRAINING = ("none", "supervised")
+GLOBAL_TRAINING = ("none", "supervised", "distil")
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,22 @@ class GlobalTrainingSettings(TrainingSettings):
     Parameters
     ----------
     name : str
-        ``none`` or ``supervised`` (synthetic tokens to class targets).
+        ``none``, ``supervised`` (synthetic tokens to class targets) or ``distil`` (also to what the nodes' adapters
+        make of the tokens).
+    teacher_weight : float
+        ``distil``: share of the loss that is the distance to the teachers, the rest is that of ``supervised``.
     """
 
     key: ClassVar[str] = "global_training"
 
     name: str = "supervised"
     epochs: int = 1
+    teacher_weight: float = 0.5
 
     def __post_init__(self) -> None:
         choose(self.name, GLOBAL_TRAINING, "global_training")
+        weight = self.teacher_weight
+        require(0 < weight <= 1, f"global_training.teacher_weight={weight} must be above 0 and at most 1")
         super().__post_init__()
 
 
@@ -145,6 +152,8 @@ def train_adapters(
     schedule: Schedule | None = None,
     proximal_mu: float = 0.0,
     limit: BatchLimit | None = None,
+    teachers: Teachers | None = None,
+    teacher_weight: float = 0.5,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Train ``adapters`` in place and return the last epoch's mean losses and AdamW's state.
 
@@ -168,6 +177,10 @@ def train_adapters(
     limit : BatchLimit, optional
         Samples that one backward pass takes: a whole batch by default. Less needs less memory and gives the same up to
         rounding, and to what dropout draws. It is halved when memory runs out.
+    teachers : Teachers, optional
+        Adapters to learn from as well.
+    teacher_weight : float
+        Share of the loss that is the distance to the teachers.
 
     Returns
     -------
@@ -196,7 +209,9 @@ def train_adapters(
                 rate = schedule.rate(epoch * len(batches) + position, steps, settings.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = settings.lr * rate
-                share = partial(contribution, adapters, source, targets, settings, len(indices))
+                share = partial(
+                    contribution, adapters, source, targets, settings, len(indices), teachers, teacher_weight
+                )
                 sums += limit.backward(indices, share, optimizer.zero_grad) * len(indices)
                 if anchor:
                     pull(adapters, anchor, proximal_mu)
@@ -214,6 +229,8 @@ def contribution(
     targets: dict[str, Tensor],
     settings: TrainingSettings,
     count: int,
+    teachers: Teachers | None,
+    teacher_weight: float,
     indices: Tensor,
 ) -> Tensor:
     """Return what the samples at ``indices`` add to the losses of their batch of ``count``: each head's, and their sum.
@@ -221,11 +238,14 @@ def contribution(
     On a GPU the adapters compute in bfloat16, whose range is that of float32; losses are taken in float32.
     """
     device = next(adapters.parameters()).device
-    labels = source.labels[indices].to(device, non_blocking=True)
+    labels, tokens = source.labels[indices], read(source, indices)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        outputs = adapters(read(source, indices))
-    heads = target_losses({name: value.float() for name, value in outputs.items()}, targets, labels, settings)
+        outputs = {name: value.float() for name, value in adapters(tokens).items()}
+        taught = teachers.losses(outputs, tokens, labels, targets) if teachers else None
+    heads = target_losses(outputs, targets, labels.to(device, non_blocking=True), settings)
     losses = torch.stack(list(heads.values()))  # (H,)
+    if taught is not None:
+        losses = torch.lerp(losses, taught, teacher_weight)
     return torch.cat([losses, losses.sum(dim=0, keepdim=True)]) * (len(indices) / count)
 
 

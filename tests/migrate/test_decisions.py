@@ -8,7 +8,6 @@ import pytest
 
 from fedgen.errors import ConfigError
 from fedgen.migrate import Translation
-from fedgen.training.adapters import GLOBAL_TRAINING
 
 Migrate = Callable[..., Translation]
 
@@ -139,13 +138,6 @@ def test_values_that_fedgen_refuses(migrated: Migrate) -> None:
         "rounds=0 would be rounds=0: rounds=0 of mode=federate must be at least 1",
     ]
     assert result.config.seed == 3
-
-
-@pytest.mark.skipif("distil" in GLOBAL_TRAINING, reason="there is distillation")
-def test_a_choice_that_there_is_not_is_an_error(migrated: Migrate) -> None:
-    (problem,) = migrated(use_pretrained_generators=True, adapter_aggregation_mode="kd").problems
-    assert problem.startswith('adapter_aggregation_mode="kd" would be global_training=distil: ')
-    assert "not one of none, supervised" in problem
 
 
 def test_the_result_composes(migrated: Migrate) -> None:
