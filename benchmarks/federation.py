@@ -51,9 +51,8 @@ NODES = 3
 def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
     if arguments.child:
-        json.dump(
-            WAYS[arguments.child](arguments.overrides, arguments.home), arguments.home.with_suffix(".json").open("w")
-        )
+        seconds = WAYS[arguments.child](arguments.overrides, arguments.home)
+        arguments.home.with_suffix(".json").write_text(json.dumps(seconds))
         return
     overrides = settings(arguments)
     prepare_task(load_config(overrides))
@@ -105,7 +104,7 @@ def plain(overrides: list[str], home: Path) -> list[float]:
     nodes = [Node(task, number, home) for number in range(NODES)]
     for node in nodes:
         node.check()
-    adapters, filling, filling = task.adapters(), Filling(task.config.synthesis.fill, task.config.seed)
+    adapters, filling = task.adapters(), Filling(task.config.synthesis.fill, task.config.seed)
     pool: dict[int, SyntheticTokens] = {}
     seconds = []
     for number in range(1, phase.rounds + 1):
