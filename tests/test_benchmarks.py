@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -25,14 +26,16 @@ def logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def benchmark_file() -> Callable[[str], ModuleType]:
-    """Imports ``benchmarks/{name}.py``."""
+def benchmark_file(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Imports ``benchmarks/{name}.py``, which may import its neighbours."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
     def load(name: str) -> ModuleType:
         spec = spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
         module = module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
         spec.loader.exec_module(module)
         return module
 
@@ -92,3 +95,75 @@ def test_accuracy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -
     before = (tmp_path / "fold3_seed0" / "centralised" / "results.json").stat().st_mtime
     benchmark(["sounds", *sizes, *ways, "--out", str(tmp_path)])
     assert (tmp_path / "fold3_seed0" / "centralised" / "results.json").stat().st_mtime == before
+
+
+FEW = ["data.clips_per_class=10", "data.classes=[dog, cow, rain]", "encoder.stride=16"]
+SMALL_ADAPTERS = ["adapter.width=8", "adapter.hidden=16", "adapter.training.epochs=1", "target=small"]
+
+
+def test_predecessor_has_the_sizes_on_record_and_learns(benchmark_file: Callable[[str], ModuleType]) -> None:
+    module = benchmark_file("predecessor")
+    millions = [module.parameters(tokens) / 1e6 for tokens in (4, 16, 64, 1214)]
+    assert millions == pytest.approx([9.2, 28, 104, 1910], rel=0.01)
+    recipe = module.Recipe(tokens=2, epochs=30, width=16, latents=4)
+    clips = torch.linspace(-0.9, 0.9, 6).expand(8, 10, 6)
+    training = module.Training(clips, recipe, seed=0)
+    losses = [training.epoch(number) for number in range(recipe.epochs)]
+    assert losses[-1] < 0.1 * losses[0]
+    drawn = module.sample(module.fit(clips, recipe, seed=0), count=3, length=10, seed=1)
+    assert drawn.shape == (3, 10, 6)
+    assert (drawn - clips[:3]).abs().mean() < 0.3
+    assert drawn.abs().max() <= 1  # Tanh
+
+
+def test_throughput(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    words = ["--kinds", "vae", "--epochs", "1", "--repeats", "1", "--out", str(tmp_path / "throughput.json")]
+    benchmark_file("throughput").main([*words, *FEW])
+    old, new = json.loads((tmp_path / "throughput.json").read_text())["rows"]
+    assert (old["generator"], new["generator"]) == ("predecessor", "vae")
+    assert old["times"] == 1
+    assert new["times"] == pytest.approx(new["clips/s"] / old["clips/s"])
+    assert new["target"] == (new["times"] >= 100)
+
+
+def test_native(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    words = ["--kinds", "vae", "--out", str(tmp_path / "native.json"), "generator.training.epochs=1"]
+    benchmark_file("native").main([*words, *FEW, *SMALL_ADAPTERS])
+    old, vae, adapters = json.loads((tmp_path / "native.json").read_text())["rows"]
+    assert old["parameters"] > 100 * vae["parameters"] > 0
+    for row in (vae, adapters):
+        assert 0 < row["data_mib"] < row["peak_mib"]
+        assert row["over_mib"] == row["peak_mib"] - row["data_mib"]
+        assert row["met"]
+
+
+def test_wire(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    sizes = ["--samples", "8", "--epochs", "1", "--seeds", "2", "--out", str(tmp_path / "wire.json")]
+    benchmark_file("wire").main(["sounds", *sizes, *FEW, "generator.codec.components=6"])
+    results = json.loads((tmp_path / "wire.json").read_text())
+    found = {row["what"]: row["measured"] for row in results["rows"]}
+    assert found["bytes a sample"] == pytest.approx(6, abs=0.5)
+    assert found["bytes a sample, raw half precision"] == 2 * results["shape"][0] * results["shape"][1]
+    assert 0 < found["squared error of arrived tokens, share"] < 1e-3
+    pairs = results["accuracies"]
+    assert found["accuracy lost"] == pytest.approx(sum(before - after for before, after in pairs) / len(pairs))
+
+
+def test_federation(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    words = ["--ways", "plain", "grid", "--rounds", "2", "--repeats", "1", "--out", str(tmp_path / "federation.json")]
+    benchmark_file("federation").main([*words, *FEW, *SMALL_ADAPTERS, "synthesis.samples_per_class=4"])
+    results = json.loads((tmp_path / "federation.json").read_text())
+    plain, grid = results["rows"]
+    assert plain["times the loop"] is None
+    assert grid["times the loop"] == pytest.approx(grid["rounds"] / plain["rounds"])
+    assert all(len(seconds) == 2 and min(seconds) > 0 for way in results["rounds"].values() for seconds in way)
+
+
+def test_adapter(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    sizes = ["--tokens", "30", "--token-width", "16", "--rank", "5", "4", "--hidden", "8", "--batch-size", "2"]
+    benchmark_file("adapter").main([*sizes, "--repeats", "1", "--out", str(tmp_path / "adapter.json")])
+    dense, factored, baseline = json.loads((tmp_path / "adapter.json").read_text())["rows"]
+    assert dense["parameters"] == factored["parameters"]
+    assert dense["smaller than 8"] == baseline["parameters"] / dense["parameters"]
+    assert dense["faster than 8"] == pytest.approx(baseline["ms a step"] / dense["ms a step"])
+    assert baseline["faster than 8"] is None
