@@ -12,7 +12,7 @@ from fedgen.data.sounds import SOUNDS, TAKES, synthesise
 from fedgen.data.streams import stream
 from fedgen.data.synthesis import RATE, seconds
 
-CLIPS = 16  # of each class, each from a recording of its own
+CLIPS = 8  # of each class, each from a recording of its own
 LENGTH = 5.0  # seconds
 SEED = -1  # of no data set: `data.seed` is 0 or more
 LEVELS = 30  # decibels over which the levels spread

@@ -1,0 +1,96 @@
+"""What decides whether, and how much, a node's clips are protected: the configuration group ``privacy``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedgen.errors import choose, require
+from fedgen.models.generators.settings import GeneratorSettings
+
+PRIVACY = ("none", "dp")
+
+
+@dataclass(frozen=True)
+class PrivacySettings:
+    """Whether a node's clips are protected by differential privacy, and how much.
+
+    Parameters
+    ----------
+    name : str
+        ``none`` or ``dp``.
+    epsilon, delta : float, optional
+        What a node's release may spend; ``dp`` needs both, and ``delta`` below one over the node's clips.
+    clip : float
+        Largest norm of a clip's latents, in units of what is usual for public sounds.
+    components : int
+        Coefficients of a latent vector, in place of ``generator.codec.components``: few clips bear the noise of few.
+    covariance : float
+        Share of the budget (of the squared ratio of sensitivity to noise, which adds up) that goes to the covariance
+        within classes; the rest goes to the classes' means. 0: the covariance of the public sounds.
+    seed : int, optional
+        Of the noise, for simulations alone: who knows it can take the noise away. By default the operating system's
+        entropy makes noise that nobody can repeat.
+    """
+
+    name: str = "none"
+    epsilon: float | None = None
+    delta: float | None = None
+    clip: float = 1.5
+    components: int = 64
+    covariance: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        choose(self.name, PRIVACY, "privacy")
+        require(0 < self.clip < math.inf, f"privacy.clip={self.clip} must be a finite number above 0")
+        require(self.components >= 1, f"privacy.components={self.components} must be at least 1")
+        require(0 <= self.covariance < 1, f"privacy.covariance={self.covariance} must be at least 0 and below 1")
+        require(self.seed is None or self.seed >= 0, f"privacy.seed={self.seed} must be at least 0")
+        for name, most in (("epsilon", math.inf), ("delta", 1.0)):
+            value = getattr(self, name)
+            if not self.used:
+                require(value is None, f"privacy.{name}={value} means nothing with privacy={self.name}: use privacy=dp")
+                continue
+            require(value is not None, f"privacy=dp needs privacy.{name}, which has no default")
+            limit = "a finite number above 0" if most == math.inf else "above 0 and below 1"
+            require(0 < value < most, f"privacy.{name}={value} must be {limit}")
+
+    @property
+    def used(self) -> bool:
+        """Whether there is any privacy."""
+        return self.name == "dp"
+
+    @property
+    def budget(self) -> tuple[float, float]:
+        """Epsilon and delta of ``dp``."""
+        assert self.epsilon is not None
+        assert self.delta is not None
+        return self.epsilon, self.delta
+
+    def check(self, generator: GeneratorSettings, sharing: str, codec: str) -> None:
+        """Refuse what a private release cannot serve.
+
+        Parameters
+        ----------
+        generator : GeneratorSettings
+        sharing, codec : str
+            ``sharing.name`` and ``sharing.codec``.
+
+        Raises
+        ------
+        ConfigError
+        """
+        if not self.used:
+            return
+        kind, form = generator.kind, generator.codec.name
+        require(kind == "gaussian", f"privacy=dp needs generator=gaussian: generator.kind={kind} is trained on clips")
+        require(form == "tucker", f"privacy=dp needs generator.codec.name=tucker: {form} has too many values to noise")
+        require(sharing == "local", f"privacy=dp needs sharing=local: sharing={sharing} sends sums over clips")
+        sums = f"sharing.codec={codec} sends sums over clips, and private nodes have the public codec in common anyway"
+        require(codec == "own", f"privacy=dp needs sharing.codec=own: {sums}")
+
+    def check_clips(self, clips: int) -> None:
+        """Raise `ConfigError` where ``delta`` would allow a mechanism that publishes one of ``clips`` at random."""
+        reason = f"to publish one of the node's {clips} clips at random would do; take less than {1 / clips:.2g}"
+        require(self.budget[1] < 1 / clips, f"privacy.delta={self.delta} is too large: {reason}")
