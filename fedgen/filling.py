@@ -62,7 +62,7 @@ class Filling:
         self, member: Member, pool: Mapping[int, SyntheticTokens], round_number: int
     ) -> dict[int, SyntheticTokens]:
         """Return what ``member`` gets of each other node, by its number: of a class, random samples of all of them."""
-        others = {number: samples for number, samples in pool.items() if number != member.number and len(samples)}
+        others = {n: pool[n] for n in sorted(pool) if n != member.number and len(pool[n])}
         if not others:
             return {}
         labels = torch.cat([samples.labels for samples in others.values()])

@@ -150,7 +150,12 @@ def test_fedprox_tells_the_nodes_its_weight() -> None:
 
 def test_every_message_carries_the_round_and_the_settings() -> None:
     asked: list[Any] = []
-    run(toy_nodes(asked=asked), mode="one_shot", rounds=2, train_on_pool=lambda number, arrays, pool: (arrays, {}))
+    run(
+        toy_nodes(asked=asked),
+        mode="one_shot",
+        rounds=2,
+        train_on_pool=lambda number, arrays, pool, teachers: (arrays, {}),
+    )
     kinds = ["train"] * 3 + ["query.synthesize"] * 3
     assert [kind for kind, _, _ in asked] == kinds * 2
     assert [config["round"] for _, _, config in asked] == [1] * 6 + [2] * 6
@@ -160,8 +165,11 @@ def test_every_message_carries_the_round_and_the_settings() -> None:
 def test_samples_are_pooled_over_nodes_and_learned_from() -> None:
     pools: list[PooledTokens] = []
 
-    def learn(number: int, arrays: ArrayRecord, pool: PooledTokens) -> tuple[ArrayRecord, dict[str, float]]:
+    def learn(
+        number: int, arrays: ArrayRecord, pool: PooledTokens, teachers: dict[int, ArrayRecord]
+    ) -> tuple[ArrayRecord, dict[str, float]]:
         pools.append(pool)
+        assert sorted(teachers) == [0, 1, 2]
         np.testing.assert_allclose(arrays["b"].numpy(), 2.0)  # what was aggregated
         return ArrayRecord({n: Array(a.numpy() + np.float32(5)) for n, a in arrays.items()}), {"loss": 0.5}
 
