@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import mean_and_error
 from rich.console import Console
 from rich.table import Table
 
@@ -120,14 +121,6 @@ def summary(rows: list[dict[str, Any]], ways: list[str]) -> list[dict[str, Any]]
             }
         )
     return table
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float] | None:
-    """Return the mean and its standard error; None of no values, an error of 0 of one."""
-    if not values:
-        return None
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return statistics.mean(values), error
 
 
 def show(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:

@@ -14,16 +14,13 @@ With 64 clips a class, batches of 32 and nothing held out, both take the same nu
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from figures import parser, save, show
 
 from fedgen.data.targets import TargetSettings, open_targets
 from fedgen.models.generators import KINDS, GeneratorSettings, GeneratorTraining, Part, open_generator
@@ -50,27 +47,23 @@ def main(words: Sequence[str] | None = None) -> None:
         for kind, way in times:
             times[kind, way].append(run(arguments, kind, way, device, arguments.epochs))
     results = [row(kind, ways, times, device) for kind in arguments.kinds]
-    show(results, arguments, device)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {name: value for name, value in vars(arguments).items() if name != "out"}
-    text = json.dumps({**facts, "device": device, "torch": torch.__version__, "rows": results}, indent=1)
-    arguments.out.write_text(text)
+    table(results, arguments, device)
+    save(arguments, results, device=device)
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--classes", type=int, default=15)
-    parser.add_argument("--clips", type=int, default=64, help="of each class")
-    parser.add_argument("--components", type=int, default=128, help="coefficients of a latent vector")
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--stacked", action="store_true", help="measure the stacked way on the CPU too")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/bank.json"))
-    return parser.parse_args(words)
+    made = parser(__doc__, "bank")
+    made.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    made.add_argument("--classes", type=int, default=15)
+    made.add_argument("--clips", type=int, default=64, help="of each class")
+    made.add_argument("--components", type=int, default=128, help="coefficients of a latent vector")
+    made.add_argument("--width", type=int, default=512)
+    made.add_argument("--batch-size", type=int, default=32)
+    made.add_argument("--epochs", type=int, default=20)
+    made.add_argument("--repeats", type=int, default=3)
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--stacked", action="store_true", help="measure the stacked way on the CPU too")
+    return made.parse_args(words)
 
 
 def run(arguments: argparse.Namespace, kind: str, way: str, device: str, epochs: int) -> float:
@@ -100,17 +93,14 @@ def row(kind: str, ways: Sequence[str], times: dict[tuple[str, str], list[float]
     return {"kind": kind, "seconds": seconds, "ratios": ratios, "met": preferred <= TARGET}
 
 
-def show(results: list[dict[str, Any]], arguments: argparse.Namespace, device: str) -> None:
-    title = f"{arguments.classes} classes of {arguments.clips} clips, {arguments.epochs} epochs, {device}"
-    table = Table(title=title, caption=f"seconds, and times the unified generator's; target {TARGET}")
+def table(results: list[dict[str, Any]], arguments: argparse.Namespace, device: str) -> None:
     ways = list(results[0]["seconds"])
-    for name in ("kind", *ways, *(f"{way} / unified" for way in ways[1:]), "target"):
-        table.add_column(name, justify="right")
-    for found in results:
-        times = [f"{found['seconds'][way]:.3f}" for way in ways]
-        ratios = [f"{found['ratios'][way]:.2f}" for way in ways[1:]]
-        table.add_row(found["kind"], *times, *ratios, "met" if found["met"] else "missed")
-    Console(width=120).print(table)
+    show(
+        f"{arguments.classes} classes of {arguments.clips} clips, {arguments.epochs} epochs, {device}",
+        ["kind", *ways, *(f"{way} / unified" for way in ways[1:]), "target"],
+        [[row["kind"], *row["seconds"].values(), *row["ratios"].values(), row["met"]] for row in results],
+        f"seconds, and times the unified generator's; target {TARGET}",
+    )
 
 
 if __name__ == "__main__":

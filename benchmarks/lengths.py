@@ -14,17 +14,14 @@ Every fit is repeated in turn with all others, and the fastest counts; CPU time,
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from figures import parser, save, show
 from torch import Tensor
 
 from fedgen.config import load_config
@@ -62,19 +59,17 @@ def main(words: Sequence[str] | None = None) -> None:
             row.fit(train)
     test, mean = task.test_tokens(), mean_clip(train)
     results = [row.result(test, mean) for row in rows]
-    show(results, train.shape, len(train))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"data": config.data.name, "clips": len(train), "shape": train.shape, "torch": torch.__version__}
-    arguments.out.write_text(json.dumps({**facts, "rows": results}, indent=1))
+    cells = [[written(name, row[name], train.shape[0]) for name in COLUMNS] for row in results]
+    show(f"{len(train)} clips of {train.shape[0]} x {train.shape[1]}", list(COLUMNS.values()), cells)
+    save(arguments, results, clips=len(train), shape=train.shape)
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder in the ESC-50 layout; the synthesised sounds by default")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/lengths.json"))
-    parser.add_argument("overrides", nargs="*", help="further overrides, such as encoder.stride=10")
-    return parser.parse_args(words)
+    made = parser(__doc__, "lengths")
+    made.add_argument("--data", help="folder in the ESC-50 layout; the synthesised sounds by default")
+    made.add_argument("--repeats", type=int, default=2)
+    made.add_argument("overrides", nargs="*", help="further overrides, such as encoder.stride=10")
+    return made.parse_args(words)
 
 
 def variants(settings: GeneratorSettings) -> Iterator[GeneratorSettings]:
@@ -135,15 +130,6 @@ def lost(codec: Codec, source: TokenSource, mean: Tensor) -> float:
         errors += float((tokens - codec.decode(codec.encode(tokens))).square().sum())
         distances += float((tokens - mean).square().sum())
     return errors / distances
-
-
-def show(results: list[dict[str, Any]], shape: tuple[int, int], clips: int) -> None:
-    table = Table(title=f"{clips} clips of {shape[0]} x {shape[1]}")
-    for title in COLUMNS.values():
-        table.add_column(title, justify="right")
-    for row in results:
-        table.add_row(*(written(name, row[name], shape[0]) for name in COLUMNS))
-    Console(width=120).print(table)
 
 
 def written(name: str, value: Any, length: int) -> str:

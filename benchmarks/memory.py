@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from figures import parser, resident, save, show
 
 from fedgen.config import load_config
 from fedgen.node import Node
@@ -65,22 +62,19 @@ def main(words: Sequence[str] | None = None) -> None:
                 home = f"{folder}/{kind}_{level}_{repeat}"
                 runs[kind, level].append(child(home, [*overrides, f"generator={kind}", f"memory={level}"]))
     rows = [{"kind": kind, "memory": level, **smallest(found)} for (kind, level), found in runs.items()]
-    show(rows, arguments)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"overrides": overrides[:-1], "repeats": arguments.repeats, "torch": torch.__version__}
-    arguments.out.write_text(json.dumps({**facts, "rows": rows, "ratios": ratios(rows)}, indent=1))
+    table(rows, arguments)
+    save(arguments, rows, ratios=ratios(rows))
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", default=["gaussian", "vae"])
-    parser.add_argument("--clips", type=int, default=20, help="of each of 15 classes; one in five is held out")
-    parser.add_argument("--epochs", type=int, default=1, help="of the adapters")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/memory.json"))
-    parser.add_argument("--child", help=argparse.SUPPRESS)  # the node's folder: measure one round there
-    parser.add_argument("overrides", nargs="*", help="of the configuration, such as encoder.stride=16 for 514 tokens")
-    return parser.parse_args(words)
+    made = parser(__doc__, "memory")
+    made.add_argument("--kinds", nargs="+", default=["gaussian", "vae"])
+    made.add_argument("--clips", type=int, default=20, help="of each of 15 classes; one in five is held out")
+    made.add_argument("--epochs", type=int, default=1, help="of the adapters")
+    made.add_argument("--repeats", type=int, default=2)
+    made.add_argument("--child", help=argparse.SUPPRESS)  # the node's folder: measure one round there
+    made.add_argument("overrides", nargs="*", help="of the configuration, such as encoder.stride=16 for 514 tokens")
+    return made.parse_args(words)
 
 
 def settings(arguments: argparse.Namespace) -> list[str]:
@@ -122,14 +116,6 @@ def round_of(task: Task, home: Path) -> dict[str, float]:
     return {"adapter_loss": losses["loss"], "generator_loss": float(history[-1].get("loss", 0.0)) if history else 0.0}
 
 
-def resident(name: str) -> float:
-    """Return this process's ``VmHWM`` (most) or ``VmRSS`` (now) resident memory in MiB; elsewhere both are the most."""
-    status = Path("/proc/self/status")
-    if status.is_file() and (found := re.search(rf"{name}:\s+(\d+) kB", status.read_text())):
-        return int(found[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
-
-
 def smallest(runs: list[dict[str, float]]) -> dict[str, float]:
     return {name: min(run[name] for run in runs) for name in COLUMNS}
 
@@ -146,15 +132,12 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def show(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    table = Table(title=f"one node's round, {arguments.clips} clips a class", caption="smallest of all repeats")
-    for title in ("kind", "memory", *COLUMNS.values()):
-        table.add_column(title, justify="right")
-    for row in rows:
-        table.add_row(row["kind"], row["memory"], *(f"{row[name]:.4g}" for name in COLUMNS))
+def table(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    cells = [[row["kind"], row["memory"], *(row[name] for name in COLUMNS)] for row in rows]
     for kind, shares in ratios(rows).items():
-        table.add_row(kind, "low / high", *(f"{shares[name]:.2f}" if name in shares else "" for name in COLUMNS))
-    Console(width=120).print(table)
+        cells.append([kind, "low / high", *(shares.get(name) for name in COLUMNS)])
+    title = f"one node's round, {arguments.clips} clips a class"
+    show(title, ["kind", "memory", *COLUMNS.values()], cells, "smallest of all repeats")
 
 
 if __name__ == "__main__":
