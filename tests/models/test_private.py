@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedgen.data.encoders import EncoderSettings, open_encoder
+from fedgen.data.public import PublicTokens
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError
 from fedgen.models.bases import CodecSettings
 from fedgen.models.generators import GeneratorSettings, open_generator
-from fedgen.models.privacy import PrivacySettings, PublicSpace, Release, Spent, release
+from fedgen.models.lengths import Lengths
+from fedgen.models.privacy import PrivacySettings, PublicSpace, Release, Spent, public_space, release
 from fedgen.models.privacy.accountant import Mechanism, calibrate, compose, epsilon
 from fedgen.models.privacy.mechanisms import Noise, class_sums, clipped, scatter
 from fedgen.models.privacy.release import private_covariance, private_means
@@ -39,7 +42,7 @@ def sounds(seed: int, counts: tuple[int, ...] = (30, 25, 35), distance: float = 
 
 @pytest.fixture(scope="module")
 def space() -> PublicSpace:
-    return PublicSpace.of(sounds(seed=7), SETTINGS, DP.components)
+    return PublicSpace.of(sounds(seed=7), replace(SETTINGS.codec, components=8), Lengths())
 
 
 def neighbours(kind: str) -> list[Tensor]:
@@ -290,3 +293,23 @@ def test_a_missing_accountant_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting.gaussian_mechanism", None)
     with pytest.raises(ConfigError, match=r"fedgen\[privacy\]"):
         calibrate((1.0, 1e-3))
+
+
+def test_public_sounds_are_the_same_for_everyone() -> None:
+    encoder = open_encoder(EncoderSettings(stride=16))
+    first, second = PublicTokens(encoder, clips=2), PublicTokens(encoder, clips=2)
+    rows = torch.arange(len(first))
+    assert first.shape == encoder.shape
+    assert first.labels.tolist() == second.labels.tolist()
+    assert (first.batch(rows) == second.batch(rows)).all()
+    assert first.batch(rows).isfinite().all()
+    assert len({tuple(tokens[100:200].mean(dim=0).tolist()) for tokens in first.batch(rows)}) == len(first)
+
+
+def test_what_is_public_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedgen.data.public.PublicTokens.__init__.__defaults__", (1,))
+    encoder, settings = EncoderSettings(stride=16), CodecSettings(channels=4, positions=5)
+    found = public_space(encoder, settings, Lengths(), 6)
+    assert found is public_space(encoder, settings, Lengths(), 6)
+    assert (found.codec.size, found.within.shape) == (6, (6, 6))
+    public_space.cache_clear()

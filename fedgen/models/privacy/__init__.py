@@ -12,7 +12,8 @@ Dwork and Roth, "The algorithmic foundations of differential privacy", 2014. Kai
 """
 
 from fedgen.models.privacy.accountant import Mechanism, Spent
-from fedgen.models.privacy.release import PublicSpace, Release, release
+from fedgen.models.privacy.release import Release, release
 from fedgen.models.privacy.settings import PrivacySettings
+from fedgen.models.privacy.space import PublicSpace, public_space
 
-__all__ = ["Mechanism", "PrivacySettings", "PublicSpace", "Release", "Spent", "release"]
+__all__ = ["Mechanism", "PrivacySettings", "PublicSpace", "Release", "Spent", "public_space", "release"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,40 +14,11 @@ from fedgen.data.tokens import TokenSource
 from fedgen.errors import DataError
 from fedgen.models.codec import Codec
 from fedgen.models.density import ClassGaussians
-from fedgen.models.generators.settings import GeneratorSettings
 from fedgen.models.privacy.accountant import Mechanism, Spent, calibrate
 from fedgen.models.privacy.mechanisms import Noise, class_sums, clipped, positive, scatter
 from fedgen.models.privacy.settings import PrivacySettings
+from fedgen.models.privacy.space import PublicSpace
 from fedgen.models.states import join, part_of
-
-
-@dataclass(frozen=True)
-class PublicSpace:
-    """A codec, and what is usual in it, of public sounds; nothing of it is any node's.
-
-    Attributes
-    ----------
-    codec : Codec
-    within : Tensor
-        Covariance within classes ``(k, k)``, float64.
-    norm, spread : float
-        Medians of the norms of latents, and of their distances to the mean of their class.
-    """
-
-    codec: Codec
-    within: Tensor
-    norm: float
-    spread: float
-
-    @classmethod
-    def of(cls, public: TokenSource, settings: GeneratorSettings, components: int) -> PublicSpace:
-        """Fit a codec of ``components`` coefficients, otherwise as ``settings`` say, to ``public`` sounds."""
-        codec = Codec.fit(public, replace(settings.codec, components=components), settings.lengths)
-        latents = codec.encode_all(public).cpu().double()
-        classes, rows = public.labels.unique(return_inverse=True)
-        within = latents - (class_sums(latents, rows, len(classes)) / rows.bincount()[:, None])[rows]
-        covariance = scatter(within) / (len(rows) - len(classes))
-        return cls(codec, covariance, float(latents.norm(dim=1).median()), float(within.norm(dim=1).median()))
 
 
 @dataclass(frozen=True)
