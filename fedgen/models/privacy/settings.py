@@ -37,7 +37,7 @@ class PrivacySettings:
     epsilon: float | None = None
     delta: float | None = None
     clip: float = 1.5
-    components: int = 64
+    components: int = 32
     covariance: float = 0.0
     seed: int | None = None
 
