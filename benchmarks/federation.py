@@ -10,7 +10,7 @@ the number of cores. Every run is a process of its own with one thread.
 Compared are the seconds of the rounds, as ``metrics.jsonl`` has them; start-up, the evaluation of the global adapters
 and the saving of the run's state lie outside and are told apart. Repeats take turns; a ratio is one of medians.
 
-    python benchmarks/federation.py                          # 3 rounds, 514 tokens, 3 repeats: three minutes
+    python benchmarks/federation.py                          # 2 rounds, 514 tokens, 3 repeats: three minutes
     python benchmarks/federation.py --ways plain grid encoder.stride=10 generator=vae
 """
 
@@ -75,7 +75,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--ways", nargs="+", choices=["plain", *TARGETS], default=["plain", *TARGETS])
     made.add_argument("--child", help=argparse.SUPPRESS)  # the way that this process goes
     made.add_argument("--home", type=Path, help=argparse.SUPPRESS)
-    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--rounds", type=int, default=2)
     made.add_argument("--repeats", type=int, default=3)
     made.add_argument("overrides", nargs="*", help="of the configuration")
     return made.parse_intermixed_args(words)
