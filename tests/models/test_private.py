@@ -184,6 +184,17 @@ def test_a_release_spends_its_budget_and_no_more(space: PublicSpace, share: floa
     assert Spent.from_facts(spent.facts()) == spent
 
 
+def test_a_release_has_the_noise_that_it_reports(space: PublicSpace) -> None:
+    settings = replace(DP, covariance=0.3, clip=2.0, epsilon=30.0)
+    found = [release(sounds(seed=5), space, settings, seed) for seed in range(40)]
+    means, covariance = found[0].spent.mechanisms
+    assert (means.sensitivity, means.replacement) == (2.0 * space.norm, 2.0)
+    assert (covariance.sensitivity, covariance.replacement) == ((2.0 * space.spread) ** 2, 2**0.5)
+    drawn = torch.stack([one.density.means for one in found]).std(dim=0).mean(dim=1)
+    expected = means.multiplier * means.sensitivity / torch.tensor([30.0, 25.0, 35.0])
+    torch.testing.assert_close(drawn, expected, rtol=0.2, atol=0)
+
+
 def test_more_epsilon_comes_nearer_to_the_clips(space: PublicSpace) -> None:
     source = sounds(seed=5)
     latents = space.codec.encode_all(source)
