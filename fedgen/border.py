@@ -80,6 +80,7 @@ def check_training(member: Member, reply: Message, wanted: ArrayRecord) -> None:
         read_array(array, name, np.dtype(wanted[name].dtype), tuple(wanted[name].shape))
     _check_metrics(member, metrics[0])
     read_losses(reply)
+    read_spent(reply)
 
 
 def _check_metrics(member: Member, metrics: MetricRecord) -> None:
@@ -104,6 +105,20 @@ def read_losses(reply: Message) -> History:
     if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
         raise PayloadError(f"the losses of generators are not a list of mappings: {str(history)[:100]}")
     return history
+
+
+def read_spent(reply: Message) -> dict[str, Any]:
+    """Return what a node says that it has spent of its privacy budget; empty without one.
+
+    Raises
+    ------
+    PayloadError
+        It is no mapping.
+    """
+    spent = _json(reply, "privacy", "what was spent of privacy") or {}
+    if not isinstance(spent, dict):
+        raise PayloadError(f"what was spent of privacy is no mapping: {str(spent)[:100]}")
+    return spent
 
 
 def read_statistics(reply: Message) -> dict[str, float]:

@@ -13,13 +13,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from fedgen.config import Config, NodeConfig, from_yaml
-from fedgen.errors import ConfigError
+from fedgen.errors import ConfigError, require
 from fedgen.exchange.moments import core_moments_to_record, moments_to_record
 from fedgen.exchange.payload import codec_fingerprint, samples_from_record, samples_to_record
 from fedgen.exchange.states import bases_from_record, shared_from_records, states_to_records
 from fedgen.models.samples import SyntheticTokens
 from fedgen.node import Node
 from fedgen.phases import Generators, Phase, plan
+from fedgen.private_node import PrivateNode
 from fedgen.task import open_task
 from fedgen.training.losses import generator_loss
 
@@ -41,7 +42,7 @@ def train(message: Message, context: Context) -> Message:
         history = node.fit_generators(order.round)
     metrics = MetricRecord({"num-examples": len(node.indices), **losses, **generator_loss(history)})
     metrics["seconds"] = time.monotonic() - started
-    report = ConfigRecord({"generators": json.dumps(history)})
+    report = ConfigRecord({"generators": json.dumps(history), "privacy": json.dumps(node.spent())})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics, "report": report}), reply_to=message)
 
 
@@ -192,7 +193,8 @@ def open_node(config: Config, context: Context) -> Node:
     facts = context.node_config
     own_store = str(facts["store"]) if "store" in facts else None
     load, folder = config.checkpoint.load, config.checkpoint.dir
-    return Node(
+    check_budget(config, facts.get("max-epsilon"))
+    return (PrivateNode if config.privacy.used else Node)(
         open_task(config, own_store),
         int(facts["partition-id"]),
         node_home(str(config.run_dir), context),
@@ -200,6 +202,28 @@ def open_node(config: Config, context: Context) -> Node:
         own_store is not None,
         own_settings(dict(facts)),
         Path(folder) if folder and "state" not in facts else None,  # a path of the server's means nothing elsewhere
+    )
+
+
+def check_budget(config: Config, most: Any) -> None:
+    """Refuse a run that spends more than the node configuration's ``max-epsilon``: no server can overrule that.
+
+    Raises
+    ------
+    ConfigError
+        The run is not private, or not enough; or ``max-epsilon`` is no number above 0.
+    """
+    if most is None:
+        return
+    try:
+        limit = float(most)
+    except (TypeError, ValueError):
+        limit = 0.0
+    require(limit > 0, f"the node configuration's max-epsilon={most!r} must be a number above 0")
+    asked = config.privacy.epsilon
+    require(
+        config.privacy.used and asked is not None and asked <= limit,
+        f"the node configuration's max-epsilon={limit:g} refuses privacy={config.privacy.name} privacy.epsilon={asked}",
     )
 
 

@@ -23,8 +23,9 @@ from fedgen.errors import ConfigError, choose, require, suggestion
 from fedgen.evaluation.gate import EvaluationSettings
 from fedgen.models.adapters import AdapterSettings
 from fedgen.models.generators import GeneratorSettings
+from fedgen.models.privacy import PrivacySettings
 from fedgen.models.projected import ProjectionSettings
-from fedgen.phases import PhaseSettings
+from fedgen.phases import MODES, PhaseSettings
 from fedgen.training.adapters import GlobalTrainingSettings, TrainingSettings
 from fedgen.training.bank import GRANULARITIES, GranularitySettings
 
@@ -240,6 +241,7 @@ class Config:
     global_training: GlobalTrainingSettings = field(default_factory=GlobalTrainingSettings)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sharing: SharingConfig = field(default_factory=SharingConfig)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     nodes: dict[str, NodeConfig] = field(default_factory=dict)
     mode: str = "one_shot"
@@ -254,6 +256,7 @@ class Config:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed={self.seed} must be at least 0")
+        PhaseSettings(self.mode, self.rounds)
         choose(self.device, DEVICES, "device")
         choose(self.memory, MEMORY, "memory")
         require(self.threads is None or self.threads >= 1, f"threads={self.threads} must be at least 1")
@@ -262,12 +265,17 @@ class Config:
             f"synthesis.fill={self.synthesis.fill} needs adapter.projection: set synthesis.fill=0, or both of "
             "adapter.projection.positions and adapter.projection.channels above 0",
         )
+        self.privacy.check(self.generator, self.sharing.name, self.sharing.codec)
+        references = [phase.mode for phase in self.phase_list if not MODES[phase.mode].federated]
+        require(
+            not (self.privacy.used and references),
+            f"privacy=dp means nothing with mode={''.join(references[:1])}: nothing leaves a node there",
+        )
         least, nodes = self.strategy.min_nodes, self.partition.nodes
         require(least is None or least <= nodes, f"strategy.min_nodes={least} is more than partition.nodes={nodes}")
         for number in self.nodes:
             good = number.isdecimal() and int(number) < nodes
             require(good, f"nodes.{number} is no node: partition.nodes={nodes}, they are 0 to {nodes - 1}")
-        PhaseSettings(self.mode, self.rounds)
 
     @property
     def phase_list(self) -> list[PhaseSettings]:

@@ -259,6 +259,10 @@ class Node:
         counts = dict.fromkeys(self.counts, self.samples_per_class)
         return bank.sample(counts, seed, absent=self.config.synthesis.absent)
 
+    def spent(self) -> dict[str, Any]:
+        """Return what has been spent of a privacy budget: there is none."""
+        return {}
+
     def moments(self) -> Moments:
         """Return the sums over the node's clips that a codec shared by all nodes takes its bases from."""
         return Moments.measure(self.source)
@@ -385,11 +389,16 @@ class Node:
     def _classes(self) -> list[str]:
         return [self.task.classes[label] for label in self.counts]
 
+    def _earlier(self) -> NodeState:
+        """Return what the node remembers of the run that this one goes on from."""
+        assert self.load is not None
+        return _state(self.load, self.number)
+
     def _inherit(self, finished: int) -> None:
         """Take over what the run knew that this one goes on from: its optimisers, and its generators, used or not."""
         if self.load is None:
             return
-        self.state.inherit(_state(self.load, self.number), finished)
+        self.state.inherit(self._earlier(), finished)
         published = self._loaded_checkpoints
         assert published is not None
         wanted = self.config.checkpoint.round

@@ -15,6 +15,7 @@ from fedgen.models.samples import SyntheticTokens
 
 KEPT = 2  # rounds of each part: the one that was finished last, and one that may have been interrupted
 PARTS = ("optimizer", "generators")
+RELEASE = "release.safetensors"
 
 
 class NodeState:
@@ -25,6 +26,7 @@ class NodeState:
     ``generators/round_{n}/``           a checkpoint of the generators after round n
     ``codec.safetensors``               the codec that all nodes share
     ``others.safetensors``              samples of other nodes that the latest round trains on
+    ``release.safetensors``             the private release of the node's clips, under ``privacy=dp``
     ==================================  ===================================================
 
     Parameters
@@ -59,6 +61,15 @@ class NodeState:
         path = self.folder / "codec.safetensors"
         return load_tensors(path)[0] if path.is_file() else None
 
+    def save_release(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Keep what was released of the node's clips, and what it cost."""
+        save_tensors(self.folder / RELEASE, tensors, facts)
+
+    def release(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return what was released of the node's clips, and what it cost; None if nothing was."""
+        path = self.folder / RELEASE
+        return load_tensors(path) if path.is_file() else None
+
     def save_others(self, samples: Mapping[int, SyntheticTokens], metadata: dict[str, Any]) -> None:
         """Keep samples of other nodes, by their numbers, in place of earlier ones."""
         tensors = {f"{number}.{name}": value for number, own in samples.items() for name, value in own.state().items()}
@@ -87,7 +98,10 @@ class NodeState:
         return self._path(part, numbers[-1]) if numbers else None
 
     def inherit(self, earlier: NodeState, finished: int) -> None:
-        """Copy the latest state of another run as that of round ``finished``."""
+        """Copy the latest state of another run as that of round ``finished``, and its private release."""
+        if earlier.release() is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(earlier.folder / RELEASE, self.folder / RELEASE)
         for part in PARTS:
             source = earlier.latest(part)
             if source is not None:

@@ -41,6 +41,8 @@ class RoundReport:
         Mean, deviation and range of the samples of each node, and how many there are of each class id.
     samples : dict[int, int]
         Synthetic samples in the pool by global class id.
+    spent : dict[int, dict]
+        What each node has spent of its privacy budget, if it has one.
     global_losses : dict[str, float]
         Losses of the training on the pool.
     bytes_sent, bytes_received : int
@@ -56,6 +58,7 @@ class RoundReport:
     generators: dict[int, list[dict[str, float | str]]] = field(default_factory=dict)
     statistics: dict[int, dict[str, Any]] = field(default_factory=dict)
     samples: dict[int, int] = field(default_factory=dict)
+    spent: dict[int, dict[str, Any]] = field(default_factory=dict)
     global_losses: dict[str, float] = field(default_factory=dict)
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -146,6 +149,9 @@ class Recorder:
             },
             "seed": config.seed,
         }
+        if config.privacy.used:
+            spent = {str(number): facts for report in self._reports for number, facts in report.spent.items()}
+            results["privacy"] = {"epsilon": config.privacy.epsilon, "delta": config.privacy.delta, "nodes": spent}
         if assessment is not None:
             results["evaluation"] = assessment.results
         self.folder.save_json("results.json", results)
@@ -166,13 +172,13 @@ def show_samples(assessment: Assessment, folder: RunFolder) -> None:
 
 def _plain(report: RoundReport) -> dict[str, Any]:
     """Return of ``report`` what results are made of; the rest is in ``metrics.jsonl``."""
-    kept = ("round", "lost", "samples", "bytes_sent", "bytes_received", "seconds")
+    kept = ("round", "lost", "samples", "spent", "bytes_sent", "bytes_received", "seconds")
     return {name: getattr(report, name) for name in kept}
 
 
 def _report(values: Mapping[str, Any]) -> RoundReport:
     """Return the report that `_plain` made JSON of; JSON has no whole numbers as keys."""
-    numbers = {name: {int(key): item for key, item in values[name].items()} for name in ("lost", "samples")}
+    numbers = {name: {int(key): item for key, item in values[name].items()} for name in ("lost", "samples", "spent")}
     return RoundReport(**{**values, **numbers})
 
 

@@ -12,7 +12,15 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedgen.aggregation import set_start
-from fedgen.border import Member, check_training, keep_shared_metrics, message_bytes, read_losses, read_statistics
+from fedgen.border import (
+    Member,
+    check_training,
+    keep_shared_metrics,
+    message_bytes,
+    read_losses,
+    read_spent,
+    read_statistics,
+)
 from fedgen.errors import AggregationError, PayloadError
 from fedgen.exchange.payload import codec_fingerprint, samples_from_record
 from fedgen.filling import Filling
@@ -141,6 +149,8 @@ class SyntheticPooling(Strategy):
             metrics = next(iter(reply.content.metric_records.values()))
             self.report.metrics[number] = {key: float(value) for key, value in metrics.items()}  # type: ignore[arg-type]
             self.report.generators[number] = read_losses(reply)
+            if spent := read_spent(reply):
+                self.report.spent[number] = spent
         self.report.answered = list(good)
         arrays, metrics_record = self._aggregate(self.done + server_round, list(good.values()))
         if self.shared is not None and self.phase.mode.generators is Generators.TRAIN:

@@ -17,7 +17,7 @@ LAYERS = [
     ["exchange"],
     ["phases", "config", "memory"],
     ["task", "run_folder", "run_state"],
-    ["node", "node_state", "assessment", "recorder"],
+    ["node", "private_node", "node_state", "assessment", "recorder"],
     ["aggregation", "border", "shared_codec", "filling", "sharing", "strategy", "client_app", "server_app"],
     ["local_grid", "simulate", "superlink", "references"],
     ["run", "migrate"],
