@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedgen.config import Config, NodeConfig
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import LazyTokens, TokenSource
 from fedgen.errors import CheckpointError, DataError, choose
 from fedgen.exchange.checkpoint import has_bank, load_bank, save_bank
 from fedgen.exchange.payload import codec_fingerprint
 from fedgen.models.bases import Bases
 from fedgen.models.codec import Codec
 from fedgen.models.cores import CoreMoments
+from fedgen.models.kept import kept
 from fedgen.models.moments import Moments
-from fedgen.models.projected import ProjectedTokens, projected
+from fedgen.models.projected import ProjectedTokens
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.node_state import NodeState
@@ -109,15 +111,25 @@ class Node:
 
     @cached_property
     def source(self) -> TokenSource:
-        """The node's own clips, on the device."""
-        return self.task.tokens(self.indices)
+        """The node's own clips, on the device; they are read when they are first needed."""
+        labels, shape = torch.from_numpy(self.task.store.labels[self.indices]), self.task.store.shape
+        return LazyTokens(labels, shape, lambda: self.task.tokens(self.indices))
 
     @property
     def projected(self) -> ProjectedTokens:
         """The node's own clips in bases of their own, on the device; this process computes them once."""
-        settings, store = self.config.adapter.projection, self.task.store
-        key = (store.path, len(store), self.indices.tobytes(), settings, self.task.device)
-        return projected(key, settings, lambda: self.source)
+        settings = self.config.adapter.projection
+        return kept((*self._key, settings), lambda: ProjectedTokens.of(self.source, settings))
+
+    @property
+    def _key(self) -> tuple[Hashable, ...]:
+        """What tells the node's clips from any others that this process reads."""
+        store = self.task.store
+        return store.path, len(store), self.indices.tobytes(), self.task.device
+
+    def _encoded(self, codec: Codec) -> Tensor:
+        """Return the latents of the node's clips, ``(N, k)``; this process computes them once for a codec."""
+        return kept((*self._key, codec_fingerprint(codec)), lambda: codec.encode_all(self.source))
 
     @property
     def counts(self) -> dict[int, int]:
@@ -384,6 +396,7 @@ class Node:
             self.task.memory.vectorised,
             self.task.memory.generator_limit(),
             split_seed=self.task.seed("split", self.number),
+            encode=self._encoded,
         )
 
     def _classes(self) -> list[str]:

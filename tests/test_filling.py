@@ -13,6 +13,7 @@ from flwr.app import Context, Message
 from fedgen.border import Member
 from fedgen.client_app import app as client_app
 from fedgen.config import Config, load_config
+from fedgen.data.store import Store
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import AggregationError, ConfigError
 from fedgen.exchange.payload import codec_fingerprint
@@ -20,6 +21,7 @@ from fedgen.filling import Filling
 from fedgen.models.bases import CodecSettings
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
+from fedgen.task import prepare_task
 
 Tiny = Callable[..., Config]
 
@@ -162,3 +164,22 @@ def test_the_fingerprint_of_a_codec_is_the_same_after_it_travelled() -> None:
     codec = POOL[0].codec
     again = Codec.from_state({name: v.half().float() if v.dim() == 2 else v for name, v in codec.state().items()})
     assert codec_fingerprint(again) == codec_fingerprint(codec)
+
+
+def test_clips_are_read_in_the_first_round_alone(
+    tiny: Tiny, federate: Federate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("mode=one_shot", "rounds=3", "synthesis.fill=4", 'evaluation.gate="off"')
+    task = prepare_task(config)
+    own = [tuple(part.tolist()) for part in task.parts]
+    read: list[tuple[int, ...]] = []
+    original = Store.tokens
+
+    def tokens(self: Store, indices: Any, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+        read.append(tuple(int(index) for index in indices))
+        return original(self, indices, dtype)
+
+    monkeypatch.setattr("fedgen.models.kept._kept", {})
+    monkeypatch.setattr(Store, "tokens", tokens)
+    federate(config, tmp_path)
+    assert sorted(clips for clips in read if clips in own) == sorted(own)

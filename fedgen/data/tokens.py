@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -133,8 +134,38 @@ class MappedTokens:
         return self.store.tokens(self.indices[indices]).to(self.device).float()
 
 
+class LazyTokens:
+    """A source that is opened when its first batch is read; its labels are known before.
+
+    Parameters
+    ----------
+    labels : Tensor
+        Global class ids ``(N,)``.
+    shape : tuple[int, int]
+        ``(S, D)``.
+    open : Callable
+        Returns the source.
+    """
+
+    def __init__(self, labels: Tensor, shape: tuple[int, int], open: Callable[[], TokenSource]) -> None:
+        self.labels, self.shape, self._open = labels.long().cpu(), shape, open
+
+    @cached_property
+    def opened(self) -> TokenSource:
+        """The source itself."""
+        return self._open()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Return the sequences at ``indices`` ``(B,)``: ``(B, S, D)``, float32."""
+        return self.opened.batch(indices)
+
+
 def rows_at_once(source: TokenSource, rows: int) -> int:
     """Return how many sequences a loop over ``source`` reads at once: ``rows``, or fewer where memory is short."""
+    source = source.opened if isinstance(source, LazyTokens) else source
     return min(rows, source.rows or rows) if isinstance(source, MappedTokens) else rows
 
 

@@ -131,7 +131,7 @@ def samples_from_record(
 def _codec_arrays(codec: Codec) -> dict[str, np.ndarray]:
     """Return ``codec`` in the types that travel, by array name."""
     state = {f"codec.{name}": value for name, value in codec.state().items() if name != "analysis"}
-    return {name: value.cpu().numpy().astype(_codec_type(value.dim())) for name, value in state.items()}
+    return {name: value.cpu().contiguous().numpy().astype(_codec_type(value.dim())) for name, value in state.items()}
 
 
 def _read_labels(record: ArrayRecord, classes: Collection[int], limit: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +12,6 @@ from fedgen.errors import require
 from fedgen.models.bases import Bases, CodecSettings
 from fedgen.models.lengths import Lengths
 from fedgen.models.moments import Moments
-
-CACHE = 2**29  # bytes of projected clips that a process keeps from one message to the next
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,11 @@ class ProjectedTokens:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cores."""
+        return self.cores.nbytes
+
     def batch(self, indices: Tensor) -> Tensor:
         """Return tokens ``(B, S, D)`` at ``indices`` ``(B,)``."""
         return self.factors(indices).dense()
@@ -85,15 +87,3 @@ class ProjectedTokens:
         cores = self.cores[indices.to(self.cores.device)]
         origins = torch.zeros(len(indices), dtype=torch.long, device=cores.device)
         return FactoredTokens(self.positions[None], self.channels[None], cores, origins)
-
-
-_cached: dict[Hashable, ProjectedTokens] = {}  # the one used last is last
-
-
-def projected(key: Hashable, settings: ProjectionSettings, source: Callable[[], TokenSource]) -> ProjectedTokens:
-    """Return the projected clips of ``source``, which is read only if this process has not kept those of ``key``."""
-    found = _cached.pop(key, None) or ProjectedTokens.of(source(), settings)
-    _cached[key] = found
-    while len(_cached) > 1 and sum(tokens.cores.nbytes for tokens in _cached.values()) > CACHE:
-        del _cached[next(iter(_cached))]
-    return found

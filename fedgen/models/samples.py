@@ -86,7 +86,7 @@ class SyntheticTokens:
         """Return the number of samples of each class id."""
         return class_counts(self.labels)
 
-    def statistics(self, per_class: int = 16) -> dict[str, float | dict[int, int]]:
+    def statistics(self, per_class: int = 4) -> dict[str, float | dict[int, int]]:
         """Return what a node reports of what it generated, from tokens decoded for this alone.
 
         Parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -83,6 +83,9 @@ class Bank:
     split_seed : int
         Seed of the choice of clips that early stopping is judged by. It must not change from round to round: clips that
         were held out stay held out.
+    encode : Callable, optional
+        Returns the latents of all clips that the bank is fitted to, ``(N, k)``, for a codec; `Codec.encode_all` of the
+        clips by default.
 
     Raises
     ------
@@ -99,6 +102,7 @@ class Bank:
         vectorised: bool | None = None,
         limit: BatchLimit | None = None,
         split_seed: int = 0,
+        encode: Callable[[Codec], Tensor] | None = None,
     ) -> None:
         self.kind = KINDS[choose(settings.kind, KINDS, "generator.kind")]
         self.conditions = self.kind.select(settings, conditions)
@@ -110,6 +114,7 @@ class Bank:
         self.settings, self.granularity = settings, granularity
         self.class_names = list(class_names)
         self.vectorised, self.limit, self.split_seed = vectorised, limit or BatchLimit(), split_seed
+        self.encode = encode
         self.codec: Codec | None = None
         self.generators: dict[str, Generator] = {}
         self.classes: dict[str, list[str]] = {}  # what each generator was fitted to
@@ -258,7 +263,7 @@ class Bank:
 
     def _parts(self, source: TokenSource, codec: Codec, classes: Mapping[str, list[str]], seed: int) -> dict[str, Part]:
         """Return what each generator learns from."""
-        latents, parts = codec.encode_all(source), {}
+        latents, parts = (self.encode(codec) if self.encode else codec.encode_all(source)), {}
         for key, names in classes.items():
             wanted = torch.tensor([self.class_names.index(name) for name in names])
             rows = torch.isin(source.labels, wanted).nonzero().squeeze(1)

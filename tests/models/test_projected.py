@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedgen.data.tokens import TensorTokens, TokenSource
+from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError
 from fedgen.models.adapters import AdapterSettings, build_adapters
-from fedgen.models.projected import CACHE, ProjectedTokens, ProjectionSettings, _cached, projected
+from fedgen.models.projected import ProjectedTokens, ProjectionSettings
 
 SHAPE = (12, 8)
 
@@ -50,30 +50,6 @@ def test_adapters_see_in_factors_what_they_see_in_tokens() -> None:
     found = ProjectedTokens.of(clips(), ProjectionSettings(9, 5))
     order = torch.tensor([3, 1, 4])
     torch.testing.assert_close(adapters(found.factors(order))["text"], adapters(found.batch(order))["text"])
-
-
-def test_a_process_projects_the_same_clips_once() -> None:
-    read = []
-
-    def source() -> TokenSource:
-        read.append(1)
-        return clips()
-
-    settings = ProjectionSettings(4, 4)
-    first = projected(("a", "test of the cache"), settings, source)
-    assert projected(("a", "test of the cache"), settings, source) is first
-    assert projected(("b", "test of the cache"), settings, source) is not first
-    assert len(read) == 2
-
-
-def test_the_cache_is_bounded_and_forgets_what_was_used_longest_ago(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedgen.models.projected.CACHE", 3 * 20 * 4 * 4 * 4)
-    monkeypatch.setattr("fedgen.models.projected._cached", kept := {})
-    for key in "abcabd":
-        projected(key, ProjectionSettings(4, 4), clips)
-    assert list(kept) == ["a", "b", "d"]
-    assert CACHE == 2**29
-    assert _cached is not kept
 
 
 @pytest.mark.parametrize("name", ["positions", "channels"])
