@@ -185,9 +185,9 @@ def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
         if config.phase_list[0].mode == "standalone":
             raise FedgenError(f"{path} is a run of mode=standalone: it has no global adapters to evaluate")
         if options.fold is not None:
-            if options.fold != config.data.test_fold:
+            if options.fold not in (config.data.test_fold, *config.data.leave_out):
                 logger.warning("%s trained on fold %d: these are no held-out clips", path, options.fold)
-            config = replace(config, data=replace(config.data, test_fold=options.fold))
+            config = replace(config, data=replace(config.data, test_fold=options.fold, leave_out=[]))
         task = prepare_task(config)
         weights, _ = folder.load_adapters(task.identity())
         adapters = task.adapters()

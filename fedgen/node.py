@@ -85,7 +85,7 @@ class Node:
         """Return the clips of the store that the node trains on."""
         if not own_store and self.number >= len(self.task.parts):
             raise DataError(f"node {self.number} has no part: partition.nodes={len(self.task.parts)}")
-        train = self.task.store.train_indices(self.config.data.test_fold)
+        train = self.task.train_indices
         indices = train if own_store else self.task.parts[self.number]
         if self.own.classes is not None:
             indices = self._restricted(indices, self.own.classes)
@@ -379,7 +379,10 @@ class Node:
 
     def _split(self) -> dict[str, Any]:
         """Return which data the generators have seen: what a checkpoint of theirs must agree on."""
-        return {"dataset": self.task.store.identity["data"], "split": {"test_fold": self.config.data.test_fold}}
+        split: dict[str, Any] = {"test_fold": self.config.data.test_fold}
+        if self.config.data.leave_out:
+            split["leave_out"] = list(self.config.data.leave_out)
+        return {"dataset": self.task.store.identity["data"], "split": split}
 
     def _uses(self) -> list[Generators]:
         """Return what the phases do with generators, in order, without those that have none."""

@@ -52,10 +52,15 @@ class Task:
         """Class names; a class's index is its global id."""
         return self.store.classes
 
+    @property
+    def train_indices(self) -> np.ndarray:
+        """Clips of the store that may be trained on, ``(N,)``, int64."""
+        return self.store.train_indices(self.config.data.test_fold, self.config.data.leave_out)
+
     @cached_property
     def parts(self) -> list[np.ndarray]:
         """Clips of the store that each node trains on; ``centralised`` has one node with all of them."""
-        train = self.store.train_indices(self.config.data.test_fold)
+        train = self.train_indices
         if self.config.phase_list[0].mode == "centralised":
             return [train]
         shares = partition(

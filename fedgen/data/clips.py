@@ -59,6 +59,8 @@ class DataSettings:
         Folder of the embedding store; by default one below ``$FEDGEN_HOME``, named after data and encoder.
     classes : list[str]
         Only these classes; empty means all.
+    leave_out : list[int]
+        Folds that are not read at all: settings that are chosen without them can be measured on them afterwards.
     """
 
     name: str = "sounds"
@@ -69,10 +71,13 @@ class DataSettings:
     clips_per_class: int = 20
     store: str | None = None
     classes: list[str] = field(default_factory=list)
+    leave_out: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         choose(self.name, DATASETS, "data")
         require(self.test_fold >= 1, f"data.test_fold={self.test_fold} is not at least 1")
+        reason = f"holds data.test_fold={self.test_fold}, which would then have no clip"
+        require(self.test_fold not in self.leave_out, f"data.leave_out={self.leave_out} {reason}")
         require(self.folds >= 2, f"data.folds={self.folds} is not at least 2")
         require(self.seed >= 0, f"data.seed={self.seed} is not at least 0")
         require(self.clips_per_class >= 2, f"data.clips_per_class={self.clips_per_class} is not at least 2")

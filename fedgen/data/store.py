@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,10 @@ class Store:
             out[rows] = self._shard(shard)[wanted[rows] % self._index["shard_clips"]].to(dtype)
         return out
 
-    def train_indices(self, test_fold: int) -> np.ndarray:
-        """Return the clips outside ``test_fold``, int64."""
-        return np.flatnonzero(self.folds != self._known(test_fold))
+    def train_indices(self, test_fold: int, leave_out: Sequence[int] = ()) -> np.ndarray:
+        """Return the clips outside ``test_fold`` and the folds ``leave_out``, int64."""
+        held_out = [self._known(test_fold), *(self._known(fold, "data.leave_out") for fold in leave_out)]
+        return np.flatnonzero(~np.isin(self.folds, held_out))
 
     def test_indices(self, test_fold: int) -> np.ndarray:
         """Return the clips of ``test_fold``, int64."""
@@ -103,11 +105,11 @@ class Store:
             if not intact(self.path, shard):
                 raise DataError(f"{self.path / shard['file']} is damaged (shard {number}); {PREPARE} writes it again")
 
-    def _known(self, test_fold: int) -> int:
-        if test_fold not in self.folds:
+    def _known(self, fold: int, key: str = "data.test_fold") -> int:
+        if fold not in self.folds:
             choices = sorted(set(self.folds.tolist()))
-            raise DataError(f"data.test_fold={test_fold} is not one of the folds {choices} of the store {self.path}")
-        return test_fold
+            raise DataError(f"{key}={fold} is not one of the folds {choices} of the store {self.path}")
+        return fold
 
     def _shard(self, number: int) -> Tensor:
         file = self.path / self._index["shards"][number]["file"]

@@ -79,6 +79,9 @@ def test_a_store_knows_its_clips(tmp_path: Path) -> None:
     assert store.test_indices(2).tolist() == [5, 6, 7, 8, 9]
     with pytest.raises(DataError, match=r"data\.test_fold=3 is not one of the folds \[1, 2\]"):
         store.test_indices(3)
+    assert store.train_indices(2, [1]).tolist() == []
+    with pytest.raises(DataError, match=r"data\.leave_out=7 is not one of the folds"):
+        store.train_indices(2, [7])
 
 
 def test_shards_are_mapped_only_while_they_are_read(tmp_path: Path) -> None:
