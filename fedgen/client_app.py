@@ -12,6 +12,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedgen.aggregation import clipped
 from fedgen.config import Config, NodeConfig, from_yaml
 from fedgen.errors import ConfigError, require
 from fedgen.exchange.moments import core_moments_to_record, moments_to_record
@@ -27,7 +28,7 @@ from fedgen.training.losses import generator_loss
 app = ClientApp()
 
 
-@app.train()
+@app.train(mods=[clipped])
 def train(message: Message, context: Context) -> Message:
     """Train adapters and generators, as the phase says; reply with the adapters and metrics of the training."""
     started = time.monotonic()

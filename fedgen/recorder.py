@@ -6,15 +6,19 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fedgen.assessment import Assessment
+from fedgen.config import Config
+from fedgen.errors import CheckpointError
 from fedgen.evaluation.plots import draw_run, draw_samples
 from fedgen.evaluation.tables import distribution_table, quality_table, show
 from fedgen.evaluation.zero_shot import Scores
-from fedgen.phases import Phase
+from fedgen.models.privacy.accountant import compose, epsilon
+from fedgen.phases import MODES, Phase
 from fedgen.run_folder import RunFolder
 from fedgen.task import Task
 
@@ -72,10 +76,16 @@ class Recorder:
     ----------
     folder : RunFolder
     task : Task
+
+    Raises
+    ------
+    CheckpointError, ConfigError
+        With ``strategy.dp``: what the run goes on from is not private; the accountant is not installed.
     """
 
     def __init__(self, folder: RunFolder, task: Task) -> None:
         self.folder, self.task = folder, task
+        self._adapters_spent = adapters_spent(task.config)
         self._started, self._before = time.monotonic(), 0.0  # seconds before this process, if the run was interrupted
         self._history: list[dict[str, Any]] = []
         self._reports: list[RoundReport] = []
@@ -149,9 +159,14 @@ class Recorder:
             },
             "seed": config.seed,
         }
+        privacy: dict[str, Any] = {}
         if config.privacy.used:
             spent = {str(number): facts for report in self._reports for number, facts in report.spent.items()}
-            results["privacy"] = {"epsilon": config.privacy.epsilon, "delta": config.privacy.delta, "nodes": spent}
+            privacy = {"epsilon": config.privacy.epsilon, "delta": config.privacy.delta, "nodes": spent}
+        if self._adapters_spent:
+            privacy["adapters"] = self._adapters_spent
+        if privacy:
+            results["privacy"] = privacy
         if assessment is not None:
             results["evaluation"] = assessment.results
         self.folder.save_json("results.json", results)
@@ -161,6 +176,44 @@ class Recorder:
         rounds = len(self._reports)
         logger.info("accuracy %.3f after %d rounds; run folder: %s", scores.accuracy, rounds, self.folder.path)
         return results
+
+
+def adapters_spent(config: Config) -> dict[str, Any]:
+    """Return what the adapters of a run have spent at its end, for one node; empty without ``strategy.dp``.
+
+    Each round that trains adapters is one Gaussian mechanism; those of the run that this one goes on from count too.
+    ``epsilon`` is for neighbours of which one lacks a node, ``epsilon_replaced`` for those in which one is another.
+
+    Raises
+    ------
+    CheckpointError
+        The run that this one goes on from has trained adapters without ``strategy.dp``.
+    ConfigError
+        That run has not finished; the accountant is not installed.
+    """
+    settings = config.strategy
+    if settings.noise_multiplier is None or settings.delta is None:
+        return {}
+    rounds = sum(phase.rounds for phase in config.phase_list if MODES[phase.mode].trains_adapters)
+    earlier = _earlier_spent(Path(config.checkpoint.load)) if config.checkpoint.load else []
+    own = {"noise_multiplier": settings.noise_multiplier, "clipping_norm": settings.clipping_norm, "rounds": rounds}
+    noise = compose([part["noise_multiplier"] for part in [*earlier, own] for _ in range(part["rounds"])])
+    spent = {"epsilon": epsilon(noise, settings.delta), "epsilon_replaced": epsilon(noise / 2, settings.delta)}
+    return {"unit": "node", "clipped_by": settings.dp, **own, **spent, "delta": settings.delta, "earlier": earlier}
+
+
+def _earlier_spent(load: Path) -> list[dict[str, Any]]:
+    """Return noise and rounds of the run in the folder ``load``, and of those before it."""
+    folder = RunFolder(load)
+    results, came_from = folder.results(), folder.config().checkpoint.load
+    spent = results.get("privacy", {}).get("adapters")
+    if spent:
+        return [*spent["earlier"], {name: spent[name] for name in ("noise_multiplier", "clipping_norm", "rounds")}]
+    if came_from or any(MODES[phase["mode"]].trains_adapters for phase in results["phases"]):
+        raise CheckpointError(
+            f"checkpoint.load={load}: its adapters learnt without strategy.dp, so they are not private"
+        )
+    return []
 
 
 def show_samples(assessment: Assessment, folder: RunFolder) -> None:

@@ -200,6 +200,14 @@ def test_a_node_limits_what_a_server_may_ask(
         federate(tiny(*overrides), tmp_path, careful)
 
 
+def test_a_delta_too_large_for_a_node_ends_the_run_before_any_training(
+    tiny: Tiny, federate: Federate, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"nodes cannot start: .*privacy\.delta=0\.2 is too large.* 8 clips"):
+        federate(private(tiny, "privacy.delta=0.2"), tmp_path)
+    assert not (tmp_path / "state/node0").exists()
+
+
 def test_what_is_spent_must_be_readable(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     def lie(request: Message, reply: Message, node: int) -> Message | None:
         if request.metadata.message_type == "train" and node == 0:

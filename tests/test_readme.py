@@ -1,4 +1,4 @@
-"""The commands of the README and of the documentation of generators, on a small data set."""
+"""The commands of the README and of the documentation of generators and privacy, on a small data set."""
 
 import re
 import shlex
@@ -31,7 +31,7 @@ ELSEWHERE = ("experiment=", "path/to", "OLD.json", "make ")  # the demo and real
 def commands() -> list[str]:
     """Every ``fedgen run`` of the pages, in order, without comments."""
     found = []
-    for page in ("README.md", "docs/generators.md"):
+    for page in ("README.md", "docs/generators.md", "docs/privacy.md"):
         text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
         found += re.findall(r"(?:`|^)(fedgen (?:run|checkpoints) [^`\n]*?)(?: +#[^\n]*)?(?:`|$)", text, re.MULTILINE)
     return [command for command in dict.fromkeys(found) if not any(word in command for word in ELSEWHERE)]
