@@ -20,15 +20,13 @@ import json
 import logging
 import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
-from figures import mean_and_error
+from figures import finished, mean_and_error
 from rich.console import Console
 from rich.table import Table
 
@@ -83,15 +81,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 def cell(out: Path, common: list[str], fold: int, seed: int, way: str) -> dict[str, Any]:
     """Run one way on one fold with one seed, or read what it gave before."""
     folder = out / f"fold{fold}_seed{seed}" / way.replace(" ", "_")
-    overrides = [*common, *WAYS[way], f"data.test_fold={fold}", f"seed={seed}", f"hydra.run.dir={folder}"]
-    results = folder / "results.json"
-    if not results.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "fedgen.cli", "run", *overrides]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if not results.is_file():
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    found = json.loads(results.read_text())
+    found = finished(folder, [*common, *WAYS[way], f"data.test_fold={fold}", f"seed={seed}"])
     gate = found.get("evaluation", {}).get("gate", {}).get("verdict")
     membership = found.get("evaluation", {}).get("privacy", {}).get("membership_auc")
     row = {"fold": fold, "seed": seed, "way": way, "accuracy": found["accuracy"], "seconds": found["seconds"]["total"]}

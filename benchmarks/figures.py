@@ -7,6 +7,7 @@ import json
 import re
 import resource
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -57,6 +58,24 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
     return statistics.mean(values), error
+
+
+def finished(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the results of the run in ``folder``; the first time, start it as a process of its own.
+
+    Raises
+    ------
+    RuntimeError
+        It failed; with its last words.
+    """
+    results = folder / "results.json"
+    if not results.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "fedgen.cli", "run", *overrides, f"hydra.run.dir={folder}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not results.is_file():
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return dict(json.loads(results.read_text()))
 
 
 def resident(name: str) -> float:

@@ -97,6 +97,20 @@ def test_accuracy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -
     assert (tmp_path / "fold3_seed0" / "centralised" / "results.json").stat().st_mtime == before
 
 
+def test_privacy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    cells = ["--modes", "one_shot", "--epsilons", "30", "--delta", "0.01", "--folds", "3", "--seeds", "0", "1"]
+    sizes = [*SMALL, "rounds=1", "adapter.width=8", "adapter.hidden=16", "adapter.training.epochs=1"]
+    benchmark_file("privacy").main(["sounds", *sizes, *cells, "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "privacy.json").read_text())
+    assert [row["epsilon"] for row in found["table"]] == ["none", "30.0"]
+    own = [row["accuracy"] for row in found["runs"] if row["epsilon"] == "30.0"]
+    assert found["table"][1]["one_shot"][0] == pytest.approx(sum(own) / 2)
+    spent = json.loads((tmp_path / "fold3_seed1" / "one_shot_30.0" / "results.json").read_text())["privacy"]
+    assert (spent["epsilon"], spent["delta"]) == (30, 0.01)
+    assert (tmp_path / "privacy.png").stat().st_size > 0
+
+
 FEW = ["data.clips_per_class=10", "data.classes=[dog, cow, rain]", "encoder.stride=16"]
 SMALL_ADAPTERS = ["adapter.width=8", "adapter.hidden=16", "adapter.training.epochs=1", "target=small"]
 
