@@ -1,0 +1,237 @@
+"""Quality of the samples of every kind of generator, against baselines, at several training lengths.
+
+Each held-out fold and seed is a block. In a block the training clips are dealt to nodes as in a federation, by class by
+default; each node fits a codec and a generator of its own to its clips, and everyone's samples together are measured by
+`fedgen.evaluation.quality.quality` against all training clips and the held-out ones, at the encoder's own length:
+shorter ones are up-sampled. Baselines: Gaussian mixtures in the codec; class Gaussians of flat short sequences and of
+mean tokens; the predecessor's recipe, a generator a class; points between clips, a leak that the privacy columns must
+show. The first row is what real clips score: training against held-out ones.
+
+The targets: with samples, a probe has 0.97 of the accuracy that it has with real clips, at every length; and a neural
+kind is better than `gaussian` in precision, density and coverage (as good, where there is no more to have) and worse in
+no other measure. Kinds are compared within blocks: a mean difference counts that is more than two of its errors.
+
+    python benchmarks/generators.py ../shared/data/esc10 encoder.stride=16       # ESC-10, 514 tokens
+    python benchmarks/generators.py ../shared/data/esc10                         # ESC-10, 1214 tokens
+    python benchmarks/generators.py sounds encoder.stride=16                     # the synthesised sounds
+    python benchmarks/generators.py ../shared/data/esc10 --folds 1 2 3 4 'data.leave_out=[5]' generator.shrinkage=0.5
+
+Every finished cell is kept in ``--out``: interrupted, the benchmark goes on where it was. A block takes some five
+minutes of one core at 514 tokens without the predecessor, whose recipe alone takes half an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from baselines import class_gaussian, interpolations, mixture, predecessor
+from comparison import REFERENCE, TARGET, summary, tables
+from figures import parser, save
+from predecessor import Recipe
+from torch import Tensor
+
+from fedgen.config import load_config
+from fedgen.data.tokens import TokenSource
+from fedgen.evaluation.gate import judge
+from fedgen.evaluation.privacy import Privacy, PrivacyReport
+from fedgen.evaluation.quality import AdapterTask, quality
+from fedgen.models.codec import Codec
+from fedgen.models.generators import KINDS, GeneratorSettings
+from fedgen.models.samples import PooledTokens, SyntheticTokens, class_counts
+from fedgen.models.seeds import seeded
+from fedgen.task import Task, prepare_task
+from fedgen.training.bank import Bank
+
+logger = logging.getLogger(__name__)
+
+BASELINES = ("mixture", "flat gaussian", "pooled gaussian", "interpolation", "predecessor")
+FLAT = 64  # tokens above which flat sequences are left out
+FEW = 4  # tokens of the predecessor's sequences
+OWN = ("data", "data.test_fold", "generator", "generator.kind", "generator.training_length")  # options say these
+HONOURED = ("data", "encoder", "target", "generator", "granularity", "partition", "adapter", "evaluation")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    arguments = parse(words)
+    benchmark = Benchmark(arguments)
+    cells: list[dict[str, Any]] = []
+    for fold in arguments.folds:
+        for seed in arguments.seeds:
+            block = Block(benchmark, fold, seed)
+            cells += [benchmark.cell(block, way, length) for way, length in benchmark.rows]
+    found = summary(cells, benchmark.rows, [kind for kind in KINDS if kind != REFERENCE])
+    tables(found, f"{benchmark.native} tokens, folds {arguments.folds}, seeds {arguments.seeds}")
+    arguments.out = arguments.out / "generators.json"
+    save(arguments, found, setup=benchmark.setup, target=TARGET)
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    made = parser(__doc__, "generators")
+    made.set_defaults(out=Path("runs/benchmarks/generators"))
+    made.add_argument("data", help="folder in the ESC-50 layout, or sounds")
+    made.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="held out in turn")
+    made.add_argument("--seeds", type=int, nargs="+", default=[0])
+    made.add_argument("--lengths", nargs="+", default=["4", "64", "256", "native"], help="training lengths in tokens")
+    made.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
+    made.add_argument("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES))
+    made.add_argument("--samples", type=int, default=128, help="of each class")
+    made.add_argument("--adapter", action="store_true", help="also the adapter's probe, which takes minutes a row")
+    made.add_argument("--epochs", type=int, default=100, help="of the predecessor's recipe")
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("overrides", nargs="*", help=f"of the configuration: {', '.join(HONOURED)}")
+    arguments = made.parse_intermixed_args(words)
+    for override in arguments.overrides:
+        key = override.lstrip("+").split("=")[0]
+        if key.split(".")[0] not in HONOURED or key in OWN:
+            made.error(f"{override} is no override here; what may be: {', '.join(HONOURED)}, but not {', '.join(OWN)}")
+    return arguments
+
+
+class Benchmark:
+    """The data, the settings and the rows of the tables."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        data = ["data=sounds"] if arguments.data == "sounds" else ["experiment=esc10", f"data.root={arguments.data}"]
+        self.arguments, self.overrides = arguments, [*data, f"threads={arguments.threads}", *arguments.overrides]
+        self.native = self.task(arguments.folds[0], 0).store.shape[0]
+        kinds = {REFERENCE, *arguments.kinds}
+        self.generators = {kind: load_config([f"generator={kind}", *self.overrides]).generator for kind in kinds}
+        self.setup = {"overrides": self.overrides, "samples": arguments.samples, "adapter": arguments.adapter}
+
+    def task(self, fold: int, seed: int) -> Task:
+        """Return the clips of a block, dealt to nodes, with everything that is the same for all ways."""
+        return prepare_task(load_config([*self.overrides, f"data.test_fold={fold}", f"seed={seed}"]))
+
+    @cached_property
+    def rows(self) -> list[tuple[str, int]]:
+        """Ways of making samples, with the tokens that each models."""
+        given = self.arguments
+        lengths = [self.native if length == "native" else int(length) for length in given.lengths]
+        chosen = [(way, length) for length in lengths for way in (*given.kinds, "mixture")]
+        chosen += [("flat gaussian", length) for length in lengths if 1 < length <= FLAT]
+        chosen += [("pooled gaussian", 1), ("predecessor", FEW), ("interpolation", self.native)]
+        return sorted((row for row in chosen if row[0] in (*given.kinds, *given.baselines)), key=lambda row: row[1])
+
+    def settings(self, way: str, length: int) -> GeneratorSettings:
+        """Return a kind's settings at a training length; of baselines those of `REFERENCE`."""
+        found = self.generators.get(way, self.generators[REFERENCE])
+        return replace(found, training_length=None if length == self.native else length)
+
+    def cell(self, block: Block, way: str, length: int) -> dict[str, Any]:
+        """Make samples in one way and measure them, or read what was measured before."""
+        folder = self.arguments.out / f"fold{block.fold}_seed{block.seed}"
+        path = folder / f"{way.replace(' ', '_')}_{length}.json"
+        setup = self.setup | {"generator": asdict(self.settings(way, length))}
+        setup |= {"epochs": self.arguments.epochs} if way == "predecessor" else {}
+        if path.is_file():
+            known: dict[str, Any] = json.loads(path.read_text())
+            if known["setup"] != setup:
+                raise SystemExit(f"{path} was measured with other settings: choose another --out")
+            return known
+        started = time.process_time()
+        made = block.samples(way, length)
+        seconds = time.process_time() - started
+        report = block.measure(made)
+        found = {"fold": block.fold, "seed": block.seed, "way": way, "length": length, "setup": setup}
+        found |= {"seconds": seconds, "report": report, "gate": verdict(report, block.task)}
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found))
+        logger.info("fold %d, seed %d: %s at %d tokens, %.0f s", block.fold, block.seed, way, length, seconds)
+        return found
+
+
+class Block:
+    """The clips of one held-out fold, dealt to nodes with one seed."""
+
+    def __init__(self, benchmark: Benchmark, fold: int, seed: int) -> None:
+        self.benchmark, self.fold, self.seed = benchmark, fold, seed
+        self.task = benchmark.task(fold, seed)
+        self.encoded: dict[int, list[tuple[Codec, Tensor]]] = {}  # by length, of each node
+
+    @cached_property
+    def train(self) -> TokenSource:
+        """The training clips."""
+        return self.task.tokens(self.task.train_indices)
+
+    @cached_property
+    def held_out(self) -> TokenSource:
+        """The held-out clips."""
+        return self.task.test_tokens()
+
+    @cached_property
+    def nodes(self) -> list[TokenSource]:
+        """The training clips of each node."""
+        return [self.task.tokens(part) for part in self.task.parts]
+
+    def samples(self, way: str, length: int) -> TokenSource:
+        """Return samples of all classes."""
+        given = self.benchmark.arguments
+        if way in ("flat gaussian", "pooled gaussian"):
+            shrinkage = self.benchmark.settings(REFERENCE, length).shrinkage
+            return class_gaussian(self.train, length, given.samples, shrinkage, self.seed)
+        if way == "interpolation":
+            return interpolations(self.train, given.samples, self.seed)
+        if way == "predecessor":
+            return predecessor(self.train, Recipe(length, given.epochs), given.samples, self.seed)
+        return self._in_codec(way, length)
+
+    def _in_codec(self, way: str, length: int) -> PooledTokens:
+        """Return the samples of every node's own generators, or mixtures, in its own codec."""
+        settings = self.benchmark.settings(way, length)
+        count, parts = self.benchmark.arguments.samples, []
+        for number, (node, (codec, latents)) in enumerate(zip(self.nodes, self._encoded(length), strict=True)):
+            seed = seeded(self.seed, "generators", number).initial_seed()
+            if way == "mixture":
+                drawn, labels = mixture(latents, node.labels, count, seed)
+                parts.append(SyntheticTokens(codec, drawn, labels, seed, self.task.device))
+            else:
+                bank = self._bank(settings, node, codec, latents, seed)
+                parts.append(bank.sample(dict.fromkeys(class_counts(node.labels), count), seed, self.task.device))
+        return PooledTokens(parts)
+
+    def _bank(self, settings: GeneratorSettings, node: TokenSource, codec: Codec, latents: Tensor, seed: int) -> Bank:
+        """Return a node's generators, fitted to its clips, of which ``latents`` are known."""
+        task = self.task
+        bank = Bank(settings, task.granularity, task.classes, task.targets.conditions(), encode=lambda _: latents)
+        bank.fit(node, seed, codec)
+        return bank
+
+    def _encoded(self, length: int) -> list[tuple[Codec, Tensor]]:
+        """Return each node's codec and latents, which all ways in the codec have in common."""
+        if length not in self.encoded:
+            settings = self.benchmark.settings(REFERENCE, length)
+            codecs = [Codec.fit(node, settings.codec, settings.lengths) for node in self.nodes]
+            pairs = zip(codecs, self.nodes, strict=True)
+            self.encoded[length] = [(codec, codec.encode_all(node)) for codec, node in pairs]
+        return self.encoded[length]
+
+    def measure(self, made: TokenSource) -> dict[str, Any]:
+        """Return every measure of ``made``."""
+        probes, probing = ["pooled", "segments"], None
+        if self.benchmark.arguments.adapter:
+            probes.append("adapter")
+            training = self.task.config.adapter.training
+            probing = AdapterTask(self.task.targets.heads, self.task.adapters, training)
+        folds = torch.from_numpy(self.task.store.folds[self.task.train_indices])
+        return quality(self.train, self.held_out, made, self.task.classes, probing, probes, folds, self.seed)
+
+
+def verdict(report: dict[str, Any], task: Task) -> str:
+    """Return what the gate says, over all nodes together."""
+    names = Privacy.__dataclass_fields__
+    overall = Privacy(**{name: report["privacy"][name] for name in names})
+    return judge(PrivacyReport(overall, {}, {}), task.config.evaluation).verdict
+
+
+if __name__ == "__main__":
+    main()
