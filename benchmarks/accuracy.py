@@ -5,7 +5,8 @@ with the same settings. What counts is the share of the block's `centralised` ac
 is that of the mean over blocks. `federate` and `standalone` are the lower references.
 
     python benchmarks/accuracy.py ../shared/data/esc10                       # ESC-10, 3 nodes with 3, 3 and 4 classes
-    python benchmarks/accuracy.py ../shared/data/esc10 --folds 5 --seeds 0   # one block: a quarter of an hour
+    python benchmarks/accuracy.py ../shared/data/esc10 --folds 5 --seeds 0   # one block
+    python benchmarks/accuracy.py ../shared/data/esc10 --options --folds 1 2 3 4 data.leave_out=[5]    # choose settings
     python benchmarks/accuracy.py ../shared/data/esc10 partition=dirichlet partition.alpha=0.1 partition.nodes=10
     python benchmarks/accuracy.py sounds encoder.stride=16                   # the synthesised sounds
 
@@ -19,6 +20,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -38,12 +40,20 @@ logger = logging.getLogger(__name__)
 
 REFERENCE = "centralised"
 GOAL = 0.95  # of the reference
+GENERATE = "phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds: 9}]"
 WAYS = {
     "standalone": ["mode=standalone"],
     "federate": ["mode=federate"],
-    **{f"one_shot {kind}": ["mode=one_shot", f"generator={kind}"] for kind in KINDS},
-    "generate": ["phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds: 9}]"],
+    "one_shot": ["mode=one_shot"],
+    **{f"generate {kind}": [f"generator={kind}", GENERATE] for kind in KINDS},
     REFERENCE: ["mode=centralised"],
+}
+OPTIONS = {  # what the defaults of `one_shot` and of the reference are compared with
+    "one_shot, fill=0": ["mode=one_shot", "synthesis.fill=0"],
+    "one_shot, global_training=none": ["mode=one_shot", "global_training=none"],
+    "one_shot, global_training=distil": ["mode=one_shot", "global_training=distil"],
+    "one_shot, codec=shared": ["mode=one_shot", "sharing.codec=shared"],
+    f"{REFERENCE}, on tokens": ["mode=centralised", "adapter.projection.channels=0", "synthesis.fill=0"],
 }
 
 
@@ -71,17 +81,20 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("data", help="folder in the ESC-50 layout, or sounds")
     parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS, *OPTIONS])
+    parser.add_argument("--options", action="store_true", help="compare the settings of one_shot")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/accuracy"))
     parser.add_argument("overrides", nargs="*", help="of the configuration")
-    return parser.parse_intermixed_args(words)
+    arguments = parser.parse_intermixed_args(words)
+    arguments.ways = arguments.ways or (["one_shot", *OPTIONS, REFERENCE] if arguments.options else list(WAYS))
+    return arguments
 
 
 def cell(out: Path, common: list[str], fold: int, seed: int, way: str) -> dict[str, Any]:
     """Run one way on one fold with one seed, or read what it gave before."""
-    folder = out / f"fold{fold}_seed{seed}" / way.replace(" ", "_")
-    found = finished(folder, [*common, *WAYS[way], f"data.test_fold={fold}", f"seed={seed}"])
+    folder = out / f"fold{fold}_seed{seed}" / re.sub(r"\W+", "_", way)
+    found = finished(folder, [*common, *{**WAYS, **OPTIONS}[way], f"data.test_fold={fold}", f"seed={seed}"])
     gate = found.get("evaluation", {}).get("gate", {}).get("verdict")
     membership = found.get("evaluation", {}).get("privacy", {}).get("membership_auc")
     row = {"fold": fold, "seed": seed, "way": way, "accuracy": found["accuracy"], "seconds": found["seconds"]["total"]}
