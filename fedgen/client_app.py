@@ -226,6 +226,8 @@ def check_budget(config: Config, most: Any) -> None:
         config.privacy.used and asked is not None and asked <= limit,
         f"the node configuration's max-epsilon={limit:g} refuses privacy={config.privacy.name} privacy.epsilon={asked}",
     )
+    seed = config.privacy.seed
+    require(seed is None, f"the node configuration's max-epsilon refuses privacy.seed={seed}: its noise hides nothing")
 
 
 def node_home(run_dir: str, context: Context) -> Path:

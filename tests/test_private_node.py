@@ -186,6 +186,7 @@ def test_a_budget_without_privacy_is_refused() -> None:
         ("4", DP, r"max-epsilon=4 refuses privacy=dp privacy\.epsilon=8"),
         ("4", (), r"max-epsilon=4 refuses privacy=none"),
         ("many", DP, r"max-epsilon='many' must be a number"),
+        ("8", DP, r"max-epsilon refuses privacy\.seed=1"),
     ],
 )
 def test_a_node_limits_what_a_server_may_ask(
