@@ -122,7 +122,8 @@ def tables(rows: Sequence[Row], title: str) -> None:
         for row in rows
         if (found := row.get("against"))
     ]
-    show(f"against {REFERENCE}: {title}", ["tokens", "way", *TO_WIN, "better", "worse", "wins"], cells)
+    if cells:
+        show(f"against {REFERENCE}: {title}", ["tokens", "way", *TO_WIN, "better", "worse", "wins"], cells)
 
 
 def _name(row: Row) -> list[Any]:

@@ -62,6 +62,7 @@ HONOURED = ("data", "encoder", "target", "generator", "granularity", "partition"
 
 def main(words: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("fedgen").setLevel(logging.ERROR)  # how far sequences are up-sampled is in the table
     arguments = parse(words)
     benchmark = Benchmark(arguments)
     cells: list[dict[str, Any]] = []
