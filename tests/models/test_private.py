@@ -16,8 +16,8 @@ from fedgen.models.generators import GeneratorSettings, open_generator
 from fedgen.models.lengths import Lengths
 from fedgen.models.privacy import PrivacySettings, PublicSpace, Release, Spent, public_space, release
 from fedgen.models.privacy.accountant import Mechanism, calibrate, compose, epsilon
-from fedgen.models.privacy.mechanisms import Noise, class_sums, clipped, scatter
-from fedgen.models.privacy.release import private_covariance, private_means
+from fedgen.models.privacy.mechanisms import Noise, class_sums, clipped, energies
+from fedgen.models.privacy.release import private_means, private_spreads
 
 pytest.importorskip("dp_accounting")
 
@@ -69,10 +69,12 @@ def test_no_clip_changes_a_sum_by_more_than_the_sensitivity(kind: str, bound: fl
         without = torch.cat([torch.zeros_like(vectors[:1]), vectors[1:]])
         moved = class_sums(vectors, rows, 3) - class_sums(without, rows, 3)
         assert moved.norm() <= bound * (1 + 1e-12)
-        assert (scatter(vectors) - scatter(without)).norm() <= bound**2 * (1 + 1e-12)
+        spreads = class_sums(energies(vectors, 4), rows, 3)
+        assert (spreads - class_sums(energies(without, 4), rows, 3)).norm() <= bound**2 * (1 + 1e-12)
         for other in found:  # one clip replaced by another
             assert (class_sums(vectors, rows, 3) - class_sums(other, rows, 3)).norm() <= 2 * bound * (1 + 1e-12)
-            assert (scatter(vectors) - scatter(other)).norm() <= 2**0.5 * bound**2 * (1 + 1e-12)
+            changed = spreads - class_sums(energies(other, 4), rows, 3)
+            assert changed.norm() <= 2**0.5 * bound**2 * (1 + 1e-12)
 
 
 def test_the_bounds_are_reached() -> None:
@@ -81,7 +83,7 @@ def test_the_bounds_are_reached() -> None:
     rows = torch.zeros(1, dtype=torch.long)
     sums = [class_sums(vector[None], rows, 1) for vector in far]
     assert (sums[0] - sums[1]).norm() == pytest.approx(4.0)
-    assert (scatter(far[:1]) - scatter(far[2:])).norm() == pytest.approx(2**0.5 * 4.0)
+    assert (energies(far[:1], 2) - energies(far[2:], 2)).norm() == pytest.approx(2**0.5 * 4.0)
 
 
 def test_what_is_within_the_bound_stays() -> None:
@@ -118,26 +120,22 @@ def test_the_noise_has_the_calibrated_deviation() -> None:
     torch.testing.assert_close(few, expected)
 
 
-def test_symmetric_noise_is_alike_in_all_directions() -> None:
-    drawn = torch.stack([Noise(seed).symmetric(3) for seed in range(4 * DRAWS)])
-    assert (drawn == drawn.transpose(1, 2)).all()
-    assert drawn.diagonal(dim1=1, dim2=2).std() == pytest.approx(1.0, abs=0.05)
-    assert drawn[:, 0, 1].std() == pytest.approx(0.5**0.5, abs=0.05)
-    direction = scatter(torch.tensor([[0.6, 0.0, 0.8]]).double())  # of unit norm
-    assert (drawn * direction).sum(dim=(1, 2)).std() == pytest.approx(1.0, abs=0.05)
-
-
-def test_the_covariance_gives_way_to_the_public_one_as_noise_grows() -> None:
+def test_widths_of_classes_give_way_to_their_mean_as_noise_grows() -> None:
     generator = torch.Generator().manual_seed(0)
-    vectors = (torch.randn(4000, 3, generator=generator) * torch.tensor([2.0, 1.0, 0.5])).double()
-    usual = torch.eye(3).double()
-    quiet = Mechanism("covariance", 100.0, 1e-3, 2**0.5)
-    found = private_covariance(vectors, usual, quiet, Noise(1))
-    torch.testing.assert_close(found, vectors.T @ vectors / 4000, atol=0.02, rtol=0)
-    loud = private_covariance(vectors, usual, replace(quiet, multiplier=1e6), Noise(1))
-    torch.testing.assert_close(loud / loud[0, 0], usual, atol=1.0, rtol=0)
-    for covariance in (found, loud):
-        assert torch.linalg.eigvalsh(covariance).min() >= -1e-9
+    widths = torch.tensor([[1.0, 4.0, 1.0, 0.5], [9.0, 0.25, 2.0, 1.0]]).double()  # in four bands of two coefficients
+    rows = torch.arange(8000) % 2
+    usual = torch.tensor([2.0, 2.0, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0]).double()
+    vectors = torch.randn(8000, 8, generator=generator).double() * usual.sqrt()
+    vectors *= widths[rows].sqrt().repeat_interleave(2, dim=1)
+    counts, quiet = torch.tensor([4000, 4000]), Mechanism("spreads", 100.0, 1e-3, 2**0.5)
+
+    def found(mechanism: Mechanism, of: Tensor = vectors, blur: float = 0.0) -> Tensor:
+        return private_spreads(of, rows, counts, usual.diag(), torch.full((2,), blur).double(), mechanism, Noise(1))
+
+    torch.testing.assert_close(found(quiet), widths, atol=0, rtol=0.1)
+    torch.testing.assert_close(found(quiet, vectors + 0.7, 0.49), widths, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(found(replace(quiet, multiplier=1e6)), torch.ones_like(widths), atol=0.05, rtol=0)
+    assert found(replace(quiet, multiplier=300.0)).min() > 0
 
 
 def test_noise_without_a_seed_is_never_the_same() -> None:
@@ -172,9 +170,9 @@ def test_composition_adds_squares() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_a_release_spends_its_budget_and_no_more(space: PublicSpace, share: float) -> None:
-    spent = release(sounds(seed=5), space, replace(DP, covariance=share), seed=1).spent
+    spent = release(sounds(seed=5), space, replace(DP, spreads=share), seed=1).spent
     assert (spent.epsilon, spent.delta) == (pytest.approx(2.0, rel=1e-6), 1e-3)
-    assert list(spent.epsilon_of) == (["means", "covariance"] if share else ["means"])
+    assert list(spent.epsilon_of) == (["means", "spreads"] if share else ["means"])
     assert max(spent.epsilon_of.values()) <= 2.0 + 1e-6
     assert sum(spent.epsilon_of.values()) >= 2.0 - 1e-6
     assert spent.epsilon < spent.epsilon_replaced
@@ -185,11 +183,11 @@ def test_a_release_spends_its_budget_and_no_more(space: PublicSpace, share: floa
 
 
 def test_a_release_has_the_noise_that_it_reports(space: PublicSpace) -> None:
-    settings = replace(DP, covariance=0.3, clip=2.0, epsilon=30.0)
+    settings = replace(DP, spreads=0.3, clip=2.0, epsilon=30.0)
     found = [release(sounds(seed=5), space, settings, seed) for seed in range(40)]
-    means, covariance = found[0].spent.mechanisms
+    means, spreads = found[0].spent.mechanisms
     assert (means.sensitivity, means.replacement) == (2.0 * space.norm, 2.0)
-    assert (covariance.sensitivity, covariance.replacement) == ((2.0 * space.spread) ** 2, 2**0.5)
+    assert (spreads.sensitivity, spreads.replacement) == ((2.0 * space.spread) ** 2, 2**0.5)
     drawn = torch.stack([one.density.means for one in found]).std(dim=0).mean(dim=1)
     expected = means.multiplier * means.sensitivity / torch.tensor([30.0, 25.0, 35.0])
     torch.testing.assert_close(drawn, expected, rtol=0.2, atol=0)
@@ -210,16 +208,18 @@ def test_more_epsilon_comes_nearer_to_the_clips(space: PublicSpace) -> None:
 def test_without_noise_it_is_the_plain_generator(space: PublicSpace) -> None:
     source = sounds(seed=5)
     latents = space.codec.encode_all(source).double()
-    found = release(source, space, replace(CLOSE, covariance=0.5), seed=1).density
+    found = release(source, space, replace(CLOSE, spreads=0.5), seed=1).density
     means = torch.stack([latents[source.labels == label].mean(dim=0) for label in range(3)])
     torch.testing.assert_close(found.means.double(), means, atol=0.02, rtol=0)
-    within = latents - means[source.labels]
-    covariance = (found.factors[0] @ found.factors[0].T).double()
-    torch.testing.assert_close(covariance, within.T @ within / 90, atol=0.05, rtol=0.05)
+    for label in range(3):
+        covariance = found.of(label)[1].double() @ found.of(label)[1].double().T
+        within = latents[source.labels == label] - means[label]
+        expected, variances = energies(within, 4).mean(dim=0), covariance.diagonal()
+        torch.testing.assert_close(energies(variances.sqrt()[None], 4)[0], expected, atol=0.02, rtol=0.05)
 
 
 def test_without_a_share_the_covariance_is_that_of_public_sounds(space: PublicSpace) -> None:
-    found = [release(sounds(seed), space, DP, seed=1).density.factors[0] for seed in (5, 6)]
+    found = [release(sounds(seed), space, replace(DP, spreads=0.0), seed=1).density.factors[0] for seed in (5, 6)]
     torch.testing.assert_close(found[0] @ found[0].T, space.within.float(), atol=1e-4, rtol=1e-4)
     assert (found[0] == found[1]).all()
 
@@ -256,7 +256,7 @@ def test_it_is_kept_and_read_again(space: PublicSpace) -> None:
         ({"name": "dp", "epsilon": 1.0, "delta": 1.0}, "privacy.delta=1.0 must be"),
         ({"name": "dp", "epsilon": 1.0, "delta": 1e-3, "clip": 0.0}, "privacy.clip=0.0"),
         ({"name": "dp", "epsilon": 1.0, "delta": 1e-3, "components": 0}, "privacy.components=0"),
-        ({"name": "dp", "epsilon": 1.0, "delta": 1e-3, "covariance": 1.0}, "privacy.covariance=1.0"),
+        ({"name": "dp", "epsilon": 1.0, "delta": 1e-3, "spreads": 1.0}, "privacy.spreads=1.0"),
         ({"name": "dp", "epsilon": 1.0, "delta": 1e-3, "seed": -1}, "privacy.seed=-1"),
         ({"epsilon": 1.0}, "privacy.epsilon=1.0 means nothing with privacy=none"),
     ],

@@ -29,14 +29,6 @@ class Noise:
         system = random.SystemRandom()
         return torch.tensor([system.gauss(0, 1) for _ in range(torch.Size(shape).numel())]).double().view(shape)
 
-    def symmetric(self, size: int) -> Tensor:
-        """Return a symmetric matrix ``(size, size)`` of noise that is alike in all directions of symmetric matrices.
-
-        Numbers on the diagonal have deviation 1, others the square root of one half: each of these stands twice.
-        """
-        values = self.draw(size, size)
-        return (values + values.T) / 2
-
 
 def clipped(vectors: Tensor, bound: float) -> Tensor:
     """Return ``vectors`` ``(N, k)``, float64, shortened to norms of at most ``bound``; 0 for those not finite."""
@@ -57,16 +49,16 @@ def class_sums(vectors: Tensor, rows: Tensor, classes: int) -> Tensor:
     return sums.index_add_(0, rows, vectors)
 
 
-def scatter(vectors: Tensor) -> Tensor:
-    """Return the sum of outer products ``(k, k)`` of ``vectors`` ``(N, k)``.
+def banded(size: int, number: int) -> Tensor:
+    """Return in which of ``number`` bands, all about equally wide, each of ``size`` coefficients is ``(size,)``."""
+    return torch.arange(size) * number // size
 
-    It changes by the squared norm of a vector (Frobenius norm) where that is left out, and by the square root of two
-    times the squared bound at most where it is replaced.
+
+def energies(vectors: Tensor, number: int) -> Tensor:
+    """Return the sums of squares of ``vectors`` ``(N, k)`` in ``number`` bands of coefficients ``(N, number)``.
+
+    None is negative and together they are the squared norm. So their own norm is that at most, and those of two vectors
+    are at most the square root of two times the larger one apart.
     """
-    return vectors.T @ vectors
-
-
-def positive(matrix: Tensor) -> Tensor:
-    """Return the nearest positive semi-definite matrix to symmetric ``matrix`` ``(k, k)`` (Higham 1988)."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0)) @ vectors.T
+    sums = torch.zeros(len(vectors), number, dtype=vectors.dtype)
+    return sums.index_add_(1, banded(vectors.shape[1], number), vectors.square())

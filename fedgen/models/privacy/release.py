@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,13 @@ from fedgen.errors import DataError
 from fedgen.models.codec import Codec
 from fedgen.models.density import ClassGaussians
 from fedgen.models.privacy.accountant import Mechanism, Spent, calibrate
-from fedgen.models.privacy.mechanisms import Noise, class_sums, clipped, positive, scatter
+from fedgen.models.privacy.mechanisms import Noise, banded, class_sums, clipped, energies
 from fedgen.models.privacy.settings import PrivacySettings
 from fedgen.models.privacy.space import PublicSpace
 from fedgen.models.states import join, part_of
+
+BANDS = 4  # of coefficients, in which a class's width is measured
+LEAST = 0.05  # of what is usual: no class is narrower
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Release:
         """
         whole = self.density
         means = torch.stack([whole.of(label)[0] for label in sorted(labels)])
-        rows = torch.zeros(len(labels), dtype=torch.long)  # all classes have one covariance
-        return ClassGaussians(torch.tensor(sorted(labels)), means, whole.factors, rows).state()
+        factors = torch.stack([whole.of(label)[1] for label in sorted(labels)])
+        return ClassGaussians(torch.tensor(sorted(labels)), means, factors, torch.arange(len(labels))).state()
 
     def state(self) -> dict[str, Tensor]:
         """Return codec and densities by name, to be kept beside ``spent.facts()``."""
@@ -88,7 +90,7 @@ def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, 
         raise DataError("a private release needs at least 1 clip, got none")
     settings.check_clips(len(source))
     noise, multiplier = Noise(seed), calibrate(settings.budget)
-    share = settings.covariance
+    share = settings.spreads
     latents = space.codec.encode_all(source).cpu()
     classes, rows, counts = source.labels.unique(return_inverse=True, return_counts=True)
 
@@ -96,15 +98,19 @@ def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, 
     mechanisms = [Mechanism("means", bound, multiplier / (1 - share) ** 0.5, 2.0)]
     vectors = clipped(latents, bound)
     means = private_means(vectors, rows, counts, mechanisms[0], noise)  # (C, k)
-    covariance = space.within
+    ratios = torch.ones(len(classes), 1, dtype=torch.float64)
     if share:
         reach = settings.clip * space.spread
-        mechanisms.append(Mechanism("covariance", reach**2, multiplier / share**0.5, 2**0.5))
+        mechanisms.append(Mechanism("spreads", reach**2, multiplier / share**0.5, 2**0.5))
+        blur = (
+            mechanisms[0].multiplier * bound / counts
+        ).square()  # what noise in the means adds, in every coefficient
         vectors = clipped(latents.double() - means[rows], reach)
-        covariance = private_covariance(vectors, space.within, mechanisms[1], noise)
-    values, axes = torch.linalg.eigh(covariance)
+        ratios = private_spreads(vectors, rows, counts, space.within, blur, mechanisms[1], noise)
+    values, axes = torch.linalg.eigh(space.within)
     factor = (axes * values.clamp(min=0).sqrt()) @ axes.T
-    density = ClassGaussians(classes, means, factor[None], torch.zeros_like(classes))
+    factors = ratios[:, banded(len(factor), ratios.shape[1])].sqrt()[:, :, None] * factor
+    density = ClassGaussians(classes, means, factors, torch.arange(len(classes)))
     return Release(space.codec, density, Spent.on(mechanisms, settings.budget[1], len(source)))
 
 
@@ -116,17 +122,37 @@ def private_means(vectors: Tensor, rows: Tensor, counts: Tensor, mechanism: Mech
     return clipped(means, mechanism.sensitivity)  # no mean of clipped vectors is longer
 
 
-def private_covariance(vectors: Tensor, usual: Tensor, mechanism: Mechanism, noise: Noise) -> Tensor:
-    """Return the covariance ``(k, k)`` of clipped ``vectors`` ``(N, k)`` about 0, shrunk towards the ``usual`` one.
+def private_spreads(
+    vectors: Tensor,
+    rows: Tensor,
+    counts: Tensor,
+    usual: Tensor,
+    blur: Tensor,
+    mechanism: Mechanism,
+    noise: Noise,
+) -> Tensor:
+    """Return how much wider classes are than ``usual`` in bands of coefficients: ratios of variances ``(C, bands)``.
 
-    The usual one is scaled to the same mean variance, and weighs the more, the more noise there is: as much as the
-    noise in an eigenvalue, squared, over its own square.
+    A ratio is drawn towards the mean of all, and that towards 1, by the noise in it: its variance over itself and 1,
+    which is about how far ratios are apart.
+
+    Parameters
+    ----------
+    vectors : Tensor
+        Clipped distances to the means ``(N, k)``, of the classes ``rows`` ``(N,)``, ``counts`` ``(C,)`` of each.
+    usual : Tensor
+        Covariance within classes ``(k, k)``.
+    blur : Tensor
+        Variance of the noise in each class's mean ``(C,)``.
     """
-    size = len(usual)
+    number = min(BANDS, len(usual))
+    width = energies(usual.diagonal().sqrt()[None], number)[0]
+    sums = class_sums(energies(vectors, number), rows, len(counts))
     deviation = mechanism.multiplier * mechanism.sensitivity
-    own = positive((scatter(vectors) + deviation * noise.symmetric(size)) / len(vectors))
-    error = deviation / len(vectors) * math.sqrt((size + 1) / 2)  # of an eigenvalue, root mean square
-    variance = float(own.trace()) / size
-    weight = variance**2 / (variance**2 + error**2) if variance else 0.0
-    scale = variance * size / float(usual.trace()) if variance else 1.0
-    return weight * own + (1 - weight) * scale * usual
+    variances = (sums + deviation * noise.draw(*sums.shape)) / counts[:, None]
+    variances -= blur[:, None] * banded(len(usual), number).bincount()
+    ratios, error = variances / width, deviation / counts[:, None] / width
+    sure = 1 / (1 + error.square().mean() / error.numel())
+    typical = sure * ratios.mean() + (1 - sure)
+    sure = 1 / (1 + error.square())
+    return (sure * ratios + (1 - sure) * typical).clamp(min=LEAST)

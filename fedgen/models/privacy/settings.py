@@ -25,9 +25,9 @@ class PrivacySettings:
         Largest norm of a clip's latents, in units of what is usual for public sounds.
     components : int
         Coefficients of a latent vector, in place of ``generator.codec.components``: few clips bear the noise of few.
-    covariance : float
-        Share of the budget (of the squared ratio of sensitivity to noise, which adds up) that goes to the covariance
-        within classes; the rest goes to the classes' means. 0: the covariance of the public sounds.
+    spreads : float
+        Share of the budget (of the squared ratio of sensitivity to noise, which adds up) that goes to how wide each
+        class is; the rest goes to the classes' means. 0: as wide as classes of public sounds.
     seed : int, optional
         Of the noise, for simulations alone: who knows it can take the noise away. By default the operating system's
         entropy makes noise that nobody can repeat.
@@ -38,14 +38,14 @@ class PrivacySettings:
     delta: float | None = None
     clip: float = 1.5
     components: int = 32
-    covariance: float = 0.0
+    spreads: float = 0.3
     seed: int | None = None
 
     def __post_init__(self) -> None:
         choose(self.name, PRIVACY, "privacy")
         require(0 < self.clip < math.inf, f"privacy.clip={self.clip} must be a finite number above 0")
         require(self.components >= 1, f"privacy.components={self.components} must be at least 1")
-        require(0 <= self.covariance < 1, f"privacy.covariance={self.covariance} must be at least 0 and below 1")
+        require(0 <= self.spreads < 1, f"privacy.spreads={self.spreads} must be at least 0 and below 1")
         require(self.seed is None or self.seed >= 0, f"privacy.seed={self.seed} must be at least 0")
         for name, most in (("epsilon", math.inf), ("delta", 1.0)):
             value = getattr(self, name)

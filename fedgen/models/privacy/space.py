@@ -13,7 +13,7 @@ from fedgen.data.tokens import TokenSource
 from fedgen.models.bases import CodecSettings
 from fedgen.models.codec import Codec
 from fedgen.models.lengths import Lengths
-from fedgen.models.privacy.mechanisms import class_sums, scatter
+from fedgen.models.privacy.mechanisms import class_sums
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PublicSpace:
         latents = codec.encode_all(public).cpu().double()
         classes, rows = public.labels.unique(return_inverse=True)
         within = latents - (class_sums(latents, rows, len(classes)) / rows.bincount()[:, None])[rows]
-        covariance = scatter(within) / (len(rows) - len(classes))
+        covariance = within.T @ within / (len(rows) - len(classes))
         return cls(codec, covariance, float(latents.norm(dim=1).median()), float(within.norm(dim=1).median()))
 
 
