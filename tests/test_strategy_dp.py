@@ -10,8 +10,9 @@ import pytest
 from federations import Federate, Nodes
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedProx
 
-from fedgen.aggregation import clipped, open_strategy
+from fedgen.aggregation import ServerClipping, clipped, open_strategy
 from fedgen.config import Config, StrategyConfig, load_config
 from fedgen.errors import AggregationError, CheckpointError, ConfigError
 from fedgen.local_grid import LocalGrid
@@ -214,4 +215,6 @@ def test_settings_without_dp_are_refused() -> None:
 
 
 def test_fedprox_averages_too() -> None:
-    assert load_config([*DP, "strategy=fedprox"]).strategy.dp == "server"
+    strategy = open_strategy(load_config([*DP, "strategy=fedprox"]).strategy, NODES)
+    assert isinstance(strategy, ServerClipping)
+    assert isinstance(strategy.strategy, FedProx)
