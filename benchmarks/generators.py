@@ -16,8 +16,8 @@ no other measure. Kinds are compared within blocks: a mean difference counts tha
     python benchmarks/generators.py sounds encoder.stride=16                     # the synthesised sounds
     python benchmarks/generators.py ../shared/data/esc10 --folds 1 2 3 4 'data.leave_out=[5]' generator.shrinkage=0.5
 
-Every finished cell is kept in ``--out``: interrupted, the benchmark goes on where it was. A block takes some five
-minutes of one core at 514 tokens without the predecessor, whose recipe alone takes half an hour.
+Every finished cell is kept in ``--out``: interrupted, the benchmark goes on where it was. At 514 tokens a block takes
+some five minutes of one core, and the predecessor's recipe eight more.
 """
 
 from __future__ import annotations
