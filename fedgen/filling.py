@@ -15,6 +15,8 @@ from fedgen.models.samples import SyntheticTokens
 from fedgen.models.seeds import seeded
 from fedgen.shared_codec import Ask
 
+DONORS = 4  # nodes whose samples of a class one node gets: it needs all their codecs
+
 
 class Filling:
     """Fill up the classes of which a node has few clips, or none, with samples of the other nodes.
@@ -61,16 +63,20 @@ class Filling:
     def chosen(
         self, member: Member, pool: Mapping[int, SyntheticTokens], round_number: int
     ) -> dict[int, SyntheticTokens]:
-        """Return what ``member`` gets of each other node, by its number: of a class, random samples of all of them."""
+        """Return what ``member`` gets of each other node, by its number: of a class, random samples of a few nodes."""
         others = {n: pool[n] for n in sorted(pool) if n != member.number and len(pool[n])}
         if not others:
             return {}
-        labels = torch.cat([samples.labels for samples in others.values()])
+        labels = torch.cat([samples.labels for samples in others.values()])  # (N,)
+        owners = torch.cat([torch.full((len(samples),), number) for number, samples in others.items()])
         order = torch.randperm(len(labels), generator=seeded(self.seed, "fill", round_number, member.number))
         taken = torch.zeros(len(labels), dtype=torch.bool)
         for label in labels.unique().tolist():
+            holders = owners[labels == label].unique()
+            mixed = torch.randperm(len(holders), generator=seeded(self.seed, "donors", member.number, label))
+            allowed = (labels == label) & torch.isin(owners, holders[mixed[:DONORS]])
             missing = max(0, self.wanted - member.counts.get(label, 0))
-            taken[order[labels[order] == label][:missing]] = True
+            taken[order[allowed[order]][:missing]] = True
         parts = taken.split([len(samples) for samples in others.values()])
         return {
             number: _subset(samples, part)

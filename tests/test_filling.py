@@ -17,7 +17,7 @@ from fedgen.data.store import Store
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import AggregationError, ConfigError
 from fedgen.exchange.payload import codec_fingerprint
-from fedgen.filling import Filling
+from fedgen.filling import DONORS, Filling
 from fedgen.models.bases import CodecSettings
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
@@ -73,6 +73,17 @@ def test_samples_of_a_class_come_from_all_nodes_that_have_it_and_change_with_the
     assert first != of_class_1(2)
     every = {number: set(own.latents[:, 0].tolist()) for number, own in POOL.items()}
     assert all(set(values) <= every[number] for number, values in first.items())
+
+
+def test_samples_of_a_class_come_from_the_same_few_nodes_in_every_round() -> None:
+    pool = {number: samples(number, {0: 8}) for number in range(1, 10)}
+
+    def donors(round_number: int, member: int) -> set[int]:
+        return set(Filling(30, seed=5).chosen(Member(member, {1: 3}), pool, round_number))
+
+    assert len(donors(1, 20)) == DONORS
+    assert donors(1, 20) == donors(2, 20)
+    assert len({frozenset(donors(1, member)) for member in range(20, 26)}) > 1
 
 
 def test_a_node_that_is_alone_gets_nothing() -> None:
