@@ -16,8 +16,8 @@ from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.dp_fixed_clipping import DifferentialPrivacyFixedClippingBase
 from torch import Tensor
 
-from fedgen.config import StrategyConfig
 from fedgen.errors import AggregationError, ConfigError, suggestion
+from fedgen.settings import StrategyConfig
 
 STRATEGY_CLASSES: dict[str, Any] = {
     "fedavg": flower.FedAvg,

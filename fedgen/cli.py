@@ -18,8 +18,9 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fedgen.config import Config, config_dir, explain, from_dictconfig, load_config, opened, quoted, resume_config
+from fedgen.config import config_dir, explain, from_dictconfig, load_config, opened, quoted, resume_config
 from fedgen.errors import FedgenError, LeakError
+from fedgen.settings import Config
 
 logger = logging.getLogger(__name__)
 

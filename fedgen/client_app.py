@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from fedgen.aggregation import clipped
-from fedgen.config import Config, NodeConfig, from_yaml
+from fedgen.config import from_yaml
 from fedgen.errors import ConfigError, require
 from fedgen.exchange.moments import core_moments_to_record, moments_to_record
 from fedgen.exchange.payload import codec_fingerprint, samples_from_record, samples_to_record
@@ -22,6 +22,7 @@ from fedgen.models.samples import SyntheticTokens
 from fedgen.node import Node
 from fedgen.phases import Generators, Phase, plan
 from fedgen.private_node import PrivateNode
+from fedgen.settings import Config, NodeConfig
 from fedgen.task import open_task
 from fedgen.training.losses import generator_loss
 

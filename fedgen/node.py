@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgen.config import Config, NodeConfig
 from fedgen.data.tokens import LazyTokens, TokenSource
 from fedgen.errors import CheckpointError, DataError, choose
 from fedgen.exchange.checkpoint import has_bank, load_bank, save_bank
@@ -28,6 +27,7 @@ from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.node_state import NodeState
 from fedgen.phases import Generators, Phase, plan
+from fedgen.settings import Config, NodeConfig
 from fedgen.task import Task
 from fedgen.training.adapters import train_adapters
 from fedgen.training.bank import Bank, GranularitySettings, slots

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from fedgen.assessment import Assessment
-from fedgen.config import Config
 from fedgen.errors import CheckpointError
 from fedgen.evaluation.plots import draw_run, draw_samples
 from fedgen.evaluation.tables import distribution_table, quality_table, show
@@ -20,6 +19,7 @@ from fedgen.evaluation.zero_shot import Scores
 from fedgen.models.privacy.accountant import compose, epsilon
 from fedgen.phases import MODES, Phase
 from fedgen.run_folder import RunFolder
+from fedgen.settings import Config
 from fedgen.task import Task
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from fedgen.config import Config
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import ConfigError
 from fedgen.evaluation.zero_shot import Scores, mean_scores, zero_shot
@@ -16,6 +15,7 @@ from fedgen.phases import Phase, plan
 from fedgen.recorder import Recorder, RoundReport
 from fedgen.run_folder import RunFolder
 from fedgen.run_state import RunState
+from fedgen.settings import Config
 from fedgen.task import Task, prepare_task
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fedgen.client_app import app as client_app
-from fedgen.config import Config, to_yaml
+from fedgen.config import to_yaml
 from fedgen.local_grid import LocalGrid, run_server
 from fedgen.phases import plan
 from fedgen.references import run_reference
 from fedgen.run_folder import RunFolder
 from fedgen.server_app import app as server_app
+from fedgen.settings import Config
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fedgen.config import Config, from_yaml, to_yaml
+from fedgen.config import from_yaml, to_yaml
 from fedgen.errors import CheckpointError, ConfigError
 from fedgen.exchange.files import load_tensors, save_tensors, write_atomically
 from fedgen.run_state import RunState, RunStates
+from fedgen.settings import Config
 
 logger = logging.getLogger(__name__)
 

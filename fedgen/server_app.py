@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedgen.aggregation import load_strategy_state, open_strategy, strategy_state
 from fedgen.assessment import assess
 from fedgen.border import Member, read_member
-from fedgen.config import Config, from_yaml, load_config, to_yaml
+from fedgen.config import from_yaml, load_config, to_yaml
 from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError, require
 from fedgen.evaluation.zero_shot import Scores, zero_shot
 from fedgen.files import home
@@ -27,6 +27,7 @@ from fedgen.phases import Phase, plan
 from fedgen.recorder import Recorder
 from fedgen.run_folder import RunFolder
 from fedgen.run_state import RunState
+from fedgen.settings import Config
 from fedgen.shared_codec import SharedCodec
 from fedgen.sharing import SharedGenerators
 from fedgen.strategy import SyntheticPooling

@@ -9,10 +9,10 @@ from flwr.app import Message, RecordDict
 from torch import Tensor
 
 from fedgen.border import Member, read_losses
-from fedgen.config import SharingConfig
 from fedgen.errors import DataError, PayloadError
 from fedgen.exchange.states import States, states_from_records, states_to_records
 from fedgen.models.generators import KINDS
+from fedgen.settings import SharingConfig
 from fedgen.shared_codec import Ask, SharedCodec
 from fedgen.training.bank import Bank
 from fedgen.training.losses import History

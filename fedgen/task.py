@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedgen.config import Config
 from fedgen.data.datasets import Dataset, open_dataset
 from fedgen.data.encoders import Encoder, open_encoder
 from fedgen.data.partition import partition
@@ -23,6 +22,7 @@ from fedgen.errors import ConfigError, DataError, require
 from fedgen.memory import MemoryPlan, batch_bytes, plan_memory
 from fedgen.models.adapters import Adapters, build_adapters
 from fedgen.models.seeds import seeded
+from fedgen.settings import Config
 from fedgen.training.bank import GranularitySettings
 
 

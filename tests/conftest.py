@@ -14,11 +14,12 @@ import torch
 from federations import Federate, NodeApp, Nodes
 from omegaconf import OmegaConf
 
-from fedgen.config import Config, choices, from_dictconfig, load_config, to_yaml
+from fedgen.config import choices, from_dictconfig, load_config, to_yaml
 from fedgen.local_grid import LocalGrid, run_server
 from fedgen.run import run
 from fedgen.run_folder import RunFolder
 from fedgen.server_app import app as server_app
+from fedgen.settings import Config
 from fedgen.task import Task, prepare_task
 
 TINY = [

@@ -11,11 +11,12 @@ import torch
 
 from fedgen.assessment import assess
 from fedgen.cli import main
-from fedgen.config import Config, from_yaml, load_config
+from fedgen.config import from_yaml, load_config
 from fedgen.errors import LeakError
 from fedgen.evaluation.gate import FAILED, UNKNOWN, EvaluationSettings
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
+from fedgen.settings import Config
 from fedgen.task import Task
 from fedgen.training.bank import Bank
 

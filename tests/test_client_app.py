@@ -10,12 +10,13 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedgen.client_app import Order, app, node_home
-from fedgen.config import Config, to_yaml
+from fedgen.config import to_yaml
 from fedgen.exchange.payload import codec_fingerprint
 from fedgen.exchange.states import states_to_records
 from fedgen.local_grid import LocalGrid
 from fedgen.models.bases import CodecSettings
 from fedgen.models.codec import Codec
+from fedgen.settings import Config
 from fedgen.task import Task
 from fedgen.training.losses import generator_loss
 

@@ -8,9 +8,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedgen.aggregation import STRATEGY_CLASSES
-from fedgen.config import Config, choices, config_dir, from_dictconfig, from_yaml, known_keys, load_config, to_yaml
+from fedgen.config import choices, config_dir, from_dictconfig, from_yaml, known_keys, load_config, to_yaml
 from fedgen.errors import ConfigError
 from fedgen.phases import MODES, PhaseSettings
+from fedgen.settings import Config
 from fedgen.training.bank import GRANULARITIES
 
 FILES = sorted(path.relative_to(config_dir()) for path in config_dir().glob("*/*.yaml"))

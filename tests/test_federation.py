@@ -15,7 +15,6 @@ from federations import Federate, Nodes
 from flwr.app import ArrayRecord, Context, Message
 
 from fedgen.client_app import app as client_app
-from fedgen.config import Config
 from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError, FedgenError
 from fedgen.exchange.checkpoint import generator_file
 from fedgen.exchange.files import load_tensors
@@ -23,6 +22,7 @@ from fedgen.exchange.payload import samples_from_record
 from fedgen.models.codec import Codec
 from fedgen.phases import MODES
 from fedgen.run_folder import RunFolder
+from fedgen.settings import Config
 from fedgen.task import Task, prepare_task
 
 Tiny = Callable[..., Config]

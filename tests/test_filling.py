@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 
 from fedgen.border import Member
 from fedgen.client_app import app as client_app
-from fedgen.config import Config, load_config
+from fedgen.config import load_config
 from fedgen.data.store import Store
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import AggregationError, ConfigError
@@ -21,6 +21,7 @@ from fedgen.filling import DONORS, Filling
 from fedgen.models.bases import CodecSettings
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
+from fedgen.settings import Config
 from fedgen.task import prepare_task
 
 Tiny = Callable[..., Config]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedgen.config import Config
 from fedgen.models.generators import KINDS
 from fedgen.run import run
+from fedgen.settings import Config
 
 
 @pytest.mark.gpu

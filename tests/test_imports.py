@@ -15,7 +15,7 @@ LAYERS = [
     ["data", "models"],
     ["training", "evaluation"],
     ["exchange"],
-    ["phases", "config", "memory"],
+    ["phases", "settings", "config", "memory"],
     ["task", "run_folder", "run_state"],
     ["node", "private_node", "node_state", "assessment", "recorder"],
     ["aggregation", "border", "shared_codec", "filling", "sharing", "strategy", "client_app", "server_app"],

@@ -10,9 +10,9 @@ import pytest
 from federations import Federate
 
 from fedgen.cli import main
-from fedgen.config import Config
 from fedgen.data.clips import DataSettings
 from fedgen.errors import ConfigError
+from fedgen.settings import Config
 from fedgen.task import prepare_task
 
 Tiny = Callable[..., Config]

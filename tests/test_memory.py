@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fedgen import memory
-from fedgen.config import Config
 from fedgen.data.tokens import MappedTokens, TensorTokens
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.memory import LOW, MemoryPlan, batch_bytes, free_memory, plan_memory
+from fedgen.settings import Config
 from fedgen.task import Task, prepare_task
 from fedgen.training.adapters import train_adapters
 

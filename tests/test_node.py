@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedgen.config import Config, NodeConfig
 from fedgen.errors import CheckpointError, ConfigError, DataError
 from fedgen.exchange.files import load_tensors
 from fedgen.node import Node
 from fedgen.phases import PhaseSettings, plan
+from fedgen.settings import Config, NodeConfig
 from fedgen.task import Task
 
 Tiny = Callable[..., Config]

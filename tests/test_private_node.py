@@ -11,12 +11,13 @@ from federations import Federate, Nodes
 from flwr.app import Context, Message
 
 from fedgen.client_app import app as client_app
-from fedgen.config import Config, load_config
+from fedgen.config import load_config
 from fedgen.data.store import Store
 from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError
 from fedgen.exchange.files import load_tensors
 from fedgen.node import Node
 from fedgen.private_node import PrivateNode
+from fedgen.settings import Config
 from fedgen.task import prepare_task
 from fedgen.training.adapters import train_adapters
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from fedgen.config import Config
 from fedgen.evaluation.zero_shot import Scores
 from fedgen.phases import Phase, PhaseSettings, plan
 from fedgen.recorder import Recorder, RoundReport, progress_line
 from fedgen.run_folder import RunFolder
+from fedgen.settings import Config
 from fedgen.task import Task
 
 (PHASE,) = plan([PhaseSettings("one_shot", 3)])

@@ -8,11 +8,11 @@ import pytest
 import torch
 from federations import Federate
 
-from fedgen.config import Config
 from fedgen.evaluation.zero_shot import mean_scores, zero_shot
 from fedgen.node import Node
 from fedgen.phases import PhaseSettings, plan
 from fedgen.run_folder import RunFolder
+from fedgen.settings import Config
 from fedgen.task import Task, prepare_task
 
 

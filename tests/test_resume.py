@@ -17,12 +17,13 @@ from flwr.app import Context, Message
 
 from fedgen.cli import main
 from fedgen.client_app import app as client_app
-from fedgen.config import Config, load_config
+from fedgen.config import load_config
 from fedgen.errors import ConfigError
 from fedgen.exchange.files import load_tensors
 from fedgen.node import Node
 from fedgen.run import run
 from fedgen.run_folder import RunFolder
+from fedgen.settings import Config
 
 Tiny = Callable[..., Config]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedgen.config import Config
 from fedgen.errors import CheckpointError, ConfigError
 from fedgen.run_folder import ADAPTERS, RunFolder
+from fedgen.settings import Config
 
 IDENTITY = {"encoder": {"name": "patches", "stride": 16}, "target": "small"}
 

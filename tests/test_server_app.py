@@ -12,12 +12,13 @@ from federations import Federate, Nodes
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedgen.client_app import app as client_app
-from fedgen.config import Config, to_yaml
+from fedgen.config import to_yaml
 from fedgen.errors import AggregationError, ConfigError, DataError
 from fedgen.local_grid import LocalGrid, run_server
 from fedgen.run_folder import RunFolder
 from fedgen.server_app import app as server_app
 from fedgen.server_app import federate as federate_over
+from fedgen.settings import Config
 
 Tiny = Callable[..., Config]
 

@@ -15,11 +15,11 @@ from flwr.app import Context, Error, Message
 from torch import Tensor
 
 from fedgen.client_app import app as client_app
-from fedgen.config import Config
 from fedgen.errors import AggregationError, ConfigError
 from fedgen.exchange.files import load_tensors
 from fedgen.models.codec import Codec
 from fedgen.run_folder import RunFolder
+from fedgen.settings import Config
 from fedgen.task import prepare_task
 
 Tiny = Callable[..., Config]

@@ -14,7 +14,6 @@ from flwr.app import Context, Message
 from torch import Tensor
 
 from fedgen.client_app import app as client_app
-from fedgen.config import Config
 from fedgen.errors import AggregationError, FedgenError
 from fedgen.exchange.files import load_tensors
 from fedgen.exchange.states import shared_from_records, states_from_records
@@ -22,6 +21,7 @@ from fedgen.models.codec import Codec
 from fedgen.models.generators import KINDS
 from fedgen.models.schedule import Schedule
 from fedgen.run_folder import RunFolder
+from fedgen.settings import Config
 from fedgen.task import prepare_task
 from fedgen.training.bank import Bank
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from federations import Federate
 
-from fedgen.config import Config
 from fedgen.run_folder import RunFolder
+from fedgen.settings import Config
 from fedgen.simulate import simulate
 
 pytestmark = pytest.mark.slow

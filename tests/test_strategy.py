@@ -12,7 +12,7 @@ from flwr.serverapp import strategy as flower
 
 from fedgen.aggregation import STRATEGY_CLASSES, open_strategy
 from fedgen.border import Member
-from fedgen.config import StrategyConfig, load_config
+from fedgen.config import load_config
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import AggregationError, ConfigError
 from fedgen.exchange.payload import samples_to_record
@@ -20,6 +20,7 @@ from fedgen.local_grid import LocalGrid
 from fedgen.models.codec import Codec, CodecSettings
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.phases import PhaseSettings, plan
+from fedgen.settings import StrategyConfig
 from fedgen.strategy import SyntheticPooling
 
 SHAPE = (9, 8)

@@ -13,11 +13,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedProx
 
 from fedgen.aggregation import ServerClipping, clipped, open_strategy
-from fedgen.config import Config, StrategyConfig, load_config
+from fedgen.config import load_config
 from fedgen.errors import AggregationError, CheckpointError, ConfigError
 from fedgen.local_grid import LocalGrid
 from fedgen.models.privacy.accountant import epsilon
 from fedgen.run_folder import RunFolder
+from fedgen.settings import Config, StrategyConfig
 
 pytest.importorskip("dp_accounting")
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedgen.config import Config
 from fedgen.errors import require
 from fedgen.migrate.old import Entry
 from fedgen.migrate.table import TABLE
 from fedgen.migrate.values import Remark
+from fedgen.settings import Config
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fedgen.config import STRATEGIES
 from fedgen.migrate.values import (
     Reader,
     Remark,
@@ -22,6 +21,7 @@ from fedgen.migrate.values import (
     text,
     whole,
 )
+from fedgen.settings import STRATEGIES
 
 MAPPINGS = ("generator_class_groups", "class_labels", "class_remapping")  # their values are mappings, not sections
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from clouds import between, copies, fresh, interpolations, recordings, site
 
-from fedgen.config import Config
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import ConfigError
 from fedgen.evaluation.features import Records, read_records
@@ -17,6 +16,7 @@ from fedgen.models.bases import CodecSettings
 from fedgen.models.codec import Codec
 from fedgen.models.generators import KINDS
 from fedgen.models.samples import SyntheticTokens
+from fedgen.settings import Config
 from fedgen.task import Task, prepare_task
 from fedgen.training.bank import Bank
 

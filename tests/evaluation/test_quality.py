@@ -3,9 +3,9 @@
 import json
 from collections.abc import Callable
 
-from fedgen.config import Config
 from fedgen.evaluation.quality import AdapterTask, quality
 from fedgen.evaluation.tables import quality_table
+from fedgen.settings import Config
 from fedgen.task import Task
 
 

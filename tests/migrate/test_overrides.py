@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from fedgen.config import Config, config_dir, load_config
+from fedgen.config import config_dir, load_config
 from fedgen.errors import ConfigError
 from fedgen.migrate import command, experiment, overrides, save_experiment
+from fedgen.settings import Config
 
 WORDS = [
     "it's", 'say "x"', "a b", "a,b", "C:\\x\\", 'a\\"b', "null", "True", "1", "1e5", "{a: b}", "[x]", "$HOME", "é",

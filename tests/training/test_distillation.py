@@ -9,10 +9,10 @@ import torch
 from federations import Federate
 from torch import Tensor
 
-from fedgen.config import Config
 from fedgen.data.tokens import FactoredTokens, TensorTokens
 from fedgen.errors import ConfigError
 from fedgen.models.adapters import Adapters, AdapterSettings, build_adapters
+from fedgen.settings import Config
 from fedgen.training.adapters import GlobalTrainingSettings, train_adapters
 from fedgen.training.distillation import Teachers
 

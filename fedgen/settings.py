@@ -1,0 +1,332 @@
+"""The typed settings of a run: what there is to choose, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedgen.data.datasets import DataSettings
+from fedgen.data.encoders import EncoderSettings
+from fedgen.data.partition import PartitionSettings
+from fedgen.data.targets import TargetSettings
+from fedgen.errors import ConfigError, choose, require, suggestion
+from fedgen.evaluation.gate import EvaluationSettings
+from fedgen.models.adapters import AdapterSettings
+from fedgen.models.generators import GeneratorSettings
+from fedgen.models.privacy import PrivacySettings
+from fedgen.models.projected import ProjectionSettings
+from fedgen.phases import MODES, PhaseSettings
+from fedgen.training.adapters import GlobalTrainingSettings, TrainingSettings
+from fedgen.training.bank import GRANULARITIES, GranularitySettings
+
+STRATEGIES = [
+    "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm",
+    "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
+]  # fmt: skip
+CLIPPING = ["none", "server", "client"]
+AVERAGES = ["fedavg", "fedprox"]  # a node changes them by its share of its own change
+DEVICES = ["auto", "cpu", "cuda"]
+MEMORY = ["auto", "low", "high"]
+CHECKS = ["strict", "warn"]
+SHARING = ["local", "shared"]
+SCHEMES = ["cyclic", "average"]
+CODECS = ["shared", "own"]
+
+
+@dataclass(frozen=True)
+class AdapterConfig(AdapterSettings):
+    """Size of the adapters and how nodes train them."""
+
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    projection: ProjectionSettings = field(default_factory=ProjectionSettings)
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """How adapters are aggregated.
+
+    Parameters
+    ----------
+    name : str
+        A strategy of Flower; it aggregates adapters, whatever else travels.
+    min_nodes : int, optional
+        Good replies that a round needs; all nodes by default.
+    timeout : float
+        Seconds that a round waits for its replies.
+    wait : float
+        Seconds that a run waits for its nodes to appear.
+    options : dict[str, float]
+        Further arguments of the Flower class, such as ``proximal_mu`` or ``eta``.
+    dp : str
+        Who shortens what a node's adapters have learnt before their average gets noise that hides any single node:
+        ``none``, ``server`` or ``client``.
+    clipping_norm : float, optional
+        Longest that a node's change of the adapters may be (Euclidean norm of all weights together).
+    noise_multiplier : float, optional
+        Deviation of the noise on the sum of all nodes' changes over ``clipping_norm``.
+    delta : float, optional
+        At which the epsilon that this spends is told; below one over the nodes.
+    """
+
+    name: str = "fedavg"
+    min_nodes: int | None = None
+    timeout: float = 3600.0
+    wait: float = 300.0
+    options: dict[str, float] = field(default_factory=dict)
+    dp: str = "none"
+    clipping_norm: float | None = None
+    noise_multiplier: float | None = None
+    delta: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in STRATEGIES:
+            raise ConfigError(
+                f"strategy.name={self.name!r} is not one of {', '.join(STRATEGIES)}.{suggestion(self.name, STRATEGIES)}"
+            )
+        require(
+            self.min_nodes is None or self.min_nodes >= 1, f"strategy.min_nodes={self.min_nodes} must be at least 1"
+        )
+        require(self.timeout > 0, f"strategy.timeout={self.timeout} must be above 0")
+        require(self.wait > 0, f"strategy.wait={self.wait} must be above 0")
+        choose(self.dp, CLIPPING, "strategy.dp")
+        for name in ("clipping_norm", "noise_multiplier", "delta"):
+            value, key = getattr(self, name), f"strategy.{name}"
+            if self.dp == "none":
+                require(value is None, f"{key}={value} means nothing with strategy.dp=none: use server or client")
+            else:
+                require(value is not None, f"strategy.dp={self.dp} needs {key}, which has no default")
+                require(0 < value < float("inf"), f"{key}={value} must be a finite number above 0")
+        require(
+            self.dp == "none" or self.name in AVERAGES,
+            f"strategy.dp={self.dp} needs strategy={' or '.join(AVERAGES)}: one node can change what "
+            f"strategy={self.name} makes of the adapters by more than the noise is for",
+        )
+
+    def check(self, nodes: int, modes: Sequence[str], teaching: str) -> None:
+        """Refuse a run for which ``dp`` would not hold, or mean nothing.
+
+        Parameters
+        ----------
+        nodes : int
+            Of the partition.
+        modes : Sequence[str]
+            Of the run's phases.
+        teaching : str
+            ``global_training.name``.
+
+        Raises
+        ------
+        ConfigError
+        """
+        least, chosen = self.min_nodes, f"strategy.dp={self.dp}"
+        require(least is None or least <= nodes, f"strategy.min_nodes={least} is more than partition.nodes={nodes}")
+        if self.dp == "none":
+            return
+        idle = [mode for mode in modes if not (MODES[mode].federated and MODES[mode].trains_adapters)]
+        means = len(idle) < len(modes) and all(MODES[mode].federated for mode in modes)
+        require(means, f"{chosen} means nothing with mode={''.join(idle[:1])}: no adapters leave a node there")
+        require(least in (None, nodes), f"{chosen} needs every node: strategy.min_nodes={least} allows for fewer")
+        assert self.delta is not None
+        require(self.delta < 1 / nodes, f"strategy.delta={self.delta} must be below one over partition.nodes={nodes}")
+        taught = teaching == "distil" and any(MODES[mode].synthesizes for mode in modes)
+        require(not taught, f"{chosen} does not hold with global_training=distil: nodes' adapters teach without noise")
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """What nodes send, and what they get of each other's samples.
+
+    Parameters
+    ----------
+    samples_per_class : str
+        A number, or ``auto``: the node's mean number of clips a class.
+    max_samples : int
+        Most samples that the server takes from one node in one round.
+    fill : int
+        Clips and others' samples that a node trains its adapters on for every class: where it has fewer clips, the
+        other nodes' samples of the round before fill up. 0: its clips alone.
+    absent : list[str]
+        Embeddings of the target that ``multimodal_vae`` does without when it samples, such as ``t5``.
+    """
+
+    samples_per_class: str = "128"
+    max_samples: int = 100_000
+    fill: int = 32
+    absent: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_samples_per_class(self.samples_per_class, "synthesis.samples_per_class")
+        require(self.max_samples >= 1, f"synthesis.max_samples={self.max_samples} must be at least 1")
+        require(self.fill >= 0, f"synthesis.fill={self.fill} must be at least 0")
+
+
+def check_samples_per_class(value: str, key: str) -> None:
+    """Raise `ConfigError` unless ``value`` is a positive whole number or ``auto``."""
+    good = value == "auto" or (value.isdecimal() and int(value) > 0)
+    require(good, f"{key}={value!r} must be a positive whole number or auto")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where trained state comes from, and which files of generators are kept.
+
+    Parameters
+    ----------
+    load : str, optional
+        Run folder whose adapters, generators and round number this run goes on from.
+    round : int, optional
+        Which of its ``_round_{n}`` generators to load; the latest by default.
+    check : str
+        ``strict`` refuses a checkpoint of another encoder, target, data set or split; ``warn`` lists what differs.
+    save : bool
+        Whether generators are saved as checkpoints.
+    dir : str, optional
+        Folder of the generators' files; ``checkpoints`` in the run folder by default.
+    base_name : str, optional
+        First part of generator file names; by granularity ``vae_unified``, ``vae_perclass`` or ``vae_group``.
+    frequency : int
+        Every so many rounds, generators are also kept as ``_round_{n}``; 0: never.
+    keep_last : int, optional
+        How many of these are kept; all by default.
+    """
+
+    load: str | None = None
+    round: int | None = None
+    check: str = "strict"
+    save: bool = True
+    dir: str | None = None
+    base_name: str | None = None
+    frequency: int = 0
+    keep_last: int | None = None
+
+    def __post_init__(self) -> None:
+        choose(self.check, CHECKS, "checkpoint.check")
+        require(self.round is None or self.round >= 1, f"checkpoint.round={self.round} must be at least 1")
+        require(self.frequency >= 0, f"checkpoint.frequency={self.frequency} must be at least 0")
+        require(
+            self.keep_last is None or self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last} must be at least 1"
+        )
+        name = self.base_name
+        require(not name or Path(name).name == name, f"checkpoint.base_name={name!r} must be a name, not a path")
+
+
+@dataclass(frozen=True)
+class SharingConfig:
+    """Whether each node has generators of its own, or all nodes train the same ones.
+
+    Parameters
+    ----------
+    name : str
+        ``local`` or ``shared``.
+    scheme : str
+        ``cyclic``: node after node, each going on where the one before stopped; ``average``: all at once from the same
+        state, then averaged by their clips.
+    reset_on_class_change : bool
+        Whether a shared generator starts anew, weights and optimiser, when it meets classes that it was not trained on.
+    codec : str
+        ``shared``: one for all nodes, fitted to sums over their clips; ``own``: each node fits one to its own clips.
+        Shared generators need a shared codec.
+    """
+
+    name: str = "local"
+    scheme: str = "cyclic"
+    reset_on_class_change: bool = False
+    codec: str = "own"
+
+    def __post_init__(self) -> None:
+        choose(self.name, SHARING, "sharing")
+        choose(self.scheme, SCHEMES, "sharing.scheme")
+        choose(self.codec, CODECS, "sharing.codec")
+        require(self.name != "shared" or self.codec == "shared", "sharing=shared needs sharing.codec=shared")
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What one node does otherwise than the rest; None: as the rest.
+
+    Parameters
+    ----------
+    granularity : str, optional
+    groups : dict[str, list[str]], optional
+        The node's own groups of classes.
+    classes : list[str], optional
+        The only classes of its data that the node uses.
+    samples_per_class : str, optional
+        As ``synthesis.samples_per_class``.
+    """
+
+    granularity: str | None = None
+    groups: dict[str, list[str]] | None = None
+    classes: list[str] | None = None
+    samples_per_class: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.granularity is not None:
+            choose(self.granularity, GRANULARITIES, "nodes.*.granularity")
+        if self.samples_per_class is not None:
+            check_samples_per_class(self.samples_per_class, "nodes.*.samples_per_class")
+        require(self.classes is None or bool(self.classes), "nodes.*.classes=[] leaves a node without classes")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run; ``phases`` overrules ``mode`` and ``rounds`` where it is not empty."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    target: TargetSettings = field(default_factory=TargetSettings)
+    partition: PartitionSettings = field(default_factory=PartitionSettings)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
+    granularity: GranularitySettings = field(default_factory=GranularitySettings)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    global_training: GlobalTrainingSettings = field(default_factory=GlobalTrainingSettings)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sharing: SharingConfig = field(default_factory=SharingConfig)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    nodes: dict[str, NodeConfig] = field(default_factory=dict)
+    mode: str = "one_shot"
+    rounds: int = 10
+    phases: list[PhaseSettings] = field(default_factory=list)
+    resume: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    memory: str = "auto"
+    threads: int | None = None
+    run_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, f"seed={self.seed} must be at least 0")
+        PhaseSettings(self.mode, self.rounds)
+        choose(self.device, DEVICES, "device")
+        choose(self.memory, MEMORY, "memory")
+        require(self.threads is None or self.threads >= 1, f"threads={self.threads} must be at least 1")
+        require(
+            not self.synthesis.fill or self.adapter.projection.used,
+            f"synthesis.fill={self.synthesis.fill} needs adapter.projection: set synthesis.fill=0, or both of "
+            "adapter.projection.positions and adapter.projection.channels above 0",
+        )
+        self.privacy.check(self.generator, self.sharing.name, self.sharing.codec)
+        references = [phase.mode for phase in self.phase_list if not MODES[phase.mode].federated]
+        require(
+            not (self.privacy.used and references),
+            f"privacy=dp means nothing with mode={''.join(references[:1])}: nothing leaves a node there",
+        )
+        nodes = self.partition.nodes
+        self.strategy.check(nodes, [phase.mode for phase in self.phase_list], self.global_training.name)
+        for number in self.nodes:
+            good = number.isdecimal() and int(number) < nodes
+            require(good, f"nodes.{number} is no node: partition.nodes={nodes}, they are 0 to {nodes - 1}")
+
+    @property
+    def phase_list(self) -> list[PhaseSettings]:
+        """The phases, or the single one that ``mode`` and ``rounds`` describe."""
+        return list(self.phases) or [PhaseSettings(self.mode, self.rounds)]
+
+    @property
+    def min_nodes(self) -> int:
+        """Good replies that a round needs."""
+        return self.strategy.min_nodes or self.partition.nodes
