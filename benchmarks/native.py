@@ -28,7 +28,7 @@ from figures import parser, resident, save, show
 from predecessor import parameters
 
 from fedgen.config import load_config
-from fedgen.data.tokens import TensorTokens
+from fedgen.data.tokens import LazyTokens, TensorTokens
 from fedgen.models.generators import KINDS
 from fedgen.models.generators.neural import NeuralGenerator
 from fedgen.node import Node
@@ -116,7 +116,8 @@ def measure(work: str, home: Path, overrides: list[str]) -> dict[str, float]:
     seconds, peak = time.process_time() - worked, resident("VmHWM")
     if work != ADAPTERS:
         count, codec = numbers(node.load_bank())
-    held = node.source.tokens.nbytes / 2**20 if isinstance(node.source, TensorTokens) else 0.0
+    source = node.source.opened if isinstance(node.source, LazyTokens) else node.source
+    held = source.tokens.nbytes / 2**20 if isinstance(source, TensorTokens) else 0.0
     memory = {"peak_mib": peak, "idle_mib": idle, "data_mib": held, "over_mib": peak - held}
     return {"parameters": count, "codec_numbers": codec, "cpu_seconds": seconds, **memory}
 

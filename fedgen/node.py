@@ -25,6 +25,7 @@ from fedgen.models.moments import Moments
 from fedgen.models.projected import ProjectedTokens
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
+from fedgen.models.states import exact_digest
 from fedgen.node_state import NodeState
 from fedgen.phases import Generators, Phase, plan
 from fedgen.settings import Config, NodeConfig
@@ -129,7 +130,7 @@ class Node:
 
     def _encoded(self, codec: Codec) -> Tensor:
         """Return the latents of the node's clips, ``(N, k)``; this process computes them once for a codec."""
-        return kept((*self._key, codec_fingerprint(codec)), lambda: codec.encode_all(self.source))
+        return kept((*self._key, exact_digest(codec.state())), lambda: codec.encode_all(self.source))
 
     @property
     def counts(self) -> dict[int, int]:

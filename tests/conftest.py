@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -128,3 +129,14 @@ def esc10() -> Path:
     if not (folder / "meta").is_dir():
         pytest.skip(f"no real audio in {os.path.normpath(folder)}")
     return folder.resolve()
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """A benchmark is a process of its own and sets up logging as it likes."""
+    root, own = logging.getLogger(), logging.getLogger("fedgen")
+    levels, handlers = (root.level, own.level), list(root.handlers)
+    yield
+    root.setLevel(levels[0])
+    own.setLevel(levels[1])
+    root.handlers[:] = handlers

@@ -1,9 +1,8 @@
 """Every benchmark runs, at sizes that take a moment, and leaves its figures behind; times are nobody's promise here."""
 
 import json
-import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -14,15 +13,7 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """A benchmark is a process of its own and sets up logging as it likes."""
-    root, own = logging.getLogger(), logging.getLogger("fedgen")
-    levels, handlers = (root.level, own.level), list(root.handlers)
-    yield
-    root.setLevel(levels[0])
-    own.setLevel(levels[1])
-    root.handlers[:] = handlers
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from torch.testing import assert_close
 
 from fedgen.data.tokens import TensorTokens
 
+pytestmark = pytest.mark.usefixtures("logging_as_before")
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("figures", "predecessor", "baselines", "comparison", "generators")
 SMALL = [

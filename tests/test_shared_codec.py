@@ -68,7 +68,7 @@ def test_it_is_that_of_all_clips_and_travels_once(tiny: Tiny, federate: Federate
 def test_or_each_node_has_its_own(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     listener = Listener()
     federate(tiny("mode=one_shot", "rounds=2", "sharing.codec=own"), tmp_path, listener)
-    assert {kind for kind, _ in listener.types} == {"query.describe", "train", "query.synthesize"}
+    assert {kind for kind, _ in listener.types} == {"query.describe", "train", "query.synthesize", "query.fill"}
     assert listener.brought == [True] * 3 + [False] * 3
     first, *others = codecs(tmp_path)
     assert not any(torch.equal(first["channels"], other["channels"]) for other in others)

@@ -120,7 +120,7 @@ def principal(centred: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     kept = _rank(values, min(count, size), number)
     basis = (rows.T @ vectors[:, :kept]).T if wide else vectors[:, :kept].T  # (k, n)
     basis = basis / basis.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    components = basis.float().to(centred.device)
+    components = basis.float().to(centred.device).contiguous()  # as when it is loaded: layouts round differently
     deviation = _varying((values[:kept] / number).sqrt()).float().to(centred.device)
     residual = (centred - centred @ components.T @ components).std(dim=0, correction=0)
     return components, deviation, residual

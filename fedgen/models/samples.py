@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,6 +12,7 @@ from torch.nn import functional
 from fedgen.data.tokens import FactoredTokens
 from fedgen.models.codec import Codec
 from fedgen.models.seeds import seeded
+from fedgen.models.states import exact_digest
 
 DECODED = 64  # samples that are decoded at a time for statistics
 
@@ -147,7 +147,7 @@ class PooledTokens:
         self.shape = shapes.pop()
         self.labels = torch.cat([part.labels for part in self.parts])
         self._starts = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)  # (parts + 1,)
-        digests = [_digest(part) for part in self.parts]
+        digests = [exact_digest({"positions": p.positions, "channels": p.channels}) for p in self.parts]
         different = {digest: part for digest, part in zip(digests, self.parts, strict=True)}
         places = {digest: place for place, digest in enumerate(different)}  # nodes that share a codec share their bases
         self._basis_of = torch.tensor([places[digest] for digest in digests])
@@ -182,15 +182,6 @@ def _summary(tokens: Tensor) -> Tensor:
     """Return mean, mean square, least and largest of the values of ``tokens`` ``(4,)``, float64."""
     values = tokens.double()
     return torch.stack([values.mean(), values.square().mean(), values.min(), values.max()])
-
-
-def _digest(part: Part) -> bytes:
-    """Return what tells the bases of ``part`` from others, in time linear in the number of nodes."""
-    digest = hashlib.sha256()
-    for basis in (part.positions, part.channels):
-        digest.update(repr(tuple(basis.shape)).encode())
-        digest.update(basis.cpu().numpy().tobytes())
-    return digest.digest()
 
 
 def _stack(bases: list[Tensor]) -> Tensor:

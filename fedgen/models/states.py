@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -18,6 +19,15 @@ def join(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     """Return the tensors of one part of a joined state."""
     return {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+
+
+def exact_digest(state: Mapping[str, Tensor]) -> str:
+    """Return what tells tensors of other names, types, shapes or values apart, to the last bit."""
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]]) -> None:
