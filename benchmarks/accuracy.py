@@ -28,9 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import finished, mean_and_error
-from rich.console import Console
-from rich.table import Table
+from figures import data, finished, mean_and_error, plus_minus, show
 
 from fedgen.config import load_config
 from fedgen.models.generators import KINDS
@@ -60,8 +58,13 @@ OPTIONS = {  # what the defaults of `one_shot` and of the reference are compared
 def main(words: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     arguments = parse(words)
-    data = ["data=sounds"] if arguments.data == "sounds" else ["experiment=esc10", f"data.root={arguments.data}"]
-    common = [*data, "threads=1", "evaluation.quality=false", "evaluation.gate=warn", *arguments.overrides]
+    common = [
+        *data(arguments.data),
+        "threads=1",
+        "evaluation.quality=false",
+        "evaluation.gate=warn",
+        *arguments.overrides,
+    ]
     prepare_task(load_config(common))
     cells = [(fold, seed, way) for fold in arguments.folds for seed in arguments.seeds for way in arguments.ways]
     rows: list[dict[str, Any]] = []
@@ -71,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> None:
             rows.append(job.result())
             logger.info("%d/%d %s", done, len(jobs), rows[-1])
     table = summary(rows, arguments.ways)
-    show(table, arguments)
+    report(table, arguments)
     facts = {"overrides": common, "torch": torch.__version__, "goal": GOAL}
     (arguments.out / "accuracy.json").write_text(json.dumps({**facts, "ways": table, "runs": rows}, indent=1))
 
@@ -126,15 +129,21 @@ def summary(rows: list[dict[str, Any]], ways: list[str]) -> list[dict[str, Any]]
     return table
 
 
-def show(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     folds, seeds = ", ".join(map(str, arguments.folds)), ", ".join(map(str, arguments.seeds))
-    table = Table(title=f"zero-shot accuracy, folds {folds} held out in turn, seeds {seeds}")
-    for title in ("way", "runs", "accuracy", f"share of {REFERENCE}", "gate passed", "s a run"):
-        table.add_column(title, justify="right")
-    for row in rows:
-        figures = [f"{pair[0]:.3f} ± {pair[1]:.3f}" if pair else "" for pair in (row["accuracy"], row["share"])]
-        table.add_row(row["way"], str(row["runs"]), *figures, row["passed"] or "", f"{row['seconds']:.0f}")
-    Console(width=120).print(table)
+    columns = ["way", "runs", "accuracy", f"share of {REFERENCE}", "gate passed", "s a run"]
+    lines = [
+        [
+            row["way"],
+            row["runs"],
+            plus_minus(row["accuracy"]),
+            plus_minus(row["share"]),
+            row["passed"],
+            f"{row['seconds']:.0f}",
+        ]
+        for row in rows
+    ]
+    show(f"zero-shot accuracy, folds {folds} held out in turn, seeds {seeds}", columns, lines)
 
 
 if __name__ == "__main__":

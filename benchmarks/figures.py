@@ -25,6 +25,11 @@ def parser(text: str | None, name: str) -> argparse.ArgumentParser:
     return made
 
 
+def data(folder: str) -> list[str]:
+    """Return the overrides for a ``folder`` in the ESC-50 layout, or for ``sounds``."""
+    return ["data=sounds"] if folder == "sounds" else ["experiment=esc10", f"data.root={folder}"]
+
+
 def save(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]], **facts: Any) -> None:
     """Write arguments, facts and rows to ``--out``."""
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +63,11 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
     return statistics.mean(values), error
+
+
+def plus_minus(pair: tuple[float, float] | None) -> str:
+    """Return a mean and its error as tables show them."""
+    return f"{pair[0]:.3f} ± {pair[1]:.3f}" if pair else ""
 
 
 def finished(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from baselines import class_gaussian, interpolations, mixture, predecessor
 from comparison import REFERENCE, TARGET, summary, tables
-from figures import parser, save
+from figures import data, parser, save
 from predecessor import Recipe
 from torch import Tensor
 
@@ -102,8 +102,10 @@ class Benchmark:
     """The data, the settings and the rows of the tables."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        data = ["data=sounds"] if arguments.data == "sounds" else ["experiment=esc10", f"data.root={arguments.data}"]
-        self.arguments, self.overrides = arguments, [*data, f"threads={arguments.threads}", *arguments.overrides]
+        self.arguments, self.overrides = (
+            arguments,
+            [*data(arguments.data), f"threads={arguments.threads}", *arguments.overrides],
+        )
         self.native = self.task(arguments.folds[0], 0).store.shape[0]
         kinds = {REFERENCE, *arguments.kinds}
         self.generators = {kind: load_config([f"generator={kind}", *self.overrides]).generator for kind in kinds}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import finished, mean_and_error, show
+from figures import data, finished, mean_and_error, plus_minus, show
 from matplotlib.figure import Figure
 
 from fedgen.config import load_config
@@ -38,8 +38,13 @@ Row = dict[str, Any]
 def main(words: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     arguments = parse(words)
-    data = ["data=sounds"] if arguments.data == "sounds" else ["experiment=esc10", f"data.root={arguments.data}"]
-    common = [*data, "threads=1", "evaluation.quality=false", "evaluation.gate=off", *arguments.overrides]
+    common = [
+        *data(arguments.data),
+        "threads=1",
+        "evaluation.quality=false",
+        "evaluation.gate=off",
+        *arguments.overrides,
+    ]
     prepare_task(load_config(common))
     budgets = [OPEN, *map(str, sorted(arguments.epsilons))]
     cells = [
@@ -55,9 +60,7 @@ def main(words: Sequence[str] | None = None) -> None:
         logger.info("%d/%d %s", done, len(cells), rows[-1])
     table = summary(rows, arguments.modes, budgets)
     folds, seeds = (", ".join(map(str, part)) for part in (arguments.folds, arguments.seeds))
-    lines = [
-        [row["epsilon"], *(f"{row[mode][0]:.3f} ± {row[mode][1]:.3f}" for mode in arguments.modes)] for row in table
-    ]
+    lines = [[row["epsilon"], *(plus_minus(row[mode]) for mode in arguments.modes)] for row in table]
     title = f"zero-shot accuracy, delta {arguments.delta:g}, folds {folds} held out in turn, seeds {seeds}"
     show(title, ["epsilon", *arguments.modes], lines)
     facts = {"overrides": common, "delta": arguments.delta, "torch": torch.__version__}

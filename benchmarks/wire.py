@@ -18,34 +18,33 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from figures import mean_and_error, parser, save, show
+from figures import data, mean_and_error, parser, save, show
 from flwr.app import ArrayRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from fedgen.config import load_config
-from fedgen.data.partition import partition
 from fedgen.data.tokens import TokenSource
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.exchange.payload import codec_fingerprint, samples_from_record, samples_to_record
-from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.task import Task, prepare_task
 from fedgen.training.adapters import train_adapters
 from fedgen.training.bank import Bank
 
 TARGETS = {"sample": 128.0, "codec": 0.5e6, "accuracy": 0.01}
-TEST_FOLD, LEFT_OUT = 4, 5
+FOLDS = ["data.test_fold=4", "data.leave_out=[5]"]
 
 
 def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
-    data = ["data=sounds"] if arguments.data == "sounds" else ["experiment=esc10", f"data.root={arguments.data}"]
-    task = prepare_task(load_config([*data, f"threads={arguments.threads}", *arguments.overrides]))
-    banks = [fitted(task, part) for part in parts(task)]
-    everyone = fitted(task, np.concatenate(parts(task)))  # of most clips, and so of the largest codec
+    task = prepare_task(
+        load_config([*data(arguments.data), f"threads={arguments.threads}", *arguments.overrides, *FOLDS])
+    )
+    banks = [fitted(task, part) for part in task.parts]
+    everyone = fitted(task, np.concatenate(task.parts))  # of most clips, and so of the largest codec
     drawn = everyone.sample(dict.fromkeys(own_labels(task, everyone), arguments.samples), seed=0)
     rows = [{"what": name, **found} for name, found in sizes(drawn).items()]
-    test = task.tokens(task.store.test_indices(TEST_FOLD))
+    test = task.test_tokens()
     tasks = [replace(task, config=replace(task.config, seed=seed)) for seed in range(arguments.seeds)]
     accuracies = [accuracy(arguments, seeded, banks, test) for seeded in tasks]
     losses = mean_and_error([before - after for before, after in accuracies])
@@ -61,7 +60,7 @@ def main(words: Sequence[str] | None = None) -> None:
     means = [sum(found) / len(found) for found in zip(*accuracies, strict=True)]
     caption = f"accuracy {means[0]:.3f} from samples as drawn, {means[1]:.3f} from what arrived"
     show(title, columns, [[found.get(name) for name in columns] for found in rows], caption)
-    save(arguments, rows, shape=shape, accuracies=accuracies, test_fold=TEST_FOLD, left_out=LEFT_OUT)
+    save(arguments, rows, shape=shape, accuracies=accuracies, folds=FOLDS)
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -75,20 +74,10 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     return made.parse_intermixed_args(words)
 
 
-def parts(task: Task) -> list[np.ndarray]:
-    """Return each node's clips of the folds that train."""
-    train = np.flatnonzero(~np.isin(task.store.folds, (TEST_FOLD, LEFT_OUT)))
-    config = task.config
-    shares = partition(task.store.labels[train], task.classes, task.store.groups, config.partition, config.seed)
-    return [train[share] for share in shares]
-
-
 def fitted(task: Task, part: np.ndarray) -> Bank:
-    """Return a node's generators, fitted to its clips; a codec's arrays are in row order, as a node reads them."""
+    """Return a node's generators, fitted to its clips."""
     bank = Bank(task.config.generator, task.granularity, task.classes, task.targets.conditions())
     bank.fit(task.tokens(part), seed=0)
-    assert bank.codec is not None
-    bank.codec = Codec.from_state({name: value.contiguous() for name, value in bank.codec.state().items()})
     return bank
 
 

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from fedgen.aggregation import clipped
 from fedgen.config import from_yaml
-from fedgen.errors import ConfigError, require
+from fedgen.errors import ConfigError, DataError, require
 from fedgen.exchange.moments import core_moments_to_record, moments_to_record
 from fedgen.exchange.payload import codec_fingerprint, samples_from_record, samples_to_record
 from fedgen.exchange.states import bases_from_record, shared_from_records, states_to_records
@@ -178,15 +178,16 @@ def read_others(content: RecordDict, node: Node, round_number: int) -> dict[int,
     """
     names = content.config_records["codecs"]
     classes, limit = range(len(node.task.classes)), node.config.synthesis.max_samples
-    samples: dict[int, SyntheticTokens] = {}
+    codecs, samples = node.codecs_of_others(), {}
     for key, record in content.array_records.items():
         number, name = int(key.removeprefix("samples.")), str(names[key])
-        codec = None
-        if "codec.mean" not in record:
-            with_it = [own.codec for own in samples.values() if codec_fingerprint(own.codec) == name]
-            codec = with_it[0] if with_it else node.codec_of_others(name)
-        seed = node.task.seed("others", round_number, node.number, number)
+        comes = "codec.mean" in record
+        if not comes and name not in codecs:
+            raise DataError(f"node {node.number} has not got codec {name[:12]} that others' samples need")
+        seed, codec = node.task.seed("others", round_number, node.number, number), None if comes else codecs[name]
         samples[number] = samples_from_record(record, node.task.store.shape, classes, limit, seed, codec=codec)
+        if comes:
+            codecs[codec_fingerprint(samples[number].codec)] = samples[number].codec
     return samples
 
 

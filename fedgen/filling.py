@@ -54,8 +54,8 @@ class Filling:
         contents, names = {}, {}
         for node_id, member in members.items():
             chosen = self.chosen(member, pool, round_number)
-            names[member.number] = {codec_fingerprint(samples.codec) for samples in chosen.values()}
             contents[node_id] = self._content(chosen, self.known[member.number])
+            names[member.number] = {str(name) for name in contents[node_id].config_records["codecs"].values()}
         taken = ask(contents, "query.fill", lambda member, reply: None, least)
         for number in names:
             self.known[number] = names[number] if number in taken else set()

@@ -238,18 +238,10 @@ class Node:
         """Keep the samples of other nodes, by their numbers, that the adapters are trained on in ``round_number``."""
         self.state.save_others(samples, {"node": self.number, "round": round_number})
 
-    def codec_of_others(self, fingerprint: str) -> Codec:
-        """Return the codec of samples that came in the round before.
-
-        Raises
-        ------
-        DataError
-            It did not come.
-        """
-        for samples in self.state.others()[0].values():
-            if codec_fingerprint(samples.codec) == fingerprint:
-                return samples.codec
-        raise DataError(f"node {self.number} has not got codec {fingerprint[:12]} that others' samples need")
+    def codecs_of_others(self) -> dict[str, Codec]:
+        """Return the codecs of the samples that came last, by fingerprint: these do not travel again."""
+        codecs = [samples.codec for samples in self.state.others()[0].values()]
+        return {codec_fingerprint(codec): codec for codec in codecs}
 
     def _others(self, round_number: int) -> dict[int, SyntheticTokens]:
         samples, came = self.state.others()

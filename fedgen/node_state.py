@@ -65,10 +65,14 @@ class NodeState:
         """Keep what was released of the node's clips, and what it cost."""
         save_tensors(self.folder / RELEASE, tensors, facts)
 
+    @property
+    def has_release(self) -> bool:
+        """Whether anything was released of the node's clips."""
+        return (self.folder / RELEASE).is_file()
+
     def release(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return what was released of the node's clips, and what it cost; None if nothing was."""
-        path = self.folder / RELEASE
-        return load_tensors(path) if path.is_file() else None
+        return load_tensors(self.folder / RELEASE) if self.has_release else None
 
     def save_others(self, samples: Mapping[int, SyntheticTokens], metadata: dict[str, Any]) -> None:
         """Keep samples of other nodes, by their numbers, in place of earlier ones."""
@@ -99,7 +103,7 @@ class NodeState:
 
     def inherit(self, earlier: NodeState, finished: int) -> None:
         """Copy the latest state of another run as that of round ``finished``, and its private release."""
-        if earlier.release() is not None:
+        if earlier.has_release:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.copy2(earlier.folder / RELEASE, self.folder / RELEASE)
         for part in PARTS:

@@ -71,7 +71,7 @@ class PrivateNode(Node):
         CheckpointError
             There is no release yet.
         """
-        if self.state.release() is None:
+        if not self.state.has_release:
             raise CheckpointError(
                 f"node {self.number} has no private release to draw samples from; make one with `fedgen run "
                 "mode=train_generators privacy=dp privacy.epsilon=... privacy.delta=...`"

@@ -102,6 +102,7 @@ class Server:
 
     def __init__(self, grid: Grid, task: Task, folder: RunFolder, state: RunState | None = None) -> None:
         self.grid, self.task, self.config, self.folder, self.state = grid, task, task.config, folder, state
+        self._check_filling()
         self.adapters = task.adapters()
         self.recorder = Recorder(folder, task)
         self.pool: dict[int, SyntheticTokens] = {}  # the last samples of each node
@@ -239,15 +240,18 @@ class Server:
         return SharedGenerators(self.config.sharing, bank, self.task.store.shape)
 
     def _filling(self, phase: Phase) -> Filling | None:
+        fills = phase.mode.trains_adapters and phase.mode.synthesizes and self.config.synthesis.fill
+        return Filling(self.config.synthesis.fill, self.config.seed) if fills else None
+
+    def _check_filling(self) -> None:
+        """Refuse samples of another length than the clips that they are to stand beside."""
         wanted, length, made = self.config.synthesis.fill, self.task.store.shape[0], self.config.generator.output_length
-        if not (wanted and phase.mode.trains_adapters and phase.mode.synthesizes):
-            return None
+        fills = any(self._filling(phase) for phase in plan(self.config.phase_list))
         require(
-            made in (None, length),
+            not fills or made in (None, length),
             f"synthesis.fill={wanted}: samples of generator.output_length={made} tokens cannot stand beside clips of "
             f"{length} tokens: set synthesis.fill=0",
         )
-        return Filling(wanted, self.config.seed)
 
     def _shared_codec(self) -> SharedCodec | None:
         if self.config.sharing.codec == "own" or self.shared is not None:

@@ -60,6 +60,12 @@ class FactoredTokens:
     cores: Tensor
     origins: Tensor
 
+    @classmethod
+    def alike(cls, positions: Tensor, channels: Tensor, cores: Tensor) -> FactoredTokens:
+        """Return sequences ``cores`` ``(B, A, C)`` of one origin, with bases ``(S, A)`` and ``(D, C)``."""
+        origins = torch.zeros(len(cores), dtype=torch.long, device=cores.device)
+        return cls(positions[None], channels[None], cores, origins)
+
     def project(self, weight: Tensor) -> Tensor:
         """Return what ``weight`` ``(w, D)`` makes of the tokens: ``(B, S, w)``."""
         narrow = (weight @ self.channels).transpose(1, 2)  # (P, C, w)

@@ -18,7 +18,6 @@ array              type     shape         meaning
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from io import BytesIO
 from math import prod
@@ -31,6 +30,7 @@ from torch import Tensor
 from fedgen.errors import DataError, PayloadError
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
+from fedgen.models.states import exact_digest
 
 LARGEST = 1e6  # no core value of sane tokens is near this
 SAMPLES = ("classes", "counts", "latents", "latent-scale")
@@ -39,11 +39,7 @@ TUCKER, FLAT = (tuple(f"codec.{name}" for name in names) for names in (Codec.NAM
 
 def codec_fingerprint(codec: Codec) -> str:
     """Return a digest of ``codec`` as it travels: both sides compute the same."""
-    digest = hashlib.sha256()
-    for array in _codec_arrays(codec).values():
-        digest.update(repr((array.dtype.str, array.shape)).encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    return exact_digest({name: torch.from_numpy(array) for name, array in _codec_arrays(codec).items()})
 
 
 def as_it_travels(codec: Codec) -> Codec:

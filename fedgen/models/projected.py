@@ -84,6 +84,4 @@ class ProjectedTokens:
 
     def factors(self, indices: Tensor) -> FactoredTokens:
         """Return the clips at ``indices`` ``(B,)`` as factors."""
-        cores = self.cores[indices.to(self.cores.device)]
-        origins = torch.zeros(len(indices), dtype=torch.long, device=cores.device)
-        return FactoredTokens(self.positions[None], self.channels[None], cores, origins)
+        return FactoredTokens.alike(self.positions, self.channels, self.cores[indices.to(self.cores.device)])

@@ -64,8 +64,7 @@ class SyntheticTokens:
     def factors(self, indices: Tensor) -> FactoredTokens:
         """Return the samples at ``indices`` ``(B,)`` as factors, which training multiplies by its weights first."""
         cores = self.codec.cores(self.latents[indices.to(self.latents.device)], self._noise)
-        origins = torch.zeros(len(indices), dtype=torch.long, device=cores.device)
-        return FactoredTokens(self.codec.positions[None], self.codec.channels[None], cores, origins)
+        return FactoredTokens.alike(self.positions, self.channels, cores)
 
     def to(self, device: torch.device | str) -> SyntheticTokens:
         """Return the samples on ``device``, with their noise from its start."""

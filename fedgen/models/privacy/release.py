@@ -102,9 +102,7 @@ def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, 
     if share:
         reach = settings.clip * space.spread
         mechanisms.append(Mechanism("spreads", reach**2, multiplier / share**0.5, 2**0.5))
-        blur = (
-            mechanisms[0].multiplier * bound / counts
-        ).square()  # what noise in the means adds, in every coefficient
+        blur = (mechanisms[0].multiplier * bound / counts).square()  # of the means' noise, in every coefficient
         vectors = clipped(latents.double() - means[rows], reach)
         ratios = private_spreads(vectors, rows, counts, space.within, blur, mechanisms[1], noise)
     values, axes = torch.linalg.eigh(space.within)
