@@ -17,7 +17,7 @@ from flwr.serverapp.strategy.dp_fixed_clipping import DifferentialPrivacyFixedCl
 from torch import Tensor
 
 from fedgen.errors import AggregationError, ConfigError, suggestion
-from fedgen.settings import StrategyConfig
+from fedgen.strategy_settings import StrategyConfig
 
 STRATEGY_CLASSES: dict[str, Any] = {
     "fedavg": flower.FedAvg,
@@ -27,7 +27,9 @@ STRATEGY_CLASSES: dict[str, Any] = {
     "fedadagrad": flower.FedAdagrad,
     "fedavgm": flower.FedAvgM,
     "fedmedian": flower.FedMedian,
+    "median": flower.FedMedian,
     "fedtrimmedavg": flower.FedTrimmedAvg,
+    "trimmed_mean": flower.FedTrimmedAvg,
     "krum": flower.Krum,
     "multikrum": flower.MultiKrum,
     "bulyan": flower.Bulyan,

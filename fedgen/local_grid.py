@@ -160,6 +160,7 @@ class LocalGrid(Grid):
     def _handle(self, message: Message) -> Message:
         """Let the node of ``message`` handle it; an exception or an unusable reply becomes an error reply."""
         node_id = message.metadata.dst_node_id
+        message.metadata.__dict__["_created_at"] = time.time()  # its life begins when the node's turn comes
         context = deepcopy(self._contexts[node_id])  # kept only if the node succeeds
         try:
             # The app gets its own copy: what it changes must not reach the metadata that an error reply needs.

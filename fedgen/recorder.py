@@ -24,6 +24,8 @@ from fedgen.task import Task
 
 logger = logging.getLogger(__name__)
 
+REFUSED = "refused: "  # how reasons begin where a reply came, and was not good
+
 
 @dataclass
 class RoundReport:
@@ -67,6 +69,11 @@ class RoundReport:
     bytes_sent: int = 0
     bytes_received: int = 0
     seconds: float = 0.0
+
+    @property
+    def refused(self) -> dict[int, str]:
+        """Why nodes' replies were refused: the part of ``lost`` that is no fault of the network."""
+        return {number: reason for number, reason in self.lost.items() if reason.startswith(REFUSED)}
 
 
 class Recorder:
@@ -219,7 +226,7 @@ def _earlier_spent(load: Path) -> list[dict[str, Any]]:
 def show_samples(assessment: Assessment, folder: RunFolder) -> None:
     """Print what was measured of a run's samples, and draw them where more than their privacy was."""
     show(quality_table(assessment.results))
-    if "fidelity" in assessment.results:
+    if assessment.records is not None and "fidelity" in assessment.results:
         draw_samples(assessment.records, assessment.classes, folder.path / "samples.png")
 
 

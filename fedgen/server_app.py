@@ -200,6 +200,8 @@ class Server:
             self.common,
             self._filling(phase),
             done,
+            self.config.strategy,
+            self.config.seed,
         )
         if self.state is not None and done:
             load_strategy_state(strategy.strategy, self.state.tensors.get("strategy", {}))

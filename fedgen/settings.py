@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,22 +9,17 @@ from fedgen.data.datasets import DataSettings
 from fedgen.data.encoders import EncoderSettings
 from fedgen.data.partition import PartitionSettings
 from fedgen.data.targets import TargetSettings
-from fedgen.errors import ConfigError, choose, require, suggestion
+from fedgen.errors import choose, require
 from fedgen.evaluation.gate import EvaluationSettings
 from fedgen.models.adapters import AdapterSettings
 from fedgen.models.generators import GeneratorSettings
 from fedgen.models.privacy import PrivacySettings
 from fedgen.models.projected import ProjectionSettings
 from fedgen.phases import MODES, PhaseSettings
+from fedgen.strategy_settings import StrategyConfig
 from fedgen.training.adapters import GlobalTrainingSettings, TrainingSettings
 from fedgen.training.bank import GRANULARITIES, GranularitySettings
 
-STRATEGIES = [
-    "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm",
-    "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
-]  # fmt: skip
-CLIPPING = ["none", "server", "client"]
-AVERAGES = ["fedavg", "fedprox"]  # a node changes them by its share of its own change
 DEVICES = ["auto", "cpu", "cuda"]
 MEMORY = ["auto", "low", "high"]
 CHECKS = ["strict", "warn"]
@@ -40,97 +34,6 @@ class AdapterConfig(AdapterSettings):
 
     training: TrainingSettings = field(default_factory=TrainingSettings)
     projection: ProjectionSettings = field(default_factory=ProjectionSettings)
-
-
-@dataclass(frozen=True)
-class StrategyConfig:
-    """How adapters are aggregated.
-
-    Parameters
-    ----------
-    name : str
-        A strategy of Flower; it aggregates adapters, whatever else travels.
-    min_nodes : int, optional
-        Good replies that a round needs; all nodes by default.
-    timeout : float
-        Seconds that a round waits for its replies.
-    wait : float
-        Seconds that a run waits for its nodes to appear.
-    options : dict[str, float]
-        Further arguments of the Flower class, such as ``proximal_mu`` or ``eta``.
-    dp : str
-        Who shortens what a node's adapters have learnt before their average gets noise that hides any single node:
-        ``none``, ``server`` or ``client``.
-    clipping_norm : float, optional
-        Longest that a node's change of the adapters may be (Euclidean norm of all weights together).
-    noise_multiplier : float, optional
-        Deviation of the noise on the sum of all nodes' changes over ``clipping_norm``.
-    delta : float, optional
-        At which the epsilon that this spends is told; below one over the nodes.
-    """
-
-    name: str = "fedavg"
-    min_nodes: int | None = None
-    timeout: float = 3600.0
-    wait: float = 300.0
-    options: dict[str, float] = field(default_factory=dict)
-    dp: str = "none"
-    clipping_norm: float | None = None
-    noise_multiplier: float | None = None
-    delta: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.name not in STRATEGIES:
-            raise ConfigError(
-                f"strategy.name={self.name!r} is not one of {', '.join(STRATEGIES)}.{suggestion(self.name, STRATEGIES)}"
-            )
-        require(
-            self.min_nodes is None or self.min_nodes >= 1, f"strategy.min_nodes={self.min_nodes} must be at least 1"
-        )
-        require(self.timeout > 0, f"strategy.timeout={self.timeout} must be above 0")
-        require(self.wait > 0, f"strategy.wait={self.wait} must be above 0")
-        choose(self.dp, CLIPPING, "strategy.dp")
-        for name in ("clipping_norm", "noise_multiplier", "delta"):
-            value, key = getattr(self, name), f"strategy.{name}"
-            if self.dp == "none":
-                require(value is None, f"{key}={value} means nothing with strategy.dp=none: use server or client")
-            else:
-                require(value is not None, f"strategy.dp={self.dp} needs {key}, which has no default")
-                require(0 < value < float("inf"), f"{key}={value} must be a finite number above 0")
-        require(
-            self.dp == "none" or self.name in AVERAGES,
-            f"strategy.dp={self.dp} needs strategy={' or '.join(AVERAGES)}: one node can change what "
-            f"strategy={self.name} makes of the adapters by more than the noise is for",
-        )
-
-    def check(self, nodes: int, modes: Sequence[str], teaching: str) -> None:
-        """Refuse a run for which ``dp`` would not hold, or mean nothing.
-
-        Parameters
-        ----------
-        nodes : int
-            Of the partition.
-        modes : Sequence[str]
-            Of the run's phases.
-        teaching : str
-            ``global_training.name``.
-
-        Raises
-        ------
-        ConfigError
-        """
-        least, chosen = self.min_nodes, f"strategy.dp={self.dp}"
-        require(least is None or least <= nodes, f"strategy.min_nodes={least} is more than partition.nodes={nodes}")
-        if self.dp == "none":
-            return
-        idle = [mode for mode in modes if not (MODES[mode].federated and MODES[mode].trains_adapters)]
-        means = len(idle) < len(modes) and all(MODES[mode].federated for mode in modes)
-        require(means, f"{chosen} means nothing with mode={''.join(idle[:1])}: no adapters leave a node there")
-        require(least in (None, nodes), f"{chosen} needs every node: strategy.min_nodes={least} allows for fewer")
-        assert self.delta is not None
-        require(self.delta < 1 / nodes, f"strategy.delta={self.delta} must be below one over partition.nodes={nodes}")
-        taught = teaching == "distil" and any(MODES[mode].synthesizes for mode in modes)
-        require(not taught, f"{chosen} does not hold with global_training=distil: nodes' adapters teach without noise")
 
 
 @dataclass(frozen=True)
@@ -329,4 +232,4 @@ class Config:
     @property
     def min_nodes(self) -> int:
         """Good replies that a round needs."""
-        return self.strategy.min_nodes or self.partition.nodes
+        return self.strategy.min_nodes or self.strategy.nodes_per_round or self.partition.nodes

@@ -20,8 +20,8 @@ from fedgen.local_grid import LocalGrid
 from fedgen.models.codec import Codec, CodecSettings
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.phases import PhaseSettings, plan
-from fedgen.settings import StrategyConfig
 from fedgen.strategy import SyntheticPooling
+from fedgen.strategy_settings import StrategyConfig
 
 SHAPE = (9, 8)
 START = {"w": np.linspace(0, 1, 4, dtype=np.float32), "b": np.zeros((2, 3), np.float32)}
@@ -263,7 +263,7 @@ BAD_TRAINING = {
     "not finite": (put("arrays", "w", Array(NAN)), r"w has 2 values that are NaN or infinite"),
     "unknown array": (put("arrays", "extra", Array(np.zeros(1, np.float32))), r"other arrays.*'extra'"),
     "missing array": (drop("arrays", "b"), r"other arrays.*'b'"),
-    "two records": (add_record("more", ArrayRecord()), r"one ArrayRecord"),
+    "two records": (add_record("more", ArrayRecord()), r"2 ArrayRecords, . MetricRecords.*expected 1"),
     "no clips": (drop("metrics", "num-examples"), r"num-examples"),
     "negative weight": (put("metrics", "num-examples", -5), r"num-examples.*-5"),
     "weight that is no number": (put("metrics", "num-examples", float("nan")), r"num-examples.*nan"),
@@ -328,7 +328,7 @@ BAD_SAMPLES = {
     "tokens of another width": (latents(lambda a: a[:-1], "codec.channels"), r"codec\.channels is float16"),
     "unknown array": (put("samples", "extra", Array(np.zeros(1))), r"unexpected arrays \['extra'\]"),
     "missing array": (drop("samples", "counts"), r"missing arrays \['counts'\]"),
-    "two records": (add_record("more", ArrayRecord()), r"one ArrayRecord"),
+    "two records": (add_record("more", ArrayRecord()), r"2 ArrayRecords, . MetricRecords.*expected 1"),
     "garbage": (put("samples", "latents", raw(b"PK\x03\x04")), r"latents is not a NumPy array"),
     "header of a giant": (
         put("samples", "latents", raw(header("(99999999, 6)", "|i1"))),

@@ -18,7 +18,8 @@ from fedgen.errors import AggregationError, CheckpointError, ConfigError
 from fedgen.local_grid import LocalGrid
 from fedgen.models.privacy.accountant import epsilon
 from fedgen.run_folder import RunFolder
-from fedgen.settings import Config, StrategyConfig
+from fedgen.settings import Config
+from fedgen.strategy_settings import StrategyConfig
 
 pytest.importorskip("dp_accounting")
 

@@ -21,7 +21,7 @@ from fedgen.migrate.values import (
     text,
     whole,
 )
-from fedgen.settings import STRATEGIES
+from fedgen.strategy_settings import STRATEGIES
 
 MAPPINGS = ("generator_class_groups", "class_labels", "class_remapping")  # their values are mappings, not sections
 

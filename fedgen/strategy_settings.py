@@ -1,0 +1,134 @@
+"""How adapters are aggregated: the settings of ``strategy``, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fedgen.errors import ConfigError, choose, require, suggestion
+from fedgen.phases import MODES, Generators
+
+STRATEGIES = [
+    "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm",
+    "fedmedian", "median", "fedtrimmedavg", "trimmed_mean", "krum", "multikrum", "bulyan",
+]  # fmt: skip
+CLIPPING = ["none", "server", "client"]
+AVERAGES = ["fedavg", "fedprox"]  # a node changes them by its share of its own change
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """How adapters are aggregated.
+
+    Parameters
+    ----------
+    name : str
+        A strategy of Flower; it aggregates adapters, whatever else travels.
+    min_nodes : int, optional
+        Good replies that a round needs; all nodes that it asks by default.
+    nodes_per_round : int, optional
+        Nodes that a round asks, drawn anew from ``seed`` in each; all by default.
+    pool_nodes : int
+        Nodes whose latest samples the server keeps, never fewer than a round asks: its memory does not grow with more.
+    timeout : float
+        Seconds that the server waits for replies.
+    wait : float
+        Seconds that a run waits for its nodes to appear, and a round for ``min_nodes`` of them.
+    max_payload_mb : float
+        Megabytes (10^6 bytes) of a reply above which it is refused.
+    max_change : float, optional
+        How many times the median change of a round's adapters a node's may be before it is refused; see `excessive`.
+        None: any. Without meaning under ``dp``, which shortens every change.
+    options : dict[str, float]
+        Further arguments of the Flower class, such as ``proximal_mu`` or ``eta``.
+    dp : str
+        Who shortens what a node's adapters have learnt before their average gets noise that hides any single node:
+        ``none``, ``server`` or ``client``.
+    clipping_norm : float, optional
+        Longest that a node's change of the adapters may be (Euclidean norm of all weights together).
+    noise_multiplier : float, optional
+        Deviation of the noise on the sum of all nodes' changes over ``clipping_norm``.
+    delta : float, optional
+        At which the epsilon that this spends is told; below one over the nodes.
+    """
+
+    name: str = "fedavg"
+    min_nodes: int | None = None
+    nodes_per_round: int | None = None
+    pool_nodes: int = 100
+    timeout: float = 3600.0
+    wait: float = 300.0
+    max_payload_mb: float = 512.0
+    max_change: float | None = 10.0
+    options: dict[str, float] = field(default_factory=dict)
+    dp: str = "none"
+    clipping_norm: float | None = None
+    noise_multiplier: float | None = None
+    delta: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in STRATEGIES:
+            raise ConfigError(
+                f"strategy.name={self.name!r} is not one of {', '.join(STRATEGIES)}.{suggestion(self.name, STRATEGIES)}"
+            )
+        for name in ("min_nodes", "nodes_per_round", "pool_nodes"):
+            number = getattr(self, name)
+            require(number is None or number >= 1, f"strategy.{name}={number} must be at least 1")
+        least, asked, most = self.min_nodes, self.nodes_per_round, self.max_change
+        require(None in (least, asked) or least <= asked, f"strategy.min_nodes={least} is more than {asked} a round")  # type: ignore[operator]
+        require(self.max_payload_mb > 0, f"strategy.max_payload_mb={self.max_payload_mb} must be above 0")
+        require(most is None or most > 1, f"strategy.max_change={most} must be above 1")
+        require(self.timeout > 0, f"strategy.timeout={self.timeout} must be above 0")
+        require(self.wait > 0, f"strategy.wait={self.wait} must be above 0")
+        choose(self.dp, CLIPPING, "strategy.dp")
+        for name in ("clipping_norm", "noise_multiplier", "delta"):
+            value, key = getattr(self, name), f"strategy.{name}"
+            if self.dp == "none":
+                require(value is None, f"{key}={value} means nothing with strategy.dp=none: use server or client")
+            else:
+                require(value is not None, f"strategy.dp={self.dp} needs {key}, which has no default")
+                require(0 < value < float("inf"), f"{key}={value} must be a finite number above 0")
+        require(
+            self.dp == "none" or self.name in AVERAGES,
+            f"strategy.dp={self.dp} needs strategy={' or '.join(AVERAGES)}: one node can change what "
+            f"strategy={self.name} makes of the adapters by more than the noise is for",
+        )
+
+    def check(self, nodes: int, modes: Sequence[str], teaching: str) -> None:
+        """Refuse a run for which ``dp`` would not hold, or mean nothing.
+
+        Parameters
+        ----------
+        nodes : int
+            Of the partition.
+        modes : Sequence[str]
+            Of the run's phases.
+        teaching : str
+            ``global_training.name``.
+
+        Raises
+        ------
+        ConfigError
+        """
+        least, chosen = self.min_nodes, f"strategy.dp={self.dp}"
+        for name in ("min_nodes", "nodes_per_round"):
+            number = getattr(self, name)
+            require(number is None or number <= nodes, f"strategy.{name}={number} is more than partition.nodes={nodes}")
+        sources = {MODES[mode].generators for mode in modes}
+        require(
+            self.nodes_per_round in (None, nodes) or not {Generators.TRAIN, Generators.LOAD} <= sources,
+            f"strategy.nodes_per_round={self.nodes_per_round}: nodes that are not asked while generators are trained "
+            "have none in the phase that only uses them: train them in a run of its own, with every node",
+        )
+        if self.dp == "none":
+            return
+        idle = [mode for mode in modes if not (MODES[mode].federated and MODES[mode].trains_adapters)]
+        means = len(idle) < len(modes) and all(MODES[mode].federated for mode in modes)
+        require(means, f"{chosen} means nothing with mode={''.join(idle[:1])}: no adapters leave a node there")
+        require(least in (None, nodes), f"{chosen} needs every node: strategy.min_nodes={least} allows for fewer")
+        asked = self.nodes_per_round
+        require(asked in (None, nodes), f"{chosen} needs every node: strategy.nodes_per_round={asked} asks fewer")
+        assert self.delta is not None
+        require(self.delta < 1 / nodes, f"strategy.delta={self.delta} must be below one over partition.nodes={nodes}")
+        taught = teaching == "distil" and any(MODES[mode].synthesizes for mode in modes)
+        require(not taught, f"{chosen} does not hold with global_training=distil: nodes' adapters teach without noise")
