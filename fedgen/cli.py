@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from operator import attrgetter
 from pathlib import Path
 
 import hydra
@@ -19,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fedgen.config import config_dir, explain, from_dictconfig, load_config, opened, quoted, resume_config
-from fedgen.errors import FedgenError, LeakError
+from fedgen.errors import FedgenError, LeakError, require
 from fedgen.settings import Config
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     simulate = add("simulate", simulate_command, "run a configuration in Flower's simulation; takes Hydra overrides")
     simulate.add_argument("--cpus", type=int, default=1, help="CPU cores for each node")
     simulate.add_argument("--gpus", type=float, default=0.0, help="GPUs for each node; 0 hides them")
+    submit = add("submit", submit_command, "run a configuration on SuperNodes; takes Hydra overrides")
+    submit.add_argument("connection", metavar="CONNECTION", help="the SuperLink's name in Flower's configuration")
     add("compare", compare_command, "print one table of several runs", "+")
     evaluate = add("evaluate", evaluate_command, "score a run's adapters again, and measure its synthetic samples", "+")
     evaluate.add_argument("--fold", type=int, help="held-out fold; the run's own by default")
@@ -66,12 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     saved.add_argument("action", choices=["ls", "show", "verify"], help="one line each; everything; read every file")
     saved.add_argument("folder", type=Path, metavar="FOLDER", help="run folder, or folder of checkpoints")
     saved.add_argument("names", nargs="*", metavar="NAME", help="only these, as ls names them; all by default")
+    node = add("node", node_command, "check that this machine is ready to be a node; takes the run's Hydra overrides")
+    node.add_argument("action", choices=["check"])
+    node.add_argument("--node-config", type=Path, required=True, metavar="FILE.toml", help="what the node is and has")
+    node.add_argument("--root-certificates", type=Path, metavar="CA.crt", help="what vouches for the server")
+    node.add_argument("--key", type=Path, help="the node's private key")
+    node.add_argument("--superlink", metavar="HOST:PORT", help="ask the server, too")
     migrate = add("migrate", migrate_command, "translate a JSON configuration of the predecessor, FedA2V")
     migrate.add_argument("old", type=Path, metavar="OLD.json")
     migrate.add_argument("--experiment", metavar="NAME", help="print an experiment file instead of a command")
-    migrate.add_argument(
-        "--out", type=Path, metavar="PATH", help="write it, to a path that ends in experiment/NAME.yaml"
-    )
+    migrate.add_argument("--out", type=Path, metavar="PATH", help="write it, to a path .../experiment/NAME.yaml")
     return parser
 
 
@@ -139,18 +146,30 @@ def simulate_command(options: argparse.Namespace, overrides: list[str]) -> int:
 
     _log_to_terminal()
     config = load_config(overrides)
-    paths = {
-        "run_dir": config.run_dir or time.strftime("runs/%Y-%m-%d/%H-%M-%S"),
-        "data.root": config.data.root,
-        "data.store": config.data.store,
-        "checkpoint.load": config.checkpoint.load,
-        "checkpoint.dir": config.checkpoint.dir,
-    }  # the apps run in another folder
-    absolute = [f"{key}={quoted(str(Path(path).absolute()))}" for key, path in paths.items() if path]
+    paths = {"run_dir": time.strftime("runs/%Y-%m-%d/%H-%M-%S"), **_paths(config)}  # the apps run in another folder
+    absolute = [f"{key}={quoted(str(Path(path).absolute()))}" for key, path in paths.items()]
     if config.resume:  # everything else is in the run's folder
         overrides = [text for text in overrides if not text.startswith("resume=")]
         absolute = [f"resume={quoted(config.resume)}"]
     return simulate([*overrides, *absolute], config.partition.nodes, options.cpus, options.gpus)
+
+
+def submit_command(options: argparse.Namespace, overrides: list[str]) -> int:
+    """``fedgen submit``: the apps on a SuperLink and its SuperNodes, with an exit code that tells the truth."""
+    from fedgen.simulate import submit
+
+    _log_to_terminal()
+    resumed = dict(text.split("=", 1) for text in overrides if text.startswith("resume="))
+    paths = resumed or _paths(load_config(overrides))  # the configuration of a resumed run is on the server
+    for key, path in paths.items():
+        require(Path(path.strip("'\"")).is_absolute(), f"{key}={path} must be an absolute path, on the server")
+    return submit(options.connection, overrides)
+
+
+def _paths(config: Config) -> dict[str, str]:
+    """Return the paths that are set in a configuration."""
+    keys = ("run_dir", "data.root", "data.store", "checkpoint.load", "checkpoint.dir")
+    return {key: path for key in keys if (path := attrgetter(key)(config))}
 
 
 def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
@@ -238,6 +257,17 @@ def checkpoints_command(options: argparse.Namespace, rest: list[str]) -> int:
         result, sound = verification(folder, options.names)
         show(result)
     return 0 if sound else 1
+
+
+def node_command(options: argparse.Namespace, overrides: list[str]) -> int:
+    """``fedgen node check``: what is sound on this machine, and what is wrong; exit code 1 if anything is."""
+    from fedgen.evaluation.tables import show
+    from fedgen.node_check import check_node, findings_table
+
+    given = options.root_certificates, options.key, options.superlink
+    findings = check_node(options.node_config, load_config(overrides), bool(overrides), *given)
+    show(findings_table(findings))
+    return 0 if all(finding.sound for finding in findings) else 1
 
 
 def migrate_command(options: argparse.Namespace, rest: list[str]) -> None:

@@ -125,6 +125,31 @@ def test_a_run_whose_nodes_all_fail(
     assert not Path("run/results.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sed=1"], "unknown configuration key 'sed'. Did you mean 'seed'?"),
+        (["run_dir=runs/first"], "run_dir=runs/first must be an absolute path, on the server"),
+        (["checkpoint.load=runs/first", "mode=generate"], "checkpoint.load=runs/first must be an absolute path"),
+        (["resume=runs/first"], "resume=runs/first must be an absolute path"),
+        (["resume='/srv/a run'"], "no connection to a SuperLink can be read from"),
+        (["run_dir=/srv/runs/first"], "no connection to a SuperLink can be read from"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_submitting_what_cannot_run(
+    overrides: list[str],
+    words: str,
+    fedgen: Fedgen,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    assert fedgen("submit", "hospitals", *overrides) == 1
+    assert words in last_line(capsys)
+
+
 def test_prepare_twice(fedgen: Fedgen, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     with caplog.at_level("INFO"):
         assert fedgen("prepare", f"data.store={tmp_path / 'store'}", "data.classes=[dog, rain]") == 0

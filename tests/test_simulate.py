@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedgen import superlink
 from fedgen.errors import ConfigError, FedgenError
-from fedgen.simulate import root_error, run_config_toml, simulate
+from fedgen.simulate import root_error, run_config_toml, simulate, submit
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -74,6 +74,10 @@ def main(grid, context):
 """
 
 
+# A background job of a shell inherits that Ctrl-C is ignored.
+WITH_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
     folder = tmp_path / "app"
@@ -128,6 +132,15 @@ def test_wrong_settings_are_refused_before_anything_starts(tmp_path: Path, app: 
         simulate([], 3, app=tmp_path)
     with pytest.raises(ConfigError, match="nodes=0, cpus=1"):
         simulate([], 0, app=app)
+
+
+def test_a_connection_that_is_not_there_is_refused(tmp_path: Path, app: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="no connection to a SuperLink can be read from"):
+        submit("hospitals", [], app=app)
+    (tmp_path / "config.toml").write_text('[superlink]\ndefault = "x"\n[superlink.hospital]\naddress = "a:1"\n')
+    with pytest.raises(ConfigError, match=r"CONNECTION='hospitals' is not one of hospital\."):
+        submit("hospitals", [], app=app)
 
 
 def test_a_missing_flower_is_an_error(tmp_path: Path):
@@ -213,6 +226,30 @@ def test_a_run_that_cannot_start_fails(app: Path, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.slow
+def test_a_submitted_run_that_fails_and_one_that_is_left_alone(
+    app: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    home = tmp_path / "home"
+    home.mkdir()
+    with superlink.running_superlink(home, simulation=False):
+        monkeypatch.setenv("FLWR_HOME", str(home))
+        assert submit(superlink.CONNECTION, ["mode=fail"], app=app, log=tmp_path / "log") != 0
+        assert re.search(r"ended as finished:failed: .*told to fail", caplog.text)
+        call = f"submit({superlink.CONNECTION!r}, ['mode=wait'], app=Path({str(app)!r}), log=Path('log'))"
+        code = f"from pathlib import Path; from fedgen.simulate import submit; {call}"
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen([sys.executable, "-c", WITH_CTRL_C + code], cwd=tmp_path, **pipes)
+        assert process.stdout is not None
+        assert any("OVERRIDES" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        assert f"The run goes on: `flwr list {superlink.CONNECTION}` shows it" in process.stdout.read()
+        assert process.wait(timeout=60) != 0
+        commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in superlink.processes_of(home)]
+        assert any("flwr-serverapp" in command for command in commands), commands  # it does
+        assert not any("--stream" in command for command in commands)
+
+
+@pytest.mark.slow
 def test_a_termination_signal_in_a_run_stops_everything(app: Path):
     call = f"simulate(['mode=wait'], 3, app=Path({str(app)!r}))"
     code = f"from pathlib import Path; from fedgen.simulate import simulate; {call}"
@@ -228,12 +265,10 @@ def test_a_termination_signal_in_a_run_stops_everything(app: Path):
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_superlink(tmp_path: Path):
-    code = f"""
-import signal
+    code = f"""{WITH_CTRL_C}
 import time
 from pathlib import Path
 from fedgen.superlink import running_superlink
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits that it is ignored
 with running_superlink(Path({str(tmp_path)!r})):
     print("up", flush=True)
     time.sleep(60)
