@@ -31,14 +31,14 @@ class Assessment:
     results : dict
         JSON values: ``samples``, ``privacy`` and ``gate`` unless the gate is off, ``utility`` and ``fidelity`` if they
         were asked for.
-    records : Site
-        Everyone's clips, the held-out ones and all samples, for a picture.
+    records : Site, optional
+        Everyone's clips, the held-out ones and all samples, for a picture, where this machine has them.
     classes : list[str]
         Class names by id.
     """
 
     results: dict[str, Any]
-    records: Site
+    records: Site | None
     classes: list[str]
 
     @property

@@ -18,6 +18,8 @@ from fedgen.errors import ConfigError, DataError, require
 from fedgen.exchange.moments import core_moments_to_record, moments_to_record
 from fedgen.exchange.payload import codec_fingerprint, samples_from_record, samples_to_record
 from fedgen.exchange.states import bases_from_record, shared_from_records, states_to_records
+from fedgen.files import home
+from fedgen.measuring import measure_adapters, measure_samples
 from fedgen.models.samples import SyntheticTokens
 from fedgen.node import Node
 from fedgen.phases import Generators, Phase, plan
@@ -48,18 +50,29 @@ def train(message: Message, context: Context) -> Message:
     return Message(RecordDict({"arrays": arrays, "metrics": metrics, "report": report}), reply_to=message)
 
 
+@app.query("introduce")
+def introduce(message: Message, context: Context) -> Message:
+    """Reply with the names of the node's classes, for a run whose classes are those that nodes have."""
+    node = open_node(Order.read(message).config, context)
+    classes = [node.task.classes[label] for label in node.counts]
+    return Message(RecordDict({"facts": ConfigRecord({"json": json.dumps({"classes": classes})})}), reply_to=message)
+
+
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Reply with the node's number, classes and clips, once it is sure that it can do every phase of the run."""
     order = Order.read(message)
     node = open_node(order.config, context)
-    node.check(order.finished)
+    node.check(order.finished, order.back)
     trains = any(item.mode.generators is Generators.TRAIN for item in plan(order.config.phase_list))
     facts = {
         "number": node.number,
         "classes": node.task.classes,
         "counts": list(node.counts.items()),
+        "held_out": list(node.held_out_counts.items()),
         "shape": list(node.task.store.shape),
+        "encoder": node.task.store.identity["encoder"],
+        "targets": node.task.targets.fingerprint(),
         "granularity": node.granularity.name,
         "slots": node.slots if trains else {},
         "device": str(node.task.device),
@@ -85,6 +98,23 @@ def fill(message: Message, context: Context) -> Message:
     node = open_node(order.config, context)
     node.keep_others(read_others(message.content, node, order.round), order.round)
     return Message(RecordDict({"facts": ConfigRecord({"round": order.round})}), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Reply with the scores of the global adapters on the node's held-out clips."""
+    order = Order.read(message)
+    received = next(iter(message.content.array_records.values())).to_torch_state_dict()
+    scores = measure_adapters(open_node(order.config, context), received)
+    return Message(RecordDict({"report": ConfigRecord({"scores": json.dumps(scores)})}), reply_to=message)
+
+
+@app.query("assess")
+def assess(message: Message, context: Context) -> Message:
+    """Reply with what the node's samples give away of its clips."""
+    order = Order.read(message)
+    found = measure_samples(open_node(order.config, context), order.round)
+    return Message(RecordDict({"report": ConfigRecord({"privacy": json.dumps(found)})}), reply_to=message)
 
 
 @app.query("moments")
@@ -145,6 +175,8 @@ class Order:
         FedProx's; 0 under other strategies.
     filled : bool
         Whether adapters are trained on samples of other nodes too.
+    back : bool
+        Whether the node has been in this run before.
     """
 
     config: Config
@@ -153,6 +185,7 @@ class Order:
     finished: int
     proximal_mu: float
     filled: bool
+    back: bool
 
     @classmethod
     def read(cls, message: Message) -> Order:
@@ -165,7 +198,8 @@ class Order:
         config = _config(str(values["yaml"]))
         finished = int(number("finished"))
         phase = plan(config.phase_list, finished)[int(number("phase"))]
-        return cls(config, phase, int(number("round")), finished, number("proximal-mu"), bool(number("filled")))
+        flags = bool(number("filled")), bool(number("back"))
+        return cls(config, phase, int(number("round")), finished, number("proximal-mu"), *flags)
 
 
 def read_others(content: RecordDict, node: Node, round_number: int) -> dict[int, SyntheticTokens]:
@@ -200,11 +234,13 @@ def open_node(config: Config, context: Context) -> Node:
     return (PrivateNode if config.privacy.used else Node)(
         open_task(config, own_store),
         int(facts["partition-id"]),
-        node_home(str(config.run_dir), context),
-        node_home(load, context) if load else None,
+        node_home(str(config.run_dir), context, config.data.on_nodes),
+        node_home(load, context, config.data.on_nodes) if load else None,
         own_store is not None,
         own_settings(dict(facts)),
-        Path(folder) if folder and "state" not in facts else None,  # a path of the server's means nothing elsewhere
+        Path(folder)
+        if folder and "state" not in facts and not config.data.on_nodes
+        else None,  # a path of the server's
     )
 
 
@@ -232,9 +268,13 @@ def check_budget(config: Config, most: Any) -> None:
     require(seed is None, f"the node configuration's max-epsilon refuses privacy.seed={seed}: its noise hides nothing")
 
 
-def node_home(run_dir: str, context: Context) -> Path:
-    """Return where a run keeps what is a node's: in its run folder, or by its name below the node's own ``state``."""
-    root = context.node_config.get("state")
+def node_home(run_dir: str, context: Context, apart: bool = False) -> Path:
+    """Return where a run keeps what is a node's: in its run folder, or by its name below the node's own ``state``.
+
+    A node ``apart`` from the server keeps nothing in folders of the server's: without a ``state`` it takes
+    ``$FEDGEN_HOME/nodes``.
+    """
+    root = context.node_config.get("state", home() / "nodes" if apart else None)
     return Path(str(root)) / Path(run_dir).name if root else Path(run_dir)
 
 

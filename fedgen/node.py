@@ -86,13 +86,23 @@ class Node:
         """Return the clips of the store that the node trains on."""
         if not own_store and self.number >= len(self.task.parts):
             raise DataError(f"node {self.number} has no part: partition.nodes={len(self.task.parts)}")
-        train = self.task.train_indices
-        indices = train if own_store else self.task.parts[self.number]
+        indices = self.task.train_indices if own_store else self.task.parts[self.number]
         if self.own.classes is not None:
             indices = self._restricted(indices, self.own.classes)
+        elif unknown := self.task.store.unknown:
+            raise DataError(
+                f"node {self.number} has clips of {', '.join(unknown)}, which data.classes={self.task.classes} lacks: "
+                f"leave them out with nodes.{self.number}.classes, or classes in the node configuration"
+            )
         if not len(indices):
             raise DataError(f"node {self.number} has no clip to train on: check partition and data.test_fold")
         return indices
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Clips of the node's store that it may test on: those of the test fold, of the classes that it trains on."""
+        test = self.task.store.test_indices(self.config.data.test_fold)
+        return test[np.isin(self.task.store.labels[test], list(self.counts))]
 
     def _restricted(self, indices: np.ndarray, names: list[str]) -> np.ndarray:
         """Return the clips of the classes ``names`` alone."""
@@ -126,7 +136,8 @@ class Node:
     def _key(self) -> tuple[Hashable, ...]:
         """What tells the node's clips from any others that this process reads."""
         store = self.task.store
-        return store.path, len(store), self.indices.tobytes(), self.task.device
+        labels = store.labels[self.indices]  # a class has another id where other classes are agreed on
+        return store.path, len(store), self.indices.tobytes(), labels.tobytes(), self.task.device
 
     def _encoded(self, codec: Codec) -> Tensor:
         """Return the latents of the node's clips, ``(N, k)``; this process computes them once for a codec."""
@@ -160,20 +171,27 @@ class Node:
         counts = self.counts
         return max(1, round(sum(counts.values()) / len(counts))) if asked == "auto" else int(asked)
 
-    def check(self, finished: int = 0) -> None:
+    @property
+    def held_out_counts(self) -> dict[int, int]:
+        """Held-out clips of each global class id."""
+        return dict(sorted(Counter(self.task.store.labels[self.held_out].tolist()).items()))
+
+    def check(self, finished: int = 0, back: bool = False) -> None:
         """Start afresh, or from the run that this one goes on from, and find out whether every phase can be done.
 
         Parameters
         ----------
         finished : int
             Rounds that are finished before this run's first.
+        back : bool
+            Whether the node has been in this run before: then it goes on from what it remembers.
 
         Raises
         ------
         ConfigError, CheckpointError
             The granularity does not cover the node's classes; a checkpoint that is to be loaded is missing or unfit.
         """
-        if not self.config.resume:
+        if not self.config.resume and not back:
             self.state.clear()
             self._inherit(finished)
         first = next(iter(self._uses()), None)

@@ -49,10 +49,10 @@ class PrivateNode(Node):
         self.state.save_release(made.state(), {**self._made_for(), "spent": made.spent.facts()})
         return made
 
-    def check(self, finished: int = 0) -> None:
+    def check(self, finished: int = 0, back: bool = False) -> None:
         """As any node; besides, refuse a budget that is none for so few clips, before anything is trained."""
         self.config.privacy.check_clips(len(self.indices))
-        super().check(finished)
+        super().check(finished, back)
 
     def spent(self) -> dict[str, Any]:
         """Return what the release has spent, as JSON has it."""

@@ -10,21 +10,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from fedgen.aggregation import load_strategy_state, open_strategy, strategy_state
 from fedgen.assessment import assess
-from fedgen.border import Member, read_member
+from fedgen.border import Member
 from fedgen.config import from_yaml, load_config, to_yaml
-from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError, require
+from fedgen.errors import CheckpointError, ConfigError, require
 from fedgen.evaluation.zero_shot import Scores, zero_shot
 from fedgen.files import home
 from fedgen.filling import Filling
+from fedgen.meeting import Meeting, agreed
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.phases import Phase, plan
 from fedgen.recorder import Recorder
+from fedgen.remote import RemoteMeasures
 from fedgen.run_folder import RunFolder
 from fedgen.run_state import RunState
 from fedgen.settings import Config
@@ -80,7 +82,7 @@ def federate(grid: Grid, config: Config) -> dict[str, Any]:
     references = [item.mode for item in config.phase_list if not plan([item])[0].mode.federated]
     if references:
         raise ConfigError(f"mode={references[0]} is a reference, not a federation: run it with `fedgen run`")
-    task = prepare_task(config)
+    task = prepare_task(agreed(grid, config))
     folder, state = RunFolder.begin(task.config)
     if state is None:
         task = replace(task, config=replace(task.config, resume=None))
@@ -111,11 +113,12 @@ class Server:
         self.finished = self._load() if self.config.checkpoint.load and not state else 0
         if state is not None:
             self._restore(state)
-        self.test = task.test_tokens()
+        self.test = task.test_tokens() if len(task.store) else None
+        self.members: dict[int, Member] = {}
 
     def run(self) -> dict[str, Any]:
         """Meet the nodes, run every phase, and write the results."""
-        members = self.meet()
+        self.members = members = self.meet()
         self.recorder.partition({member.number: member.counts for member in members.values()})
         arrays = ArrayRecord(self.adapters.state_dict())
         done = self.state.round if self.state else self.finished
@@ -127,34 +130,33 @@ class Server:
     def _finish(self) -> dict[str, Any]:
         """Measure the last samples, write the results, and fail if the samples leak."""
         chosen = self.config.evaluation
-        assessment = assess(self.task, self.pool, self.recorder.nodes, chosen.probes, chosen.quality)
+        if self.config.data.on_nodes:
+            counts = {number: len(samples) for number, samples in self.pool.items()}
+            last = max((p.last for p in plan(self.config.phase_list, self.finished) if p.mode.synthesizes), default=0)
+            assessment = self._remote().assessment(counts, self.task.classes, last)
+        else:
+            assessment = assess(self.task, self.pool, self.recorder.nodes, chosen.probes, chosen.quality)
         results = self.recorder.finish(assessment)
         if assessment is not None and assessment.leak is not None:
             raise assessment.leak
         return results
 
     def meet(self) -> dict[int, Member]:
-        """Wait for all nodes and learn what each has.
+        """Wait for the nodes and learn what each has.
 
         Raises
         ------
         AggregationError
-            If fewer nodes than the partition needs appear in ``strategy.wait`` seconds.
+            If too few nodes appear in ``strategy.wait`` seconds.
         DataError
-            If a node cannot do its part, or disagrees with the server about classes or tokens.
+            If too few nodes can do their part and agree with the server about classes, tokens and targets.
         """
-        ids = self._wait_for_nodes()
-        content = RecordDict({"config": ConfigRecord({"yaml": to_yaml(self.config), "finished": self.finished})})
-        messages = [Message(content, node_id, "query.describe") for node_id in ids]
-        replies = list(self.grid.send_and_receive(messages, timeout=self.config.strategy.timeout))
-        problems = [str(reply.error.reason) for reply in replies if reply.has_error()]
-        silent = len(ids) - len(replies)
-        if problems or silent:
-            if silent:
-                limit = f"strategy.timeout={self.config.strategy.timeout:g} s"
-                problems.append(f"{silent} nodes did not answer in {limit}")
-            raise DataError("nodes cannot start: " + "; ".join(sorted(set(problems))))
-        return self._members(replies)
+        meeting = Meeting(self.grid, self.config)
+        members = meeting.members(meeting.wait(), self.task, self.finished)
+        meeting.demand(members)
+        if meeting.refused:
+            self.folder.log_metrics({"round": self.finished, "server/refused": meeting.refused})
+        return members
 
     def run_phase(
         self, number: int, phase: Phase, members: dict[int, Member], arrays: ArrayRecord, done: int = 0
@@ -165,7 +167,7 @@ class Server:
         def evaluate(server_round: int, current: ArrayRecord) -> MetricRecord | None:
             if server_round == 0 and (number > 0 or self.state is not None):
                 return None  # these have been evaluated at the end of the round before
-            scores = self.evaluate(current)
+            scores = self.evaluate(current, strategy.report.round)
             self.recorder.round(phase, strategy.report, scores, current.to_torch_state_dict())
             self._keep(number, strategy, current)
             return MetricRecord({"accuracy": scores.accuracy})
@@ -260,10 +262,16 @@ class Server:
             return None
         return SharedCodec(self.config.generator, self.task.store.shape)
 
-    def evaluate(self, arrays: ArrayRecord) -> Scores:
-        """Return the zero-shot scores of the global adapters on the held-out clips."""
+    def evaluate(self, arrays: ArrayRecord, round_number: int) -> Scores:
+        """Return the zero-shot scores of the global adapters on the held-out clips, here or on the nodes."""
+        if self.test is None:
+            return self._remote().scores(arrays, self.task.classes, list(self.task.targets.heads), round_number)
         self.adapters.load_state_dict(arrays.to_torch_state_dict())
         return zero_shot(self.adapters, self.test, self.task.targets.heads, self.task.classes)
+
+    def _remote(self) -> RemoteMeasures:
+        settings = {"yaml": to_yaml(self.config), "finished": self.finished}
+        return RemoteMeasures(self.grid, self.members, self.config, settings)
 
     def train_on_pool(
         self,
@@ -317,28 +325,6 @@ class Server:
             raise CheckpointError(f"checkpoint.load={chosen.load}: the adapters do not fit: {'; '.join(differ)}")
         self.adapters.load_state_dict(weights)
         return finished
-
-    def _wait_for_nodes(self) -> list[int]:
-        needed, deadline = self.config.partition.nodes, time.monotonic() + self.config.strategy.wait
-        while len(ids := list(self.grid.get_node_ids())) < needed:
-            if time.monotonic() > deadline:
-                raise AggregationError(
-                    f"{len(ids)} nodes are there after strategy.wait={self.config.strategy.wait:g} s, "
-                    f"partition.nodes={needed} are needed"
-                )
-            time.sleep(0.5)
-        return sorted(ids)
-
-    def _members(self, replies: list[Message]) -> dict[int, Member]:
-        classes, shape = self.task.classes, self.task.store.shape
-        members = {reply.metadata.src_node_id: read_member(reply, classes, shape) for reply in replies}
-        numbers = sorted(member.number for member in members.values())
-        if len(set(numbers)) != len(numbers):
-            raise DataError(f"two nodes have the same partition-id: {numbers}")
-        for member in members.values():
-            if member.granularity != self.config.granularity.name:
-                logger.info("node %d has granularity=%s of its own", member.number, member.granularity)
-        return members
 
 
 def pool_from_state(state: RunState) -> dict[int, SyntheticTokens]:

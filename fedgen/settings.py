@@ -213,13 +213,21 @@ class Config:
             "adapter.projection.positions and adapter.projection.channels above 0",
         )
         self.privacy.check(self.generator, self.sharing.name, self.sharing.codec)
-        references = [phase.mode for phase in self.phase_list if not MODES[phase.mode].federated]
+        modes = [phase.mode for phase in self.phase_list]
+        references = [mode for mode in modes if not MODES[mode].federated]
         require(
             not (self.privacy.used and references),
             f"privacy=dp means nothing with mode={''.join(references[:1])}: nothing leaves a node there",
         )
+        remote = self.data.on_nodes
+        require(not (remote and references), f"mode={''.join(references[:1])} needs everyone's clips: not data=nodes")
+        require(
+            not (remote and self.privacy.used) or self.data.store is not None,
+            "privacy=dp with data=nodes needs data.store, clips that the server tests on: scores of the nodes' own "
+            "held-out clips are not covered by epsilon",
+        )
         nodes = self.partition.nodes
-        self.strategy.check(nodes, [phase.mode for phase in self.phase_list], self.global_training.name)
+        self.strategy.check(nodes, modes, self.global_training.name)
         for number in self.nodes:
             good = number.isdecimal() and int(number) < nodes
             require(good, f"nodes.{number} is no node: partition.nodes={nodes}, they are 0 to {nodes - 1}")

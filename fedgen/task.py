@@ -15,7 +15,7 @@ import torch
 from fedgen.data.datasets import Dataset, open_dataset
 from fedgen.data.encoders import Encoder, open_encoder
 from fedgen.data.partition import partition
-from fedgen.data.store import Store, identity_of, open_store, prepare, store_folder
+from fedgen.data.store import Store, identity_of, open_store, prepare, store_folder, without_clips
 from fedgen.data.targets import Targets, open_targets
 from fedgen.data.tokens import MappedTokens, TensorTokens, TokenSource, held_as
 from fedgen.errors import ConfigError, DataError, require
@@ -94,7 +94,9 @@ class Task:
         return TensorTokens(tokens, torch.from_numpy(self.store.labels[indices]), self.device)
 
     def test_tokens(self) -> TokenSource:
-        """Return the held-out clips, as `tokens` does."""
+        """Return the held-out clips, as `tokens` does; `DataError` where this machine has none."""
+        if not len(self.store):
+            raise DataError("data=nodes: this machine has no clips; what the nodes measured is in results.json")
         return self.tokens(self.store.test_indices(self.config.data.test_fold))
 
     def adapters(self) -> Adapters:
@@ -120,6 +122,8 @@ def prepare_task(config: Config) -> Task:
     ConfigError, DataError
         As the data layer says; ``device=cuda`` without a CUDA device.
     """
+    if config.data.on_nodes:
+        return _without_clips(config)
     dataset, encoder, folder = embedding_sources(config)
     try:
         store = open_store(folder, identity_of(dataset, encoder))
@@ -129,6 +133,16 @@ def prepare_task(config: Config) -> Task:
     run_dir = config.run_dir and str(Path(config.run_dir).absolute())
     config = replace(config, data=replace(config.data, root=root, store=str(folder)), run_dir=run_dir)
     return Task(config, store, open_targets(store.classes, config.target), use_hardware(config))
+
+
+def _without_clips(config: Config) -> Task:
+    """Return the task of a server whose nodes have the clips; it may have some to test on."""
+    chosen = config.data.classes
+    require(bool(chosen), "data=nodes: nobody has said which classes there are; start such a run with `flwr run`")
+    encoder = open_encoder(config.encoder)
+    store = _opened(config, Path(config.data.store)) if config.data.store else without_clips(chosen, encoder)
+    config = replace(config, run_dir=config.run_dir and str(Path(config.run_dir).absolute()))
+    return Task(config, store.under(chosen), open_targets(chosen, config.target), use_hardware(config))
 
 
 def embedding_sources(config: Config) -> tuple[Dataset, Encoder, Path]:
@@ -148,14 +162,31 @@ def open_task(config: Config, own_store: str | None = None) -> Task:
     config : Config
         Of the task that was prepared: ``data.store`` is set.
     own_store : str, optional
-        A store of the caller's own in place of ``data.store``.
+        A store of the caller's own in place of ``data.store``. With ``data=nodes`` its clips get the ids that
+        ``data.classes`` give their classes.
+
+    Raises
+    ------
+    DataError
+        There is no store, or one of another encoder.
     """
-    require(bool(config.data.store or own_store), "data.store is not set: the task was not prepared")
-    store = open_store(Path(own_store or str(config.data.store)))
+    folder = own_store or (None if config.data.on_nodes else config.data.store)
+    if folder is None:
+        asked = "the node configuration names no store" if config.data.on_nodes else "data.store is not set"
+        raise DataError(f"data={config.data.name}: {asked}, so there is nothing to train on")
+    store = _opened(config, Path(folder))
+    if config.data.on_nodes and config.data.classes:
+        store = store.under(config.data.classes)
+    return Task(config, store, open_targets(store.classes, config.target), use_hardware(config))
+
+
+def _opened(config: Config, folder: Path) -> Store:
+    """Return the store in ``folder``, which must be of the run's encoder."""
+    store = open_store(folder)
     encoder = open_encoder(config.encoder).identity()
     if store.identity["encoder"] != encoder:
         raise DataError(f"{store.path} was made by encoder {store.identity['encoder']}, the run's encoder is {encoder}")
-    return Task(config, store, open_targets(store.classes, config.target), use_hardware(config))
+    return store
 
 
 def use_hardware(config: Config) -> torch.device:

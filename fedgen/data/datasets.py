@@ -10,7 +10,7 @@ from fedgen.data.clips import Clip, Dataset, DataSettings, chosen, digest
 from fedgen.data.readers import read_esc50, read_folder
 from fedgen.data.sounds import GROUPS, TAKES, synthesise
 from fedgen.data.synthesis import RATE
-from fedgen.errors import DataError, require
+from fedgen.errors import ConfigError, DataError, require
 
 __all__ = ["Clip", "DataSettings", "Dataset", "SoundsDataset", "open_dataset"]
 
@@ -47,10 +47,13 @@ def open_dataset(settings: DataSettings) -> Dataset:
     Raises
     ------
     ConfigError
-        ``data.root`` is needed and missing, or ``data.classes`` or ``data.test_fold`` name what there is not.
+        ``data.root`` is needed and missing, or ``data.classes`` or ``data.test_fold`` name what there is not; or
+        ``data=nodes``.
     DataError
         A file, a column or a folder is missing, or a class has no clip to test or to train on.
     """
+    if settings.on_nodes:
+        raise ConfigError("data=nodes names no audio: make a store on each node, with data=folder or data=esc50")
     openers: dict[str, Callable[[DataSettings], Dataset]] = {
         "sounds": SoundsDataset,
         "esc50": read_esc50,

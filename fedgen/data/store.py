@@ -76,6 +76,11 @@ class Store:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def unknown(self) -> list[str]:
+        """Names of classes that have clips here and no id: see `under`."""
+        return sorted(self._index.get("unknown", []))
+
     def tokens(self, indices: np.ndarray | Tensor | list[int], dtype: torch.dtype = torch.float16) -> Tensor:
         """Return tokens ``(n, S, D)`` on the CPU of the clips ``indices`` ``(n,)``, in that order.
 
@@ -93,11 +98,23 @@ class Store:
     def train_indices(self, test_fold: int, leave_out: Sequence[int] = ()) -> np.ndarray:
         """Return the clips outside ``test_fold`` and the folds ``leave_out``, int64."""
         held_out = [self._known(test_fold), *(self._known(fold, "data.leave_out") for fold in leave_out)]
-        return np.flatnonzero(~np.isin(self.folds, held_out))
+        return np.flatnonzero(~np.isin(self.folds, held_out) & (self.labels >= 0))
 
     def test_indices(self, test_fold: int) -> np.ndarray:
         """Return the clips of ``test_fold``, int64."""
-        return np.flatnonzero(self.folds == self._known(test_fold))
+        return np.flatnonzero((self.folds == self._known(test_fold)) & (self.labels >= 0))
+
+    def under(self, classes: Sequence[str]) -> Store:
+        """Return the same clips under the ids that ``classes`` give their names.
+
+        Clips of classes that are not among them get the label -1, and are neither trained nor tested on.
+        """
+        ids = {name: label for label, name in enumerate(classes)}
+        clips = [{**clip, "label": ids.get(self.classes[clip["label"]], -1)} for clip in self._index["clips"]]
+        groups = {group: [name for name in names if name in ids] for group, names in self.groups.items()}
+        unknown = sorted({self.classes[label] for label in self.labels.tolist()} - set(ids))
+        named = {"classes": list(classes), "groups": groups, "clips": clips, "unknown": unknown}
+        return Store(self.path, {**self._index, **named})
 
     def verify(self) -> None:
         """Raise `DataError` unless every shard's content has the checksum in the index."""
@@ -124,6 +141,20 @@ class Store:
 def identity_of(dataset: Dataset, encoder: Encoder) -> dict[str, Any]:
     """Return what a store of ``dataset`` under ``encoder`` must have been made of; plain JSON."""
     return {"data": dataset.identity(), "encoder": encoder.identity()}
+
+
+def without_clips(classes: Sequence[str], encoder: Encoder) -> Store:
+    """Return a store of no clips: what a server knows whose nodes alone have data."""
+    index = {
+        "identity": {"data": {"name": "nodes"}, "encoder": encoder.identity()},
+        "shape": encoder.shape,
+        "shard_clips": SHARD_CLIPS,
+        "classes": list(classes),
+        "groups": {},
+        "clips": [],
+        "shards": [],
+    }
+    return Store(Path(), index)
 
 
 def store_folder(settings: DataSettings, dataset: Dataset, encoder: Encoder) -> Path:

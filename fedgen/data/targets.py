@@ -64,6 +64,10 @@ class Targets:
     classes: list[str]
     heads: dict[str, Tensor]
 
+    def fingerprint(self) -> list[list[float]]:
+        """Return the first values of every class's target by head, ``(C, heads * 8)``: other targets have others."""
+        return torch.cat([value.flatten(1)[:, :8] for _, value in sorted(self.heads.items())], dim=1).tolist()
+
     def conditions(self) -> Conditions:
         """Return what generators may be conditioned on: every head's target of every class."""
         return Conditions(self.heads)

@@ -114,7 +114,7 @@ def _fidelity_rows(evaluation: Mapping[str, Any]) -> Rows:
 
 def _privacy_rows(evaluation: Mapping[str, Any]) -> Rows:
     privacy = evaluation.get("privacy")
-    if not privacy:
+    if not privacy or "membership_error" not in privacy:  # nodes that measure each for itself have no figure in common
         return []
     auc = f"real clips in place of samples; standard error {privacy['membership_error']:.3f}"
     return [

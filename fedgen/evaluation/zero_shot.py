@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,16 +87,36 @@ def _scores(similarity: Tensor, labels: Tensor, errors: dict[str, float], classe
     predicted = similarity.mean(dim=0).argmax(dim=1)  # (N,)
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
-    present = confusion.sum(dim=1) > 0
-    recall = confusion.diagonal() / confusion.sum(dim=1).clamp(min=1)
     own = similarity.gather(2, labels.expand(len(similarity), -1)[..., None]).mean(dim=(1, 2))  # (H,)
+    heads = {name: {"cosine": float(own[i]), "mse": errors[name]} for i, name in enumerate(errors)}
+    return scores_of(confusion.tolist(), heads, classes)
+
+
+def scores_of(confusion: list[list[int]], heads: dict[str, dict[str, float]], classes: list[str]) -> Scores:
+    """Return the scores that a confusion matrix and the heads' own figures amount to."""
+    counts = torch.tensor(confusion)
+    present = counts.sum(dim=1) > 0
+    recall = counts.diagonal() / counts.sum(dim=1).clamp(min=1)
     return Scores(
-        accuracy=float((predicted == labels).float().mean()),
+        accuracy=float(counts.diagonal().sum() / counts.sum()),
         balanced_accuracy=float(recall[present].mean()),
         per_class={name: float(recall[i]) for i, name in enumerate(classes) if present[i]},
-        heads={name: {"cosine": float(own[i]), "mse": errors[name]} for i, name in enumerate(errors)},
-        confusion=confusion.tolist(),
+        heads=heads,
+        confusion=confusion,
     )
+
+
+def pooled_scores(scores: Sequence[Scores], classes: list[str]) -> Scores:
+    """Return the scores of one model on all clips, of its scores on parts of them; at least one."""
+    clips = [sum(map(sum, part.confusion)) for part in scores]
+    heads = {
+        head: {
+            name: sum(part.heads[head][name] * n for part, n in zip(scores, clips, strict=True)) / sum(clips)
+            for name in values
+        }
+        for head, values in scores[0].heads.items()
+    }
+    return scores_of(torch.tensor([part.confusion for part in scores]).sum(dim=0).tolist(), heads, classes)
 
 
 def mean_scores(scores: list[Scores]) -> Scores:
