@@ -24,6 +24,7 @@ from fedgen.models.samples import SyntheticTokens
 from fedgen.node import Node
 from fedgen.phases import Generators, Phase, plan
 from fedgen.private_node import PrivateNode
+from fedgen.secure_aggregation.node import check_asked, check_node, masked
 from fedgen.settings import Config, NodeConfig
 from fedgen.task import open_task
 from fedgen.training.losses import generator_loss
@@ -31,7 +32,7 @@ from fedgen.training.losses import generator_loss
 app = ClientApp()
 
 
-@app.train(mods=[clipped])
+@app.train(mods=[masked, clipped])
 def train(message: Message, context: Context) -> Message:
     """Train adapters and generators, as the phase says; reply with the adapters and metrics of the training."""
     started = time.monotonic()
@@ -39,6 +40,7 @@ def train(message: Message, context: Context) -> Message:
     node = open_node(order.config, context)
     arrays, losses, history = ArrayRecord(), {}, []  # type: ignore[var-annotated]
     if order.phase.mode.trains_adapters:
+        check_asked(order.config.strategy.secure, message)
         received = next(iter(message.content.array_records.values())).to_torch_state_dict()
         weights, losses = node.train(received, order.round, order.phase, order.proximal_mu, order.filled)
         arrays = ArrayRecord(weights)
@@ -63,7 +65,7 @@ def describe(message: Message, context: Context) -> Message:
     """Reply with the node's number, classes and clips, once it is sure that it can do every phase of the run."""
     order = Order.read(message)
     node = open_node(order.config, context)
-    node.check(order.finished, order.back)
+    node.check(order.finished, node.number in order.back)
     trains = any(item.mode.generators is Generators.TRAIN for item in plan(order.config.phase_list))
     facts = {
         "number": node.number,
@@ -175,8 +177,8 @@ class Order:
         FedProx's; 0 under other strategies.
     filled : bool
         Whether adapters are trained on samples of other nodes too.
-    back : bool
-        Whether the node has been in this run before.
+    back : list[int]
+        Numbers of nodes that have been in this run before.
     """
 
     config: Config
@@ -185,7 +187,7 @@ class Order:
     finished: int
     proximal_mu: float
     filled: bool
-    back: bool
+    back: list[int]
 
     @classmethod
     def read(cls, message: Message) -> Order:
@@ -198,8 +200,8 @@ class Order:
         config = _config(str(values["yaml"]))
         finished = int(number("finished"))
         phase = plan(config.phase_list, finished)[int(number("phase"))]
-        flags = bool(number("filled")), bool(number("back"))
-        return cls(config, phase, int(number("round")), finished, number("proximal-mu"), *flags)
+        back = [int(text) for text in str(values.get("back", "")).split()]
+        return cls(config, phase, int(number("round")), finished, number("proximal-mu"), bool(number("filled")), back)
 
 
 def read_others(content: RecordDict, node: Node, round_number: int) -> dict[int, SyntheticTokens]:
@@ -231,6 +233,7 @@ def open_node(config: Config, context: Context) -> Node:
     own_store = str(facts["store"]) if "store" in facts else None
     load, folder = config.checkpoint.load, config.checkpoint.dir
     check_budget(config, facts.get("max-epsilon"))
+    check_node(config.strategy.secure, facts.get("secure-aggregation"))
     return (PrivateNode if config.privacy.used else Node)(
         open_task(config, own_store),
         int(facts["partition-id"]),

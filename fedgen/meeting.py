@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from fedgen.border import Agreement, Member, read_classes, read_member
 from fedgen.config import to_yaml
 from fedgen.errors import AggregationError, DataError
+from fedgen.round_grid import LATE, RoundGrid
 from fedgen.settings import Config
 from fedgen.task import Task
 
@@ -38,6 +39,7 @@ class Meeting:
     def __init__(self, grid: Grid, config: Config) -> None:
         self.grid, self.config = grid, config
         self.refused: dict[str, str] = {}
+        self._known: set[int] = set()  # Flower's ids of all that were asked to describe themselves
 
     def wait(self) -> list[int]:
         """Return Flower's ids of the nodes, once all are there; after ``strategy.wait`` seconds, of those that are.
@@ -80,7 +82,7 @@ class Meeting:
             raise DataError(f"nodes cannot start: {'; '.join(sorted(set(reasons))) or 'none has answered'}")
         return sorted(found)
 
-    def members(self, ids: Sequence[int], task: Task, finished: int, back: bool = False) -> dict[int, Member]:
+    def members(self, ids: Sequence[int], task: Task, finished: int, back: Sequence[int] = ()) -> dict[int, Member]:
         """Return the nodes that can take part, by Flower's id; `refused` says why others cannot.
 
         Parameters
@@ -90,29 +92,42 @@ class Meeting:
             What they must agree with.
         finished : int
             Rounds that are finished before this run's first.
-        back : bool
-            Whether the nodes have been in this run before, and remember it.
-
-        Raises
-        ------
-        DataError
-            Fewer than ``strategy.min_nodes`` can, or two have the same number.
+        back : Sequence[int]
+            Numbers of nodes that have been in this run before, and remember it.
         """
         agreement = Agreement(
             task.classes, task.store.shape, task.store.identity["encoder"], task.targets.fingerprint()
         )
         members: dict[int, Member] = {}
-        self.refused = {f"Flower node {node_id}": "no reply in time" for node_id in ids}
+        self.refused = {}
         for reply in self._ask(ids, "query.describe", finished, back):
             node_id = reply.metadata.src_node_id
             try:
                 members[node_id] = read_member(reply, agreement)
             except DataError as error:
                 self.refused[f"Flower node {node_id}"] = str(error)
-            else:
-                self.refused.pop(f"Flower node {node_id}", None)
         self._say(members)
         return members
+
+    def admit(self, members: dict[int, Member], task: Task, finished: int) -> None:
+        """Add to ``members`` the nodes that have come meanwhile; one that was there before under another id is back.
+
+        Who was refused once is not asked again.
+        """
+        there = set(self.grid.get_node_ids())
+        new = sorted(there - set(members) - self._known)
+        if not new:
+            return
+        came = self.members(new, task, finished, [member.number for member in members.values()])
+        for node_id, member in came.items():
+            earlier = [known for known, other in members.items() if other.number == member.number]
+            if there & set(earlier):
+                logger.warning("Flower node %d does not take part: node %d is there already", node_id, member.number)
+                continue
+            for known in earlier:
+                del members[known]
+            members[node_id] = member
+            logger.info("node %d is %s", member.number, "back" if earlier else "there now")
 
     def demand(self, members: dict[int, Member]) -> None:
         """Refuse to begin with too few nodes, or with two of the same number.
@@ -125,7 +140,9 @@ class Meeting:
         if len(set(numbers)) != len(numbers):
             raise DataError(f"two nodes have the same partition-id: {numbers}")
         if len(members) < self.config.min_nodes:
-            raise DataError(f"nodes cannot start: {'; '.join(sorted(set(self.refused.values())))}")
+            limit = f"strategy.timeout={self.config.strategy.timeout:g} s"
+            reasons = {f"{why} ({limit})" if why.startswith(LATE) else why for why in self.refused.values()}
+            raise DataError(f"nodes cannot start: {'; '.join(sorted(reasons))}")
 
     def _say(self, members: dict[int, Member]) -> None:
         for member in members.values():
@@ -134,10 +151,12 @@ class Meeting:
         for name, reason in self.refused.items():
             logger.warning("%s does not take part: %s", name, reason)
 
-    def _ask(self, ids: Sequence[int], message_type: str, finished: int, back: bool = False) -> list[Message]:
-        words = ConfigRecord({"yaml": to_yaml(self.config), "finished": finished, "back": int(back)})
+    def _ask(self, ids: Sequence[int], message_type: str, finished: int, back: Sequence[int] = ()) -> Iterator[Message]:
+        if message_type == "query.describe":
+            self._known |= set(ids)
+        words = ConfigRecord({"yaml": to_yaml(self.config), "finished": finished, "back": " ".join(map(str, back))})
         messages = [Message(RecordDict({"config": words}), node_id, message_type) for node_id in ids]
-        return list(self.grid.send_and_receive(messages, timeout=self.config.strategy.timeout))
+        return RoundGrid(self.grid).send_and_receive(messages, timeout=self.config.strategy.timeout)
 
 
 def agreed(grid: Grid, config: Config) -> Config:

@@ -14,6 +14,7 @@ from fedgen.border import Member, read_scores, read_verdict
 from fedgen.errors import AggregationError, PayloadError
 from fedgen.evaluation.gate import FAILED, PASSED, UNKNOWN
 from fedgen.evaluation.zero_shot import Scores, pooled_scores
+from fedgen.round_grid import RoundGrid
 from fedgen.settings import Config
 
 logger = logging.getLogger(__name__)
@@ -100,18 +101,13 @@ class RemoteMeasures:
     ) -> dict[int, Found]:
         """Return what nodes reply, by number; a node that does not is named in the log."""
         messages = [Message(RecordDict(dict(content)), node_id, message_type) for node_id in members]
-        found, reasons = {}, {member.number: "no reply in time" for member in members.values()}
-        for reply in self.grid.send_and_receive(messages, timeout=self.config.strategy.timeout):
-            member = members.get(reply.metadata.src_node_id)
-            if member is None:
-                continue
-            if reply.has_error():
-                reasons[member.number] = str(reply.error.reason)
-                continue
+        found = {}
+        for reply in RoundGrid(self.grid).send_and_receive(messages, timeout=self.config.strategy.timeout):
+            member = members[reply.metadata.src_node_id]
             try:
+                if reply.has_error():
+                    raise PayloadError(str(reply.error.reason))
                 found[member.number] = read(member, reply)
             except PayloadError as error:
-                reasons[member.number] = f"refused: {error}"
-        for number in sorted(set(reasons) - set(found)):
-            logger.warning("%s: node %d is missing: %s", message_type, number, reasons[number])
+                logger.warning("%s: node %d is missing: %s", message_type, member.number, error)
         return found

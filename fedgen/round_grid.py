@@ -15,6 +15,7 @@ from flwr.supercore.run import Run
 from fedgen.models.seeds import seeded
 
 SHORTEST, LONGEST, SHARE = 0.02, 3.0, 0.05  # seconds between two looks for replies; the share of the waiting so far
+LATE = "no reply in time"
 TIMES_TIMEOUT = 2  # how long a message lives: a node that comes back later does not work on it
 
 
@@ -111,7 +112,7 @@ class RoundGrid(Grid):
                     continue
                 del pending[name]
                 if timeout is not None and waited + seconds > timeout:
-                    late = f"no reply in time: it came after {waited + seconds:.1f} s"
+                    late = f"{LATE}: it came after {waited + seconds:.1f} s"
                     reply = _error(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, late)
                 yield reply
                 del reply
@@ -122,7 +123,7 @@ class RoundGrid(Grid):
                 time.sleep(pause)
                 waited += pause
         for message in pending.values():
-            yield _error(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "no reply in time")
+            yield _error(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, LATE)
 
     def _pull(self, name: str, message: Message) -> Message | None:
         """Return the reply to ``message``, which was pushed as ``name``; None if it is not there yet."""

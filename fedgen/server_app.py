@@ -115,6 +115,7 @@ class Server:
             self._restore(state)
         self.test = task.test_tokens() if len(task.store) else None
         self.members: dict[int, Member] = {}
+        self.meeting = Meeting(grid, self.config)
 
     def run(self) -> dict[str, Any]:
         """Meet the nodes, run every phase, and write the results."""
@@ -151,12 +152,23 @@ class Server:
         DataError
             If too few nodes can do their part and agree with the server about classes, tokens and targets.
         """
-        meeting = Meeting(self.grid, self.config)
-        members = meeting.members(meeting.wait(), self.task, self.finished)
-        meeting.demand(members)
-        if meeting.refused:
-            self.folder.log_metrics({"round": self.finished, "server/refused": meeting.refused})
+        members = self.meeting.members(self.meeting.wait(), self.task, self.finished)
+        self.meeting.demand(members)
+        self._note_refused(self.finished)
         return members
+
+    def _admit(self, round_number: int) -> None:
+        """Let nodes in that have come before a round, and tell whose clips are there now."""
+        before = dict(self.members)
+        self.meeting.admit(self.members, self.task, self.finished)
+        if self.members != before:
+            self.recorder.partition({member.number: member.counts for member in self.members.values()})
+        self._note_refused(round_number)
+
+    def _note_refused(self, round_number: int) -> None:
+        if self.meeting.refused:
+            self.folder.log_metrics({"round": round_number, "server/refused_nodes": self.meeting.refused})
+            self.meeting.refused = {}
 
     def run_phase(
         self, number: int, phase: Phase, members: dict[int, Member], arrays: ArrayRecord, done: int = 0
@@ -202,6 +214,7 @@ class Server:
             self.common,
             self._filling(phase),
             done,
+            self._admit,
             self.config.strategy,
             self.config.seed,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,11 @@ def deploy(stores: list[str], tiny_overrides: list[str], tmp_path: Path, no_plot
     """Runs a federation of nodes that have `stores`; ``facts`` go before what their node configurations say."""
 
     def start(
-        *overrides: str, facts: dict[int, dict[str, Any]] | None = None, app: Any = client_app, run: str = "run"
+        *overrides: str,
+        facts: dict[int, dict[str, Any]] | None = None,
+        app: Any = client_app,
+        run: str = "run",
+        grid: type[LocalGrid] = LocalGrid,
     ) -> dict[str, Any]:
         own = facts or {}
         configs = [
@@ -53,7 +58,7 @@ def deploy(stores: list[str], tiny_overrides: list[str], tmp_path: Path, no_plot
         resumes = any(text.startswith("resume=") for text in overrides)
         config = load_config([*overrides] if resumes else [*first, *overrides])
         values = {"config": to_yaml(config)}
-        run_server(server_app, LocalGrid(app, len(SITES), values, configs), values)
+        run_server(server_app, grid(app, len(SITES), values, configs), values)
         return RunFolder(tmp_path / run).results()
 
     return start
@@ -168,7 +173,7 @@ def test_the_others_go_on_without_a_node_that_disagrees(
     assert "does not take part" in caplog.text
     assert "gone holds no embedding store" in caplog.text
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    (refused,) = lines[0]["server/refused"].values()
+    (refused,) = lines[0]["server/refused_nodes"].values()
     assert "gone holds no embedding store" in refused
 
 
@@ -234,3 +239,53 @@ def test_nodes_without_a_store_say_so(tiny: Callable[..., Config], tmp_path: Pat
     values = {"config": to_yaml(config)}
     with pytest.raises(DataError, match="the node configuration names no store"):
         run_server(server_app, LocalGrid(client_app, 3, values), values)
+
+
+class Absent(LocalGrid):
+    """A grid whose third node is not there at first, and comes with the message that ``comes_with`` names."""
+
+    comes_with = ("query.synthesize", 1)
+    here = False
+
+    def get_node_ids(self) -> list[int]:
+        return super().get_node_ids() if self.here else super().get_node_ids()[:2]
+
+    def _push(self, message: Message) -> str:
+        asked = message.metadata.message_type, message.content.config_records["config"].get("round")
+        self.here = self.here or asked == self.comes_with
+        return super()._push(message)
+
+
+def test_a_node_that_comes_late_takes_part_from_then_on(deploy: Deploy, tmp_path: Path) -> None:
+    classes = f"data.classes=[{','.join(ALL)}]"
+    results = deploy("mode=one_shot", "rounds=3", "strategy.min_nodes=2", classes, grid=Absent)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    answered = {line["round"]: line["server/answered"] for line in lines if line.get("server/answered")}
+    assert answered == {1: [0, 1], 2: [0, 1, 2], 3: [0, 1, 2]}
+    assert set(results["nodes"]) == {"0", "1", "2"}
+    assert set(results["samples"]) == set(ALL)
+
+
+class Renamed(LocalGrid):
+    """A grid whose second node comes back under another id before round 2, as a SuperNode without a key does."""
+
+    trained = False
+
+    def get_node_ids(self) -> list[int]:
+        if self.trained and not self._waiting and 1002 in self._contexts:
+            self._contexts[2002] = self._contexts.pop(1002)
+            self._contexts[2002].node_id = 2002
+        return super().get_node_ids()
+
+    def _push(self, message: Message) -> str:
+        self.trained = self.trained or message.metadata.message_type == "query.synthesize"
+        return super()._push(message)
+
+
+def test_a_node_that_comes_back_under_another_id_remembers_the_run(
+    deploy: Deploy, figures: Callable[[dict[str, Any]], dict[str, Any]], tmp_path: Path
+) -> None:
+    whole = deploy("mode=one_shot", "rounds=3", run="whole")
+    shutil.rmtree(tmp_path / "site1" / "whole")
+    returned = deploy("mode=one_shot", "rounds=3", grid=Renamed)
+    assert figures(returned) == figures(whole)
