@@ -150,6 +150,9 @@ def clipped(message: Message, context: Context, answer: Callable[[Message, Conte
     )
     if not after or before == after:
         return reply
+    records = message.content.config_records
+    for name in [name for name, settings in records.items() if NORM not in settings]:
+        del records[name]  # Flower's mod takes one record
     return fixedclipping_mod(message, context, lambda *_: reply)
 
 

@@ -51,6 +51,7 @@ KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "groups": ((str,), 'JSON in quotes, such as \'{"pets": ["dog", "cat"]}\''),
     "samples-per-class": ((int, str), "a number of samples"),
     "max-epsilon": ((int, float), "a number above 0"),
+    "secure-aggregation": ((int,), "a whole number of at least 3, the fewest nodes in a sum of adapters"),
 }
 """What a node configuration may say, of which type, and what it is."""
 

@@ -31,6 +31,7 @@ from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.phases import Generators, Phase
 from fedgen.recorder import REFUSED, RoundReport
 from fedgen.round_grid import RoundGrid
+from fedgen.secure_grid import SecureGrid
 from fedgen.shared_codec import SharedCodec
 from fedgen.sharing import SharedGenerators
 from fedgen.strategy_settings import StrategyConfig
@@ -122,7 +123,10 @@ class SyntheticPooling(Strategy):
 
     def start(self, grid: Grid, *args: Any, **options: Any) -> Result:
         """Run the rounds as Flower does, with replies that come one by one."""
-        return super().start(RoundGrid(grid), *args, **options)
+        secure, rounds = self.rules.secure, RoundGrid(grid)
+        if secure.used and self.phase.mode.trains_adapters:
+            rounds = SecureGrid(grid, secure, self.members, equal=self.rules.dp != "none")
+        return super().start(rounds, *args, **options)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

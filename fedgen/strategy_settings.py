@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fedgen.errors import ConfigError, choose, require, suggestion
 from fedgen.phases import MODES, Generators
+from fedgen.secure_aggregation.settings import SecureSettings
 
 STRATEGIES = [
     "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm",
@@ -50,6 +51,8 @@ class StrategyConfig:
         Deviation of the noise on the sum of all nodes' changes over ``clipping_norm``.
     delta : float, optional
         At which the epsilon that this spends is told; below one over the nodes.
+    secure : SecureSettings
+        Whether the server sees the sum of adapters only.
     """
 
     name: str = "fedavg"
@@ -65,6 +68,7 @@ class StrategyConfig:
     clipping_norm: float | None = None
     noise_multiplier: float | None = None
     delta: float | None = None
+    secure: SecureSettings = field(default_factory=SecureSettings)
 
     def __post_init__(self) -> None:
         if self.name not in STRATEGIES:
@@ -95,7 +99,7 @@ class StrategyConfig:
         )
 
     def check(self, nodes: int, modes: Sequence[str], teaching: str) -> None:
-        """Refuse a run for which ``dp`` would not hold, or mean nothing.
+        """Refuse a run for which ``dp`` or ``secure`` would not hold, or mean nothing.
 
         Parameters
         ----------
@@ -120,15 +124,18 @@ class StrategyConfig:
             f"strategy.nodes_per_round={self.nodes_per_round}: nodes that are not asked while generators are trained "
             "have none in the phase that only uses them: train them in a run of its own, with every node",
         )
+        taught = teaching if any(MODES[mode].synthesizes for mode in modes) else "none"
+        trains = any(MODES[mode].federated and MODES[mode].trains_adapters for mode in modes)
+        asked = self.nodes_per_round or nodes
+        self.secure.check(asked, least or asked, self.name, self.dp, trains, taught)
         if self.dp == "none":
             return
         idle = [mode for mode in modes if not (MODES[mode].federated and MODES[mode].trains_adapters)]
         means = len(idle) < len(modes) and all(MODES[mode].federated for mode in modes)
         require(means, f"{chosen} means nothing with mode={''.join(idle[:1])}: no adapters leave a node there")
         require(least in (None, nodes), f"{chosen} needs every node: strategy.min_nodes={least} allows for fewer")
-        asked = self.nodes_per_round
-        require(asked in (None, nodes), f"{chosen} needs every node: strategy.nodes_per_round={asked} asks fewer")
+        require(asked == nodes, f"{chosen} needs every node: strategy.nodes_per_round={asked} asks fewer")
         assert self.delta is not None
         require(self.delta < 1 / nodes, f"strategy.delta={self.delta} must be below one over partition.nodes={nodes}")
-        taught = teaching == "distil" and any(MODES[mode].synthesizes for mode in modes)
-        require(not taught, f"{chosen} does not hold with global_training=distil: nodes' adapters teach without noise")
+        why = "global_training=distil: nodes' adapters teach without noise"
+        require(taught != "distil", f"{chosen} does not hold with {why}")

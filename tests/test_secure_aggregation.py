@@ -1,10 +1,13 @@
 """Secure aggregation: the average is that of the nodes' adapters, and the server gets nothing else of them."""
 
+import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from federations import Federate, Nodes
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, RECORD_KEY_STATE, Key, Stage
@@ -14,11 +17,13 @@ from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from fedgen.errors import AggregationError, ConfigError, DataError, PayloadError
+from fedgen.exchange.files import load_tensors
 from fedgen.local_grid import FIRST_NODE_ID, LocalGrid
 from fedgen.secure_aggregation.masks import decode, encode, mask
 from fedgen.secure_aggregation.node import MASKED, OWN_KEY, check_asked, check_node, masked
 from fedgen.secure_aggregation.round import Round, neighbourhoods
 from fedgen.secure_aggregation.settings import MODULUS, SecureSettings
+from fedgen.settings import Config
 
 SECRET = SecureSettings("secagg")
 START = {"w": np.zeros((40, 50), np.float32), "b": np.zeros(30, np.float32), "scale": np.zeros((), np.float32)}
@@ -390,7 +395,7 @@ def test_a_node_may_demand_secure_aggregation() -> None:
 
 
 GOOD: dict[str, Any] = {
-    "nodes": 5, "min_nodes": 5, "strategy": "fedavg", "dp": "none", "trains": [True], "teaching": "none"
+    "nodes": 5, "min_nodes": 5, "strategy": "fedavg", "dp": "none", "trains": True, "teaching": "none"
 }  # fmt: skip
 
 
@@ -401,7 +406,7 @@ GOOD: dict[str, Any] = {
         (SECRET, {"strategy": "krum"}, "strategy=krum looks at single nodes' adapters"),
         (SECRET, {"dp": "server"}, "strategy.dp=server would have to clip"),
         (SECRET, {"teaching": "distil"}, "global_training=distil has no teachers"),
-        (SECRET, {"trains": [False]}, "no adapters leave a node"),
+        (SECRET, {"trains": False}, "no adapters leave a node"),
         (SECRET, {"min_nodes": 2}, "min_nodes=2 is below strategy.secure.threshold=3"),
         (SecureSettings("secagg", shares=4), {}, "shares=4 must be odd"),
         (SecureSettings("secagg", shares=7), {}, "shares=7 must be odd and below"),
@@ -463,3 +468,72 @@ def test_flowers_workflow_is_for_the_legacy_api() -> None:
     grid = LocalGrid(nodes(), 3, {})
     with pytest.raises(TypeError, match="Expect a LegacyContext, but get Context"):
         SecAggPlusWorkflow(3, 2)(grid, Context(1, 1, {}, RecordDict(), {}))
+
+
+# Whole runs
+
+Tiny = Callable[..., Config]
+ON = ["strategy.secure.name=secagg", "mode=federate", "rounds=2"]
+
+
+def adapters(folder: Path) -> dict[str, np.ndarray]:
+    return {n: value.numpy() for n, value in load_tensors(folder / "checkpoints" / "adapters.safetensors")[0].items()}
+
+
+@pytest.mark.parametrize(("strategy", "rounds"), [("fedavg", 2), ("fedprox", 1), ("fedavgm", 1)])
+def test_a_run_learns_what_it_learns_without(
+    strategy: str, rounds: int, tiny: Tiny, federate: Federate, tmp_path: Path
+) -> None:
+    """Up to the rounding; nodes' optimisers make more of it in the second round."""
+    chosen = [f"strategy={strategy}", *ON[1:], f"rounds={rounds}"]
+    federate(tiny(*chosen, ON[0]), tmp_path / "secure")
+    federate(tiny(*chosen), tmp_path / "plain")
+    assert_same(adapters(tmp_path / "secure"), adapters(tmp_path / "plain"), 1e-5 if rounds == 1 else 1e-3)
+
+
+def test_samples_are_exchanged_as_ever(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
+    found = federate(tiny(ON[0], "mode=one_shot", "rounds=2"), tmp_path)
+    assert sum(found["samples"].values()) > 0
+
+
+def test_only_sums_reach_the_server(tiny: Tiny, federate: Federate, nodes_that: type[Nodes], tmp_path: Path) -> None:
+    seen: list[set[str]] = []
+
+    def change(request: Message, reply: Message, number: int) -> None:
+        if request.metadata.message_type == "train" and not reply.has_error():
+            seen.extend(set(record) for record in reply.content.array_records.values())
+
+    federate(tiny(*ON), tmp_path, nodes_that(change))
+    assert seen == [{MASKED}] * 6
+
+
+def test_a_run_goes_on_without_a_node(tiny: Tiny, federate: Federate, nodes_that: type[Nodes], tmp_path: Path) -> None:
+    def change(request: Message, reply: Message, number: int) -> None:
+        if number == 2 and reply.content.array_records:
+            raise RuntimeError("gone")
+
+    federate(tiny(*ON, "strategy.min_nodes=2"), tmp_path, nodes_that(change))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert any("gone" in json.dumps(line) for line in lines)
+
+
+def test_clipping_by_nodes_goes_with_it(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    noise = ["strategy.dp=client", "strategy.clipping_norm=0.5", "strategy.noise_multiplier=1e-6", "strategy.delta=0.1"]
+    federate(tiny(*ON, *noise), tmp_path / "secure")
+    federate(tiny(*ON[1:], *noise), tmp_path / "plain")
+    assert_same(adapters(tmp_path / "secure"), adapters(tmp_path / "plain"), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["strategy=krum"], "strategy=krum looks at single nodes' adapters"),
+        (["partition.nodes=2"], "at least 3 nodes"),
+        (["mode=generators_only"], "no adapters leave a node"),
+        (["mode=one_shot", "global_training=distil"], "global_training=distil has no teachers"),
+    ],
+)
+def test_a_configuration_is_refused(overrides: list[str], words: str, tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=words):
+        tiny(*ON, *overrides)

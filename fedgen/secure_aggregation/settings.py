@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedgen.errors import choose, require
@@ -60,7 +59,7 @@ class SecureSettings:
         """Whether adapters are masked."""
         return self.name != "none"
 
-    def check(self, nodes: int, min_nodes: int, strategy: str, dp: str, trains: Sequence[bool], teaching: str) -> None:
+    def check(self, nodes: int, min_nodes: int, strategy: str, dp: str, trains: bool, teaching: str) -> None:
         """Refuse what needs single nodes' adapters, and federations in which nothing would be hidden.
 
         Parameters
@@ -69,8 +68,8 @@ class SecureSettings:
             Of the federation, and of a round.
         strategy, dp : str
             ``strategy.name`` and ``strategy.dp``.
-        trains : Sequence[bool]
-            Whether nodes train adapters, by phase.
+        trains : bool
+            Whether adapters leave nodes in any phase.
         teaching : str
             ``global_training.name`` where samples are sent, else ``none``.
 
@@ -81,7 +80,7 @@ class SecureSettings:
         if not self.used:
             return
         chosen = f"strategy.secure.name={self.name}"
-        require(any(trains), f"{chosen} means nothing here: no adapters leave a node")
+        require(trains, f"{chosen} means nothing here: no adapters leave a node")
         require(nodes >= FEWEST, f"{chosen} needs at least {FEWEST} nodes, got partition.nodes={nodes}")
         shares = min(self.shares or nodes, nodes)
         good = self.shares is None or self.shares == nodes or (self.shares < nodes and self.shares % 2 == 1)
