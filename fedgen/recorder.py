@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,6 +97,7 @@ class Recorder:
         self._started, self._before = time.monotonic(), 0.0  # seconds before this process, if the run was interrupted
         self._history: list[dict[str, Any]] = []
         self._reports: list[RoundReport] = []
+        self._refused: Counter[int] = Counter()  # replies of each node that were refused so far
         self._scores: Scores | None = None
         self._nodes: dict[str, dict[str, int]] = {}
 
@@ -125,7 +127,8 @@ class Recorder:
             self._reports.append(report)
             for line in _metric_lines(phase, report):
                 self.folder.log_metrics(line)
-        self.folder.log_metrics(_server_line(phase, report, scores))
+        self._refused.update(list(report.refused))
+        self.folder.log_metrics(_server_line(phase, report, scores, self._refused.total()))
         logger.info("%s", progress_line(phase, report, scores, len(self._nodes)))
 
     def state(self) -> dict[str, Any]:
@@ -142,6 +145,7 @@ class Recorder:
         self._before, self._history = float(state["seconds"]), list(state["history"])
         self._scores = Scores(**state["scores"]) if state["scores"] else None
         self._reports = [_report(values) for values in state["reports"]]
+        self._refused = Counter(number for report in self._reports for number in report.refused)
 
     def finish(self, assessment: Assessment | None = None) -> dict[str, Any]:
         """Write ``results.json`` and the plots, show what was measured of samples, and return the results."""
@@ -156,6 +160,7 @@ class Recorder:
             "nodes": self._nodes,
             "samples": {self.task.classes[k]: n for k, n in self._reports[-1].samples.items()} if self._reports else {},
             "lost": {str(r.round): {str(k): why for k, why in r.lost.items()} for r in self._reports if r.lost},
+            "refused": {str(number): times for number, times in sorted(self._refused.items())},
             "bytes": {
                 "sent": [report.bytes_sent for report in self._reports],
                 "received": [report.bytes_received for report in self._reports],
@@ -274,7 +279,7 @@ def _metric_lines(phase: Phase, report: RoundReport) -> list[dict[str, Any]]:
     return lines
 
 
-def _server_line(phase: Phase, report: RoundReport, scores: Scores) -> dict[str, Any]:
+def _server_line(phase: Phase, report: RoundReport, scores: Scores, refused: int) -> dict[str, Any]:
     line: dict[str, Any] = {"round": report.round, "phase": phase.mode.name}
     line |= {"server/accuracy": scores.accuracy, "server/balanced_accuracy": scores.balanced_accuracy}
     for head, values in scores.heads.items():
@@ -287,4 +292,7 @@ def _server_line(phase: Phase, report: RoundReport, scores: Scores) -> dict[str,
     line |= {"server/seconds": report.seconds, "server/answered": report.answered}
     if report.lost:
         line["server/lost"] = {str(number): reason for number, reason in report.lost.items()}
+    if report.refused:
+        line["server/refused"] = {str(number): reason for number, reason in report.refused.items()}
+    line["server/refused_total"] = refused
     return line

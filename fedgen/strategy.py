@@ -186,6 +186,8 @@ class SyntheticPooling(Strategy):
         for number, reply in good.items():
             metrics = next(iter(reply.content.metric_records.values()))
             self.report.metrics[number] = {key: float(value) for key, value in metrics.items()}  # type: ignore[arg-type]
+            if wanted:
+                self.report.metrics[number]["change"] = changes[number]
             self.report.generators[number] = read_losses(reply)
             if spent := read_spent(reply):
                 self.report.spent[number] = spent

@@ -69,6 +69,7 @@ def test_metrics_have_the_names_that_users_chart(recorder: Recorder) -> None:
     assert server["server/text_cosine"] == 0.2
     assert server["server/global_loss"] == 2.0
     assert server["server/lost"] == {"1": "no reply in time"}
+    assert "server/refused" not in server
     assert (server["server/bytes_sent"], server["server/bytes_received"], server["server/seconds"]) == (1000, 2000, 0.5)
 
 
@@ -99,6 +100,17 @@ def test_results(recorder: Recorder) -> None:
         assert (recorder.folder.path / name).is_file()
     weights, finished = recorder.folder.load_adapters(recorder.task.identity())
     assert (float(weights["w"]), finished) == (1.0, 2)
+
+
+def test_refused_replies_are_counted_also_by_a_run_that_goes_on(recorder: Recorder, no_plots: None) -> None:
+    lost = {0: "refused: w is float64", 1: "no reply in time"}
+    recorder.round(PHASE, report(lost=lost), scores(0.5), None)
+    recorder.restore(json.loads(json.dumps(recorder.state())))
+    recorder.round(PHASE, report(round=2, lost={0: "refused: again", 2: "refused: too"}), scores(0.5), None)
+    first, second = (line for line in lines(recorder) if "node" not in line)
+    assert first["server/refused"] == {"0": "refused: w is float64"}
+    assert (first["server/refused_total"], second["server/refused_total"]) == (1, 3)
+    assert recorder.finish()["refused"] == {"0": 2, "2": 1}
 
 
 def test_the_partition_is_shown(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
