@@ -30,6 +30,10 @@ class AggregationError(FedgenError):
     """A round did not get enough good replies."""
 
 
+class StorageError(FedgenError, OSError):
+    """A file cannot be written: the disk is full, or it may not be; what was saved before is intact."""
+
+
 class LeakError(FedgenError):
     """Synthetic samples give away training records; all that the run made is saved."""
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 
+from fedgen.errors import StorageError
+
 LOCK = ".lock"
 
 logger = logging.getLogger(__name__)
@@ -21,17 +23,34 @@ def home() -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``: whenever the process dies, the file is the old one or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in _abandoned(path):
-        abandoned.unlink(missing_ok=True)
+    """Write ``content`` to ``path``: whenever the process dies, the file is the old one or the new one, never half.
+
+    Raises
+    ------
+    StorageError
+        The disk is full, or the file may not be written. The old file is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for abandoned in _abandoned(path):
+            abandoned.unlink(missing_ok=True)
+        try:
+            write_synced(temporary, content)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says while ``path`` is written into a `StorageError` that names it."""
     try:
-        write_synced(temporary, content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        yield
+    except OSError as error:
+        reason = f"{path} cannot be written: {error.strerror}. What was saved before is intact"
+        raise StorageError(error.errno, f"{reason}; a run goes on from there with resume=RUN_FOLDER") from error
 
 
 def write_synced(path: Path, content: bytes) -> None:

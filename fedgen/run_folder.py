@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fedgen.config import from_yaml, to_yaml
 from fedgen.errors import CheckpointError, ConfigError
-from fedgen.exchange.files import load_tensors, save_tensors, write_atomically
+from fedgen.exchange.files import load_tensors, save_tensors
+from fedgen.files import write_atomically, writing
 from fedgen.run_state import RunState, RunStates
 from fedgen.settings import Config
 
@@ -130,7 +131,8 @@ class RunFolder:
 
     def log_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file_path = self.path / "metrics.jsonl"
+        with writing(file_path), file_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def save_json(self, name: str, content: Mapping[str, Any]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from fedgen.errors import CheckpointError
-from fedgen.exchange.files import load_tensors, save_tensors, write_atomically
+from fedgen.exchange.files import load_tensors, save_tensors
+from fedgen.files import write_atomically
 
 FORMAT = 1
 
