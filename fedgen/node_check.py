@@ -30,6 +30,7 @@ from fedgen.client_app import own_settings
 from fedgen.data.encoders import open_encoder
 from fedgen.data.store import Store, open_store
 from fedgen.errors import ConfigError, DataError, FedgenError, choose, require, suggestion
+from fedgen.secure_aggregation.node import OWN_KEY, fewest
 from fedgen.settings import Config
 from fedgen.task import use_hardware
 from fedgen.training.bank import GRANULARITIES
@@ -104,7 +105,9 @@ def check_node(
     findings += [_looked(name, partial(version, name)) for name in PACKAGES]
     findings += [_looked("device", partial(device, config))]
     findings += [Finding("node configuration", problem, False)] if problem else []
-    findings += [_looked(name, partial(entry, facts, name)) for name in dict.fromkeys(["partition-id", "store", *facts])]
+    findings += [
+        _looked(name, partial(entry, facts, name)) for name in dict.fromkeys(["partition-id", "store", *facts])
+    ]
     if isinstance(facts.get("store"), str):
         findings.append(_looked("embeddings", partial(embeddings, facts, config if joins else None)))
     if isinstance(facts.get("state"), str):
@@ -171,6 +174,8 @@ def entry(facts: Mapping[str, Any], key: str) -> str:
     good = isinstance(value, types) and not isinstance(value, bool)
     require(good and (isinstance(value, str) or value >= 0), f"{key}={value!r} must be {meaning}")
     require(key != "max-epsilon" or value > 0, f"{key}={value!r} must be {meaning}")
+    if key == OWN_KEY:
+        fewest(value)
     own_settings({key: value})
     return str(value)
 

@@ -67,6 +67,7 @@ def test_a_sound_node(check: Check, task: Task, tmp_path: Path) -> None:
         ("samples-per-class = 'many'", "samples-per-class", "many"),
         ("max-epsilon = 0", "max-epsilon", "max-epsilon=0 must be a number above 0"),
         ("max-epsilon = 'eight'", "max-epsilon", "must be a number above 0"),
+        ("secure-aggregation = 2", "secure-aggregation", "at least 3"),
         ("store = '/nowhere'", "embeddings", "/nowhere holds no embedding store: make it with `fedgen prepare`"),
         ("store = 'nowhere'", "embeddings", "store=nowhere must be an absolute path"),
         ("store = 7", "store", "store=7 must be the folder of the node's embeddings"),
