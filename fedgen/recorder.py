@@ -26,6 +26,7 @@ from fedgen.task import Task
 logger = logging.getLogger(__name__)
 
 REFUSED = "refused: "  # how reasons begin where a reply came, and was not good
+KEPT = ("round", "lost", "samples", "spent", "bytes_sent", "bytes_received", "seconds")  # that results are made of
 
 
 @dataclass
@@ -127,14 +128,20 @@ class Recorder:
             self._reports.append(report)
             for line in _metric_lines(phase, report):
                 self.folder.log_metrics(line)
-        self._refused.update(list(report.refused))
+        self._refused.update([*report.refused])
         self.folder.log_metrics(_server_line(phase, report, scores, self._refused.total()))
         logger.info("%s", progress_line(phase, report, scores, len(self._nodes)))
+
+    def stopped(self, phase: Phase, report: RoundReport, error: Exception) -> None:
+        """Note why the run stops in a round: who is missing, for what cause, and how it goes on."""
+        line = {"round": report.round, "phase": phase.mode.name, "server/stopped": str(error)}
+        self.folder.log_metrics(line | _lost(report))
+        logger.error("the run stops; it goes on after the last finished round with resume=%s", self.folder.path)
 
     def state(self) -> dict[str, Any]:
         """Return all that `finish` needs of the rounds so far, as JSON values."""
         return {
-            "seconds": self._before + time.monotonic() - self._started,
+            "seconds": self._seconds(),
             "history": self._history,
             "scores": asdict(self._scores) if self._scores else None,
             "reports": [_plain(report) for report in self._reports],
@@ -146,6 +153,9 @@ class Recorder:
         self._scores = Scores(**state["scores"]) if state["scores"] else None
         self._reports = [_report(values) for values in state["reports"]]
         self._refused = Counter(number for report in self._reports for number in report.refused)
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._started
 
     def finish(self, assessment: Assessment | None = None) -> dict[str, Any]:
         """Write ``results.json`` and the plots, show what was measured of samples, and return the results."""
@@ -161,22 +171,15 @@ class Recorder:
             "samples": {self.task.classes[k]: n for k, n in self._reports[-1].samples.items()} if self._reports else {},
             "lost": {str(r.round): {str(k): why for k, why in r.lost.items()} for r in self._reports if r.lost},
             "refused": {str(number): times for number, times in sorted(self._refused.items())},
-            "bytes": {
-                "sent": [report.bytes_sent for report in self._reports],
-                "received": [report.bytes_received for report in self._reports],
-            },
-            "seconds": {
-                "total": self._before + time.monotonic() - self._started,
-                "rounds": [report.seconds for report in self._reports],
-            },
+            "bytes": {way: [getattr(r, f"bytes_{way}") for r in self._reports] for way in ("sent", "received")},
+            "seconds": {"total": self._seconds(), "rounds": [report.seconds for report in self._reports]},
             "seed": config.seed,
         }
         privacy: dict[str, Any] = {}
         if config.privacy.used:
             spent = {str(number): facts for report in self._reports for number, facts in report.spent.items()}
             privacy = {"epsilon": config.privacy.epsilon, "delta": config.privacy.delta, "nodes": spent}
-        if self._adapters_spent:
-            privacy["adapters"] = self._adapters_spent
+        privacy |= {"adapters": self._adapters_spent} if self._adapters_spent else {}
         if privacy:
             results["privacy"] = privacy
         if assessment is not None:
@@ -185,8 +188,8 @@ class Recorder:
         draw_run(results, self.folder.path)
         if assessment is not None:
             show_samples(assessment, self.folder)
-        rounds = len(self._reports)
-        logger.info("accuracy %.3f after %d rounds; run folder: %s", scores.accuracy, rounds, self.folder.path)
+        done = scores.accuracy, len(self._reports), self.folder.path
+        logger.info("accuracy %.3f after %d rounds; run folder: %s", *done)
         return results
 
 
@@ -236,9 +239,8 @@ def show_samples(assessment: Assessment, folder: RunFolder) -> None:
 
 
 def _plain(report: RoundReport) -> dict[str, Any]:
-    """Return of ``report`` what results are made of; the rest is in ``metrics.jsonl``."""
-    kept = ("round", "lost", "samples", "spent", "bytes_sent", "bytes_received", "seconds")
-    return {name: getattr(report, name) for name in kept}
+    """Return of ``report`` what is kept; the rest is in ``metrics.jsonl``."""
+    return {name: getattr(report, name) for name in KEPT}
 
 
 def _report(values: Mapping[str, Any]) -> RoundReport:
@@ -256,8 +258,7 @@ def progress_line(phase: Phase, report: RoundReport, scores: Scores, nodes: int)
             values = [metrics[name] for metrics in report.metrics.values() if name in metrics]
             if values:
                 parts.append(f"{name.replace('_', ' ')} {sum(values) / len(values):.3f}")
-    if report.samples:
-        parts.append(f"pool {sum(report.samples.values())}")
+    parts += [f"pool {sum(report.samples.values())}"] if report.samples else []
     if "loss" in report.global_losses:
         parts.append(f"global loss {report.global_losses['loss']:.3f}")
     parts.append(f"accuracy {scores.accuracy:.3f}")
@@ -290,9 +291,10 @@ def _server_line(phase: Phase, report: RoundReport, scores: Scores, refused: int
     line |= {f"server/global_{name}": value for name, value in report.global_losses.items()}
     line |= {"server/bytes_sent": report.bytes_sent, "server/bytes_received": report.bytes_received}
     line |= {"server/seconds": report.seconds, "server/answered": report.answered}
-    if report.lost:
-        line["server/lost"] = {str(number): reason for number, reason in report.lost.items()}
-    if report.refused:
-        line["server/refused"] = {str(number): reason for number, reason in report.refused.items()}
-    line["server/refused_total"] = refused
-    return line
+    return line | _lost(report) | {"server/refused_total": refused}
+
+
+def _lost(report: RoundReport) -> dict[str, dict[str, str]]:
+    """Return who is missing from a round, and whose replies were refused, if any."""
+    found = {"server/lost": report.lost, "server/refused": report.refused}
+    return {name: {str(number): why for number, why in nodes.items()} for name, nodes in found.items() if nodes}

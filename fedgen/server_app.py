@@ -17,7 +17,7 @@ from fedgen.aggregation import load_strategy_state, open_strategy, strategy_stat
 from fedgen.assessment import assess
 from fedgen.border import Member
 from fedgen.config import from_yaml, load_config, to_yaml
-from fedgen.errors import CheckpointError, ConfigError, require
+from fedgen.errors import AggregationError, CheckpointError, ConfigError, require
 from fedgen.evaluation.zero_shot import Scores, zero_shot
 from fedgen.files import home
 from fedgen.filling import Filling
@@ -184,13 +184,12 @@ class Server:
             self._keep(number, strategy, current)
             return MetricRecord({"accuracy": scores.accuracy})
 
-        result = strategy.start(
-            self.grid,
-            arrays,
-            num_rounds=phase.rounds - done,
-            timeout=self.config.strategy.timeout,
-            evaluate_fn=evaluate,
-        )
+        rounds, timeout = phase.rounds - done, self.config.strategy.timeout
+        try:
+            result = strategy.start(self.grid, arrays, num_rounds=rounds, timeout=timeout, evaluate_fn=evaluate)
+        except AggregationError as error:
+            self.recorder.stopped(phase, strategy.report, error)
+            raise
         return result.arrays
 
     def _strategy(self, number: int, phase: Phase, members: dict[int, Member], done: int) -> SyntheticPooling:

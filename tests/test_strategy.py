@@ -20,6 +20,7 @@ from fedgen.local_grid import LocalGrid
 from fedgen.models.codec import Codec, CodecSettings
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.phases import PhaseSettings, plan
+from fedgen.round_grid import drawn
 from fedgen.strategy import SyntheticPooling
 from fedgen.strategy_settings import StrategyConfig
 
@@ -82,10 +83,11 @@ def run(
     min_nodes: int = 3,
     train_on_pool: Callable[..., Any] | None = None,
     limit: int = 100,
+    grid: type[LocalGrid] = LocalGrid,
 ) -> tuple[ArrayRecord, SyntheticPooling]:
     (phase,) = plan([PhaseSettings(mode, rounds)])
     pooling = SyntheticPooling(
-        strategy=open_strategy(strategy or StrategyConfig(), 3),
+        strategy=open_strategy(strategy or StrategyConfig(), min_nodes),
         phase=phase,
         members=MEMBERS,
         min_nodes=min_nodes,
@@ -95,9 +97,10 @@ def run(
         samples_seed=lambda round_number: round_number,
         train_on_pool=train_on_pool,
         settings={"yaml": "seed: 0"},
+        rules=strategy,
     )
     start = ArrayRecord({name: Array(value) for name, value in START.items()})
-    result = pooling.start(LocalGrid(app, 3, {}), start, num_rounds=rounds)
+    result = pooling.start(grid(app, 3, {}), start, num_rounds=rounds)
     return result.arrays, pooling
 
 
@@ -131,6 +134,37 @@ def test_the_wrapped_strategy_decides_what_is_aggregated(name: str) -> None:
 def test_krum_takes_one_node_as_it_is() -> None:
     arrays, _ = run(toy_nodes(), load_config(["strategy=krum"]).strategy)
     assert any(np.array_equal(arrays["w"].numpy(), START["w"] + np.float32(1 + node)) for node in range(3))
+
+
+@pytest.mark.parametrize("name", ["trimmed_mean", "median", "krum", "multikrum"])
+def test_robust_strategies_stay_nearer_to_the_honest_average_than_fedavg(name: str) -> None:
+    """One node of three sends poison that no bound on the change tells from an honest one."""
+
+    def poison(content: RecordDict, node: int) -> None:
+        if node == 1:
+            for key, array in list(content["arrays"].items()):
+                content["arrays"][key] = Array(array.numpy() - np.float32(10))
+
+    honest, errors = START["w"] + np.float32(2), {}  # the mean of the other two
+    for chosen in ("fedavg", name):
+        arrays, pooling = run(toy_nodes(poison), load_config([f"strategy={chosen}"]).strategy)
+        assert pooling.report.lost == {}
+        errors[chosen] = float(np.abs(arrays["w"].numpy() - honest).max())
+    assert errors[name] < 0.5 * errors["fedavg"]
+
+
+@pytest.mark.parametrize("name", ["fedavg", "trimmed_mean", "median", "krum"])
+def test_the_nodes_adapters_can_teach_after_they_were_aggregated(name: str) -> None:
+    def learn(
+        number: int, arrays: ArrayRecord, pool: PooledTokens, teachers: dict[int, ArrayRecord]
+    ) -> tuple[ArrayRecord, dict[str, float]]:
+        for node, record in teachers.items():
+            np.testing.assert_allclose(record["b"].numpy(), 1 + node)
+        assert sorted(teachers) == [0, 1, 2]
+        return arrays, {"loss": 1.0}
+
+    _, pooling = run(toy_nodes(), load_config([f"strategy={name}"]).strategy, mode="one_shot", train_on_pool=learn)
+    assert pooling.report.global_losses == {"loss": 1.0}
 
 
 def test_the_average_is_weighted_by_clips() -> None:
@@ -421,6 +455,111 @@ def test_a_node_that_comes_back_counts_again() -> None:
 
     _, pooling = run(toy_nodes(once), rounds=2, min_nodes=2)
     assert (pooling.report.round, pooling.report.answered, pooling.report.lost) == (2, [0, 1, 2], {})
+
+
+def scaled(times: float, bad: int = 1) -> Change:
+    """Return what multiplies the change of a node's adapters."""
+
+    def change(content: RecordDict, node: int) -> None:
+        if node == bad:
+            for key, array in list(content["arrays"].items()):
+                content["arrays"][key] = Array(START[key] + (array.numpy() - START[key]) * np.float32(times))
+
+    return change
+
+
+@pytest.mark.parametrize(("times", "refused"), [(1.0, False), (9.0, False), (31.0, True), (1e6, True)])
+def test_a_change_is_held_against_the_median_of_the_round(times: float, refused: bool) -> None:
+    """Nodes change every weight by 1, 2 and 3: with the second one out of line, the median is 3."""
+    _, pooling = run(toy_nodes(scaled(times)), min_nodes=2)
+    assert list(pooling.report.refused) == ([1] if refused else [])
+    _, pooling = run(toy_nodes(scaled(times)), StrategyConfig(max_change=None), min_nodes=2)
+    assert pooling.report.lost == {}
+
+
+def test_a_short_change_is_no_threat_however_short_the_others_are() -> None:
+    def still(content: RecordDict, node: int) -> None:
+        for key in content["arrays"]:
+            content["arrays"][key] = Array(START[key] + np.float32(0.3 if node == 1 else 1e-6))
+
+    _, pooling = run(toy_nodes(still))
+    assert pooling.report.lost == {}
+
+
+def test_two_replies_have_no_majority_but_what_is_blown_up_is_refused() -> None:
+    def one_fails(times: float) -> Change:
+        def change(content: RecordDict, node: int) -> None:
+            if node == 2:
+                raise RuntimeError("away")
+            scaled(times)(content, node)
+
+        return change
+
+    _, pooling = run(toy_nodes(one_fails(1.5)), min_nodes=1)
+    assert list(pooling.report.lost) == [2]
+    _, pooling = run(toy_nodes(one_fails(1000.0)), min_nodes=1)
+    assert list(pooling.report.refused) == [1]
+    assert "the adapters' own norm is" in pooling.report.lost[1]
+
+
+def test_what_nodes_say_of_their_failure_is_cut() -> None:
+    def chatty(content: RecordDict, node: int) -> None:
+        if node == 1:
+            raise RuntimeError("line\n" * 10_000)
+
+    _, pooling = run(toy_nodes(chatty), min_nodes=2)
+    assert len(pooling.report.lost[1]) < 600
+    assert "\n" not in pooling.report.lost[1]
+
+
+def test_a_node_that_missed_the_training_is_not_asked_for_samples() -> None:
+    asked: list[Any] = []
+    _, pooling = run(toy_nodes(crash, asked=asked), mode="one_shot", min_nodes=2)
+    assert sorted(node for kind, node, _ in asked if kind == "query.synthesize") == [0, 2]
+    assert set(pooling.report.samples) == {0, 1, 4, 5}
+
+
+def test_the_pool_keeps_the_latest_samples_of_so_many_nodes() -> None:
+    """With one node a round: it never holds more than two, the oldest go first, and no node is in it twice."""
+    rules = StrategyConfig(nodes_per_round=1, pool_nodes=2)
+    _, pooling = run(toy_nodes(), rules, mode="one_shot", rounds=8, min_nodes=1)
+    chosen = [drawn(range(3), 1, 0, number)[0] for number in range(1, 9)]
+    latest = list(dict.fromkeys(reversed(chosen)))[:2][::-1]
+    assert list(pooling.pool) == latest
+    assert sum(pooling.report.samples.values()) == 12
+
+
+def test_nodes_that_are_not_connected_are_named_and_too_few_end_the_run() -> None:
+    class Absent(LocalGrid):
+        def get_node_ids(self) -> list[int]:
+            return super().get_node_ids()[:2]
+
+    _, pooling = run(toy_nodes(), min_nodes=2, grid=Absent)
+    assert pooling.report.lost == {2: "it is not connected"}
+    assert pooling.report.answered == [0, 1]
+    with pytest.raises(AggregationError, match=r"round 1: 2 good replies.*Missing: node 2: it is not connected"):
+        run(toy_nodes(), StrategyConfig(wait=0.1), grid=Absent)
+
+
+def test_rules() -> None:
+    for options, words in {
+        ("strategy.nodes_per_round=4",): r"nodes_per_round=4 is more than partition\.nodes=3",
+        ("strategy.nodes_per_round=1", "strategy.min_nodes=2"): r"min_nodes=2 is more than 1 a round",
+        ("strategy.pool_nodes=0",): r"pool_nodes=0 must be at least 1",
+        ("strategy.max_payload_mb=0",): r"max_payload_mb=0\.0 must be above 0",
+        ("strategy.max_change=1",): r"max_change=1\.0 must be above 1",
+        (
+            "phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds: 1}]",
+            "strategy.nodes_per_round=2",
+        ): "train them in a run of its own",
+        (
+            *("mode=federate", "strategy.nodes_per_round=2", "strategy.dp=server"),
+            *("strategy.clipping_norm=1", "strategy.noise_multiplier=1", "strategy.delta=0.1"),
+        ): "nodes_per_round=2 asks fewer",
+    }.items():
+        with pytest.raises(ConfigError, match=words):
+            load_config(list(options))
+    assert load_config(["strategy.nodes_per_round=2"]).min_nodes == 2
 
 
 def test_options() -> None:
