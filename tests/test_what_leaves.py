@@ -1,0 +1,158 @@
+"""What leaves a node: all that is in the messages of every kind of run stands in a table of docs/security.md."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+from federations import Nodes
+from flwr.app import Message, RecordDict
+
+from fedgen.config import load_config, to_yaml
+from fedgen.local_grid import LocalGrid, run_server
+from fedgen.server_app import app as server_app
+from fedgen.settings import Config
+from fedgen.task import prepare_task
+
+Names = dict[tuple[str, str], set[str]]  # by message and direction
+DOCUMENT = Path(__file__).parents[1] / "docs" / "security.md"
+TO, FROM = "to the node", "from the node"
+SECURE = " by secure aggregation"
+
+RUNS: dict[str, list[str]] = {
+    "federate": ["mode=federate", "strategy=fedprox", "strategy.dp=client", "strategy.clipping_norm=1",
+                 "strategy.noise_multiplier=1", "strategy.delta=0.1"],
+    "generators_only": ["mode=generators_only", "generator=gan"],
+    "phases": ["phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds: 2}]", "generator=vae"],
+    "one_shot": ["mode=one_shot", "rounds=2", "granularity=per_class"],
+    "shared codec": ["sharing.codec=shared", "rounds=2"],
+    "shared generators": ["sharing=shared", "generator=vae"],
+    "private": ["privacy=dp", "privacy.epsilon=8", "privacy.delta=0.01", "rounds=2"],
+    "secure": ["mode=one_shot", "strategy.secure.name=secagg", "partition.nodes=3"],
+}  # fmt: skip
+QUICK = ["partition.nodes=2", "evaluation.gate=off"]
+ON_NODES = "data on nodes"
+
+
+def names_in(content: RecordDict) -> Iterator[str]:
+    """Name everything in a message: ``record/name``, and ``record/name.key`` for what is JSON."""
+    for key, record in content.items():
+        for name, value in record.items():
+            keys = keys_of(value) if isinstance(value, str) else set()
+            yield from (f"{key}/{name}.{part}" for part in keys) if keys else [f"{key}/{name}"]
+
+
+def keys_of(text: str) -> set[str]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return set()
+    parts = found if isinstance(found, list) else [found]
+    return {str(key) for part in parts if isinstance(part, dict) for key in part}
+
+
+def observe(config: Config, seen: Names, node_configs: list[dict[str, Any]] | None = None) -> None:
+    """Run a federation, and note what every message has."""
+
+    def note(request: Message, reply: Message, number: int) -> None:
+        names = {TO: set(names_in(request.content)), FROM: set(names_in(reply.content))}
+        secure = any(name.startswith("secaggplus") or name == "arrays/masked" for name in names[TO] | names[FROM])
+        for direction, found in names.items():
+            seen[request.metadata.message_type + SECURE * secure, direction] |= found
+
+    values = {"config": to_yaml(config)}
+    grid = LocalGrid(Nodes(note), config.partition.nodes, values, node_configs)  # type: ignore[arg-type]
+    run_server(server_app, grid, values)
+
+
+@pytest.fixture(scope="module")
+def seen(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Names]:
+    """What was in the messages of each of `RUNS`."""
+    pytest.importorskip("dp_accounting")
+    folder, found = tmp_path_factory.mktemp("runs"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedgen.recorder.draw_run", lambda results, folder: [])
+        for name, overrides in RUNS.items():
+            found[name] = defaultdict(set)
+            observe(
+                replace(load_config([*tiny_overrides, *QUICK, *overrides]), run_dir=str(folder / name)), found[name]
+            )
+        stores = []
+        for number, classes in enumerate(["dog, cow", "rain, crickets", "siren, engine"]):
+            config = load_config(
+                [*tiny_overrides, f"data.classes=[{classes}]", f"data.store={folder / f'store{number}'}"]
+            )
+            prepare_task(config)
+            stores.append({"store": str(config.data.store), "state": str(folder / f"site{number}")})
+        found[ON_NODES] = defaultdict(set)
+        config = load_config([*tiny_overrides, "data=nodes", "data.classes=[]", f"run_dir={folder / 'on_nodes'}"])
+        observe(config, found[ON_NODES], stores)
+    return found
+
+
+def documented(text: str) -> Names:
+    """Read the table: a row a message, with what goes to the node and what comes from it between backticks."""
+    rows: Names = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        kind = cells[0].replace("`", "")
+        if line.startswith("| `") and kind.split(" ")[0].split(".")[0] in {"train", "query", "evaluate"}:
+            for direction, cell in zip((TO, FROM), cells[1:3], strict=True):
+                rows[kind, direction] = set(cell.split("`")[1::2])
+    return rows
+
+
+TABLE = documented(DOCUMENT.read_text(encoding="utf-8")) if DOCUMENT.is_file() else {}
+
+
+def test_every_message_is_in_the_table(seen: dict[str, Names]) -> None:
+    assert {key for run in seen.values() for key in run} == set(TABLE)
+
+
+@pytest.mark.parametrize("run", [*RUNS, ON_NODES])
+def test_nothing_travels_that_is_not_in_the_table(run: str, seen: dict[str, Names]) -> None:
+    for key, names in seen[run].items():
+        strange = [name for name in sorted(names) if not any(fnmatchcase(name, known) for known in TABLE[key])]
+        assert not strange, f"{key}: {strange} is not in {DOCUMENT.name}"
+
+
+def test_nothing_is_in_the_table_that_never_travels(seen: dict[str, Names]) -> None:
+    for key, known in TABLE.items():
+        names = {name for run in seen.values() for name in run.get(key, ())}
+        idle = [text for text in sorted(known) if not any(fnmatchcase(name, text) for name in names)]
+        assert not idle, f"{key}: {idle} is in {DOCUMENT.name}, and no run has it"
+
+
+KINDS = {
+    "federate": "describe train",
+    "generators_only": "describe train",
+    "phases": "describe train synthesize fill",
+    "one_shot": "describe train synthesize fill",
+    "shared codec": "describe train synthesize fill moments codec",
+    "shared generators": "describe train synthesize moments fit adopt",
+    "private": "describe train synthesize fill",
+    ON_NODES: "introduce describe train synthesize evaluate assess",
+}
+
+
+@pytest.mark.parametrize("run", KINDS)
+def test_a_run_has_the_messages_of_its_mode(run: str, seen: dict[str, Names]) -> None:
+    assert {kind.removeprefix("query.") for kind, _ in seen[run]} == set(KINDS[run].split())
+
+
+def test_secure_runs_send_no_adapters_in_the_clear(seen: dict[str, Names]) -> None:
+    assert ("train", FROM) not in seen["secure"]
+    assert {name for name in seen["secure"]["train" + SECURE, FROM] if name.startswith("arrays/")} == {"arrays/masked"}
+
+
+def test_private_nodes_send_no_figures_of_their_clips(seen: dict[str, Names]) -> None:
+    assert not any("generators." in name for name in seen["private"]["train", FROM]), "losses on clips"
+
+
+def test_the_table_is_read() -> None:
+    text = "| message | a | b | c |\n|---|---|---|---|\n| `query.fill` | `config/*`, `x/y` | nothing | who |"
+    assert documented(text) == {("query.fill", TO): {"config/*", "x/y"}, ("query.fill", FROM): set()}
