@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import torch
 from flwr.app import ConfigRecord, RecordDict
-from torch import Tensor
 
 from fedgen.border import Member
 from fedgen.exchange.payload import codec_fingerprint, samples_to_record
@@ -79,7 +78,7 @@ class Filling:
             taken[order[allowed[order]][:missing]] = True
         parts = taken.split([len(samples) for samples in others.values()])
         return {
-            number: _subset(samples, part)
+            number: samples.at(part)
             for (number, samples), part in zip(others.items(), parts, strict=True)
             if part.any()
         }
@@ -93,9 +92,3 @@ class Filling:
             content[f"samples.{number}"] = samples_to_record(samples, sent)
             sent.add(codecs[f"samples.{number}"])
         return content
-
-
-def _subset(samples: SyntheticTokens, rows: Tensor) -> SyntheticTokens:
-    """Return those of ``samples`` where ``rows`` ``(N,)`` is true."""
-    latents = samples.latents[rows.to(samples.latents.device)]
-    return SyntheticTokens(samples.codec, latents, samples.labels[rows], samples.seed, latents.device)

@@ -119,9 +119,9 @@ def samples_from_record(
         codec = _read_codec(record, shape, latents.shape[1], Codec.FLAT if flat else Codec.NAMES)
     elif latents.shape[1] != codec.size:
         raise PayloadError(f"samples: latents have {latents.shape[1]} coefficients, their codec has {codec.size}")
-    values = torch.from_numpy(latents).float() * torch.from_numpy(scale)
-    _check_size(codec, values)
-    return SyntheticTokens(codec, values, labels, seed, device)
+    samples = SyntheticTokens(codec, torch.from_numpy(latents), labels, seed, device, torch.from_numpy(scale))
+    _check_size(samples)
+    return samples
 
 
 def _codec_arrays(codec: Codec) -> dict[str, np.ndarray]:
@@ -160,10 +160,11 @@ def _read_codec(record: ArrayRecord, shape: tuple[int, int], size: int, names: t
         raise PayloadError(f"samples: {error}") from error
 
 
-def _check_size(codec: Codec, latents: Tensor) -> None:
+def _check_size(samples: SyntheticTokens) -> None:
     """Refuse finite values that would still decode to infinity."""
-    for rows in latents.split(4096):
-        peak = float(codec.cores(rows.to(codec.mean.device)).abs().max()) if rows.numel() else 0.0
+    for rows in torch.arange(len(samples)).split(4096):
+        cores = samples.codec.cores(samples.latents_at(rows))
+        peak = float(cores.abs().max()) if cores.numel() else 0.0
         if not peak <= LARGEST:
             raise PayloadError(f"samples: latents decode to a core value of {peak:g}, expected at most {LARGEST:g}")
 

@@ -25,24 +25,48 @@ class SyntheticTokens:
     codec : Codec
         Decoder of the latents.
     latents : Tensor
-        ``(N, k)``.
+        ``(N, k)``; with a ``scale``, whole numbers that it multiplies.
     labels : Tensor
         Global class ids ``(N,)``.
     seed : int
         Seed of the residual noise, which is drawn anew each time a sample is decoded.
     device : torch.device or str
         Where samples are decoded.
+    scale : Tensor, optional
+        ``(k,)``: samples that came over the wire stay at a byte a coefficient.
     """
 
     def __init__(
-        self, codec: Codec, latents: Tensor, labels: Tensor, seed: int = 0, device: torch.device | str = "cpu"
+        self,
+        codec: Codec,
+        latents: Tensor,
+        labels: Tensor,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        scale: Tensor | None = None,
     ) -> None:
         self.codec = codec.to(device)
-        self.latents = latents.float().to(device)
+        self._values = (latents.float() if scale is None else latents).to(device)
+        self._scale = None if scale is None else scale.to(device)
         self.labels = labels.long().cpu()
         self.shape = codec.shape
         self.seed = seed
         self._noise = seeded(seed, "residual", device=device)
+
+    @property
+    def latents(self) -> Tensor:
+        """All latents, ``(N, k)``, float32."""
+        return self._values.float() if self._scale is None else self._values * self._scale
+
+    def latents_at(self, indices: Tensor) -> Tensor:
+        """Return the latents of the samples at ``indices`` ``(B,)``, ``(B, k)``, float32."""
+        rows = self._values[indices.to(self._values.device)]
+        return rows if self._scale is None else rows * self._scale
+
+    def at(self, chosen: Tensor) -> SyntheticTokens:
+        """Return the samples that a mask or indices ``chosen`` name, with their noise from its start."""
+        values = self._values[chosen.to(self._values.device)]
+        return SyntheticTokens(self.codec, values, self.labels[chosen], self.seed, values.device, self._scale)
 
     @property
     def positions(self) -> Tensor:
@@ -59,27 +83,29 @@ class SyntheticTokens:
 
     def batch(self, indices: Tensor) -> Tensor:
         """Decode the samples at ``indices`` ``(B,)`` to ``(B, S, D)``, float32."""
-        return self.codec.decode(self.latents[indices.to(self.latents.device)], self._noise)
+        return self.codec.decode(self.latents_at(indices), self._noise)
 
     def factors(self, indices: Tensor) -> FactoredTokens:
         """Return the samples at ``indices`` ``(B,)`` as factors, which training multiplies by its weights first."""
-        cores = self.codec.cores(self.latents[indices.to(self.latents.device)], self._noise)
+        cores = self.codec.cores(self.latents_at(indices), self._noise)
         return FactoredTokens.alike(self.positions, self.channels, cores)
 
     def to(self, device: torch.device | str) -> SyntheticTokens:
         """Return the samples on ``device``, with their noise from its start."""
-        return SyntheticTokens(self.codec, self.latents, self.labels, self.seed, device)
+        return SyntheticTokens(self.codec, self._values, self.labels, self.seed, device, self._scale)
 
     def state(self) -> dict[str, Tensor]:
         """Return samples and codec as tensors by name, to be saved beside the seed."""
         codec = {f"codec.{name}": value for name, value in self.codec.state().items()}
-        return {"latents": self.latents, "labels": self.labels, **codec}
+        scale = {} if self._scale is None else {"latent-scale": self._scale}
+        return {"latents": self._values, "labels": self.labels, **scale, **codec}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], seed: int) -> SyntheticTokens:
         """Rebuild the samples that `state` came from, on the CPU, with their noise from its start."""
         codec = {name.removeprefix("codec."): value for name, value in state.items() if name.startswith("codec.")}
-        return cls(Codec.from_state(codec), state["latents"], state["labels"], seed)
+        scale = state.get("latent-scale")
+        return cls(Codec.from_state(codec), state["latents"], state["labels"], seed, scale=scale)
 
     def counts(self) -> dict[int, int]:
         """Return the number of samples of each class id."""
@@ -102,7 +128,7 @@ class SyntheticTokens:
         if not len(self):
             return {"counts": {}}
         chosen = torch.cat([(self.labels == label).nonzero()[:per_class, 0] for label in self.counts()])
-        twin = self.to(self.latents.device)  # draws noise of its own: the samples stay what they were
+        twin = self.to(self._values.device)  # draws noise of its own: the samples stay what they were
         rows = [_summary(twin.batch(indices)) for indices in chosen.split(DECODED)]
         mean, square, low, high = torch.stack(rows).unbind(dim=1)
         weights = torch.tensor([len(part) / len(chosen) for part in chosen.split(DECODED)]).to(mean)

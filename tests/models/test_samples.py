@@ -80,8 +80,8 @@ def test_statistics_are_of_the_decoded_tokens() -> None:
 
 
 def test_statistics_leave_the_samples_as_they_are() -> None:
-    samples, twin = synthetic(10), synthetic(10)
-    twin.latents = samples.latents
+    samples = synthetic(10)
+    twin = samples.to("cpu")
     assert samples.statistics() == samples.statistics()
     assert torch.equal(samples.batch(torch.arange(10)), twin.batch(torch.arange(10)))
     assert synthetic(0).statistics() == {"counts": {}}
@@ -100,3 +100,19 @@ def test_seeds_depend_on_the_whole_path() -> None:
     draws = {seeded(*path).initial_seed() for path in paths}
     assert len(draws) == len(paths)
     assert seeded(3, "rain", 2).initial_seed() == seeded(3, "rain", 2).initial_seed()
+
+
+def test_samples_at_a_byte_a_coefficient() -> None:
+    samples = synthetic(6)
+    scale = samples.latents.abs().amax(dim=0) / 127
+    whole = (samples.latents / scale).round().to(torch.int8)
+    compact = SyntheticTokens(samples.codec, whole, samples.labels, samples.seed, scale=scale)
+    plain = SyntheticTokens(samples.codec, whole * scale, samples.labels, samples.seed)
+    rows = torch.tensor([4, 1])
+    assert compact.state()["latents"].dtype == torch.int8
+    again = SyntheticTokens.from_state(compact.state(), samples.seed)
+    for one in (compact, again, compact.to("cpu")):
+        assert torch.equal(one.latents, plain.latents)
+    assert torch.equal(again.batch(rows), plain.batch(rows))
+    assert torch.equal(compact.at(rows).latents, plain.latents[rows])
+    assert torch.equal(compact.at(compact.labels == 1).labels, compact.labels[compact.labels == 1])

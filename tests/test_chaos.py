@@ -1,0 +1,97 @@
+"""Parts of a deployment that die or hang: real SuperLink, SuperNodes and ServerApp, real signals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGSTOP
+from typing import Any
+
+import pytest
+from federations import Federate
+from machines import Machines, rounds
+
+from fedgen.run_folder import RunFolder
+from fedgen.settings import Config
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    """A SuperLink and three SuperNodes, running."""
+    made = Machines(tmp_path, nodes=3)
+    try:
+        made.start_link()
+        for number in range(3):
+            made.start_node(number)
+        yield made
+    finally:
+        made.stop()
+
+
+def test_a_node_that_is_killed_and_one_that_hangs(
+    machines: Machines, tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    machines.submit(
+        [
+            *tiny_overrides,
+            "mode=one_shot",
+            "rounds=30",
+            "synthesis.fill=0",
+            "strategy.wait=120",
+            "strategy.min_nodes=1",
+            "strategy.timeout=25",
+            f"run_dir={run}",
+        ]
+    )
+    machines.until(lambda: 1 in rounds(run), "round 1 is finished")
+    machines.signal(machines.home(1), SIGKILL)
+    machines.signal(machines.home(2), SIGSTOP)
+    machines.until(lambda: any(line["server/answered"] == [0] for line in rounds(run).values()), "node 0 goes on alone")
+    alone = next(line for line in rounds(run).values() if line["server/answered"] == [0])
+    assert set(alone["server/lost"]) == {"1", "2"}
+    assert "no reply in time" in alone["server/lost"]["2"]
+    machines.signal(machines.home(2), SIGCONT)
+    machines.start_node(1)
+    last = len(rounds(run))
+    machines.until(
+        lambda: any(n > last and line["server/answered"] == [0, 1, 2] for n, line in rounds(run).items()),
+        "both nodes are back",
+    )
+    kept = machines.home(1) / "state" / "run" / "state" / "node1"
+    moments = sorted(int(re.findall(r"\d+", path.name)[0]) for path in (kept / "optimizer").iterdir())
+    assert moments[-1] > last  # it went on from what it had: both rounds before its end are there or pruned
+    for line in rounds(run).values():
+        if "server/synthetic_samples_total" in line:  # 6 classes with 6 samples: never one twice
+            assert line["server/synthetic_samples_total"] <= 36
+
+
+def test_superlink_and_server_are_killed_and_the_run_is_resumed(
+    machines: Machines,
+    tiny_overrides: list[str],
+    tiny: Callable[..., Config],
+    federate: Federate,
+    figures: Callable[[dict[str, Any]], dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    run, overrides = tmp_path / "run", ["mode=one_shot", "rounds=3", "synthesis.fill=0"]
+    machines.submit([*tiny_overrides, *overrides, "strategy.wait=120", f"run_dir={run}"])
+    machines.until(lambda: 1 in rounds(run), "round 1 is finished")
+    machines.signal(machines.link, SIGKILL)
+    machines.start_link()
+    for number in range(3):  # what systemd does with a node that exits, or waits for a SuperLink that forgot it
+        for home in [machines.home(number)]:
+            machines.signal(home, SIGKILL)
+        machines.start_node(number)
+    assert not (run / "results.json").exists()
+    machines.submit([f"resume={run}"])
+    machines.until(lambda: 2 in rounds(run), "round 2 is finished")
+    machines.signal(machines.link, SIGKILL, only="flwr-serverapp")
+    machines.submit([f"resume={run}"])
+    machines.until(lambda: (run / "results.json").is_file(), "the run is finished")
+    results = RunFolder(run).results()
+    expected = federate(tiny(*overrides), tmp_path / "whole")
+    assert figures(results) == figures(expected)
