@@ -103,13 +103,14 @@ class Recorder:
         self._nodes: dict[str, dict[str, int]] = {}
 
     def partition(self, counts: Mapping[int, Mapping[int, int]]) -> None:
-        """Note and show how many clips of each class (by id) each node has."""
+        """Note how many clips of each class (by id) each node has, and show it for as many nodes as a line has room."""
         names = self.task.classes
         self._nodes = {
             str(number): {names[label]: count for label, count in counts[number].items()} for number in sorted(counts)
         }
         self.folder.save_json("partition.json", self._nodes)
-        show(distribution_table(self._nodes, names))
+        if len(self._nodes) <= 20:  # each is a column
+            show(distribution_table(self._nodes, names))
 
     @property
     def nodes(self) -> dict[str, dict[str, int]]:
@@ -259,8 +260,7 @@ def progress_line(phase: Phase, report: RoundReport, scores: Scores, nodes: int)
             if values:
                 parts.append(f"{name.replace('_', ' ')} {sum(values) / len(values):.3f}")
     parts += [f"pool {sum(report.samples.values())}"] if report.samples else []
-    if "loss" in report.global_losses:
-        parts.append(f"global loss {report.global_losses['loss']:.3f}")
+    parts += [f"global loss {report.global_losses['loss']:.3f}"] if "loss" in report.global_losses else []
     parts.append(f"accuracy {scores.accuracy:.3f}")
     if report.bytes_sent or report.bytes_received:
         parts.append(f"sent {report.bytes_sent / 1e6:.1f} MB, received {report.bytes_received / 1e6:.1f} MB")

@@ -1,5 +1,7 @@
 """The wrapper around Flower's strategies, on toy nodes: who counts, who is refused, and what is made of the replies."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,7 @@ from fedgen.border import Member
 from fedgen.config import load_config
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import AggregationError, ConfigError
-from fedgen.exchange.payload import samples_to_record
+from fedgen.exchange.payload import samples_from_record, samples_to_record
 from fedgen.local_grid import LocalGrid
 from fedgen.models.codec import Codec, CodecSettings
 from fedgen.models.samples import PooledTokens, SyntheticTokens
@@ -500,6 +502,21 @@ def test_two_replies_have_no_majority_but_what_is_blown_up_is_refused() -> None:
     _, pooling = run(toy_nodes(one_fails(1000.0)), min_nodes=1)
     assert list(pooling.report.refused) == [1]
     assert "the adapters' own norm is" in pooling.report.lost[1]
+
+
+def test_samples_of_one_node_are_freed_before_those_of_the_next_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[ArrayRecord]] = []
+    read = samples_from_record
+
+    def watched(record: ArrayRecord, *rest: Any) -> SyntheticTokens:
+        gc.collect()
+        assert [reference() for reference in alive] == [None] * len(alive)
+        alive.append(weakref.ref(record))
+        return read(record, *rest)
+
+    monkeypatch.setattr("fedgen.strategy.samples_from_record", watched)
+    _, pooling = run(toy_nodes(), mode="one_shot")
+    assert (len(alive), pooling.report.lost) == (3, {})
 
 
 def test_what_nodes_say_of_their_failure_is_cut() -> None:
