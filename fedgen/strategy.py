@@ -82,6 +82,8 @@ class SyntheticPooling(Strategy):
         Hands nodes each other's samples before they train; by default they train on their clips alone.
     done : int
         Rounds of the phase that were finished before, by an interrupted run.
+    admit : Callable, optional
+        Called with the number of each round before it: nodes that have come meanwhile are then among ``members``.
     rules : StrategyConfig, optional
         How many nodes a round asks, and what is refused.
     seed : int
@@ -105,6 +107,7 @@ class SyntheticPooling(Strategy):
         common: SharedCodec | None = None,
         filling: Filling | None = None,
         done: int = 0,
+        admit: Callable[[int], None] | None = None,
         rules: StrategyConfig | None = None,
         seed: int = 0,
     ) -> None:
@@ -112,7 +115,7 @@ class SyntheticPooling(Strategy):
         self.min_nodes, self.timeout, self.shape, self.device = min_nodes, timeout, shape, device
         self.samples_limit, self.samples_seed, self.train_on_pool = samples_limit, samples_seed, train_on_pool
         self.shared, self.common, self.done = shared, shared.common if shared else common, done
-        self.filling, self.rules, self.seed = filling, rules or StrategyConfig(), seed
+        self.filling, self.admit, self.rules, self.seed = filling, admit, rules or StrategyConfig(), seed
         self.codecs: dict[str, Codec] = {}  # of the pool, by fingerprint: these do not travel again
         self.pool: dict[int, SyntheticTokens] = {}  # the latest samples of nodes, by number; the oldest come first
         self.report = RoundReport(phase.offset + done)
@@ -140,6 +143,8 @@ class SyntheticPooling(Strategy):
         """
         self._arrays, self._started = arrays, time.monotonic()
         self.report = RoundReport(self.phase.offset + self.done + server_round)
+        if self.admit is not None:
+            self.admit(self.report.round)
         grid = grid if isinstance(grid, RoundGrid) else RoundGrid(grid)
         self._round = ExchangeRound(grid, self.members, self.report, self.rules, self.min_nodes, self.timeout)
         self._round.choose(self.seed)
