@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,8 @@ def read_others(content: RecordDict, node: Node, round_number: int) -> dict[int,
 def open_node(config: Config, context: Context) -> Node:
     """Open the node that this process is: its data, its number, and its folders."""
     facts = context.node_config
+    if "device" in facts:
+        config = replace(config, device=str(facts["device"]))
     own_store = str(facts["store"]) if "store" in facts else None
     load, folder = config.checkpoint.load, config.checkpoint.dir
     check_budget(config, facts.get("max-epsilon"))

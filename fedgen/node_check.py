@@ -31,7 +31,7 @@ from fedgen.data.encoders import open_encoder
 from fedgen.data.store import Store, open_store
 from fedgen.errors import ConfigError, DataError, FedgenError, choose, require, suggestion
 from fedgen.secure_aggregation.node import OWN_KEY, fewest
-from fedgen.settings import Config
+from fedgen.settings import DEVICES, Config
 from fedgen.task import use_hardware
 from fedgen.training.bank import GRANULARITIES
 
@@ -47,6 +47,7 @@ KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "num-partitions": ((int,), "a whole number; nothing reads it"),
     "store": ((str,), "the folder of the node's embeddings"),
     "state": ((str,), "the folder of what the node keeps of its runs"),
+    "device": ((str,), " or ".join(DEVICES)),
     "classes": ((str,), 'class names with commas between them, such as "dog, cat"'),
     "granularity": ((str,), " or ".join(GRANULARITIES)),
     "groups": ((str,), 'JSON in quotes, such as \'{"pets": ["dog", "cat"]}\''),
@@ -103,8 +104,8 @@ def check_node(
     facts, problem = read_node_config(file)
     findings = [_looked("python", platform.python_version), _looked("fedgen", partial(metadata.version, "fedgen"))]
     findings += [_looked(name, partial(version, name)) for name in PACKAGES]
-    findings += [_looked("device", partial(device, config))]
     findings += [Finding("node configuration", problem, False)] if problem else []
+    findings += [] if "device" in facts else [_looked("device", partial(device, config.device))]
     findings += [
         _looked(name, partial(entry, facts, name)) for name in dict.fromkeys(["partition-id", "store", *facts])
     ]
@@ -149,9 +150,9 @@ def version(package: str) -> str:
     return found
 
 
-def device(config: Config) -> str:
-    """Return where the node would train; `ConfigError` for ``device=cuda`` without a CUDA device."""
-    return f"device={config.device}: {use_hardware(config)}"
+def device(name: str) -> str:
+    """Return where the node would train; `ConfigError` for a name that is none, or ``cuda`` without a CUDA device."""
+    return f"device={name}: {use_hardware(Config(device=name))}"
 
 
 def read_node_config(file: Path) -> tuple[dict[str, Any], str | None]:
@@ -176,6 +177,8 @@ def entry(facts: Mapping[str, Any], key: str) -> str:
     require(key != "max-epsilon" or value > 0, f"{key}={value!r} must be {meaning}")
     if key == OWN_KEY:
         fewest(value)
+    if key == "device":
+        return device(value)
     own_settings({key: value})
     return str(value)
 

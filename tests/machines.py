@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -70,6 +72,15 @@ class Machines:
         assert chosen, f"no process of {home.name} {only}"
         for pid in chosen:
             os.kill(pid, number)
+
+    def memory(self, name: str) -> float:
+        """Return the most memory, in MiB, that a process of the SuperLink has had so far; 0 without such a process."""
+        with contextlib.suppress(OSError):
+            for pid in processes_of(self.link):
+                if name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    status = Path(f"/proc/{pid}/status").read_text()
+                    return max((int(kb) / 1024 for kb in re.findall(r"VmHWM:\s+(\d+) kB", status)), default=0.0)
+        return 0.0
 
     def stop(self) -> None:
         """End everything, whatever state it is in."""

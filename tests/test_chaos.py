@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP
@@ -95,3 +96,35 @@ def test_superlink_and_server_are_killed_and_the_run_is_resumed(
     results = RunFolder(run).results()
     expected = federate(tiny(*overrides), tmp_path / "whole")
     assert figures(results) == figures(expected)
+
+
+@pytest.mark.huge
+def test_300_megabytes_of_tokens_from_every_node(machines: Machines, tiny_overrides: list[str], tmp_path: Path) -> None:
+    """Short sequences of tokens as they are, a byte a value: no codec makes them small."""
+    run, samples = tmp_path / "run", 49_000
+    tokens = ["generator.codec.name=flat", "generator.training_length=4", "generator.output_length=4"]
+    machines.submit(
+        [
+            *tiny_overrides,
+            "mode=one_shot",
+            *tokens,
+            f"synthesis.samples_per_class={samples}",
+            "synthesis.fill=0",
+            "global_training=none",
+            "evaluation.gate=off",
+            "strategy.wait=120",
+            f"run_dir={run}",
+        ]
+    )
+    peak = 0.0
+    while not (run / "results.json").is_file():
+        machines.until(lambda: machines.memory("flwr-serverapp") or (run / "results.json").is_file(), "the run goes on")
+        peak = max(peak, machines.memory("flwr-serverapp"))
+        time.sleep(0.5)
+    results = RunFolder(run).results()
+    assert results["samples"] == dict.fromkeys(results["classes"], samples)
+    one = results["bytes"]["received"][0] / 3 / 2**20
+    assert one > 280
+    # torch, the pool, and what Flower and a save take of one node's samples at a time: of all three together they would
+    # take 5 times 3 times a node's
+    assert peak < 600 + 3 * one + 7 * one

@@ -130,6 +130,13 @@ def test_a_node_configuration_of_its_own(ask: Ask) -> None:
     assert "granularity" in str(ask("query.describe", granularity="per_clas").error.reason)
 
 
+def test_the_device_of_the_node_configuration(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert json.loads(str(ask("query.describe", device="cpu").content["facts"]["json"]))["device"] == "cpu"
+    assert "device=cuda, but torch sees no CUDA device" in str(ask("query.describe", device="cuda").error.reason)
+    assert "device='gpu' is not one of" in str(ask("query.describe", device="gpu").error.reason)
+
+
 def test_orders(tiny: Callable[..., Config]) -> None:
     config = tiny("phases=[{mode: train_generators, rounds: 2}, {mode: generate, rounds: 3}]")
     values = {"yaml": to_yaml(config), "phase": 1, "finished": 4, "round": 7, "proximal-mu": 0.5}

@@ -65,6 +65,7 @@ def test_a_sound_node(check: Check, task: Task, tmp_path: Path) -> None:
         ("granularity = 'per_clas'", "granularity", "Did you mean 'per_class'?"),
         ("groups = '{pets}'", "groups", "must be JSON such as"),
         ("samples-per-class = 'many'", "samples-per-class", "many"),
+        ("device = 'gpu'", "device", "gpu"),
         ("max-epsilon = 0", "max-epsilon", "max-epsilon=0 must be a number above 0"),
         ("max-epsilon = 'eight'", "max-epsilon", "must be a number above 0"),
         ("secure-aggregation = 2", "secure-aggregation", "at least 3"),
