@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator
+from copy import copy
 
 import httpx
 import torch
@@ -78,7 +79,7 @@ class RoundGrid(Grid):
         return self.grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Push messages one by one, each without its content afterwards, and yield their replies as they come.
+        """Push messages one by one, keep nothing of their content, and yield their replies as they come.
 
         Nothing is sent before the first reply is asked for.
 
@@ -95,9 +96,9 @@ class RoundGrid(Grid):
             if timeout is not None:
                 message.metadata.ttl = TIMES_TIMEOUT * timeout
             sent = [name for name in self.grid.push_messages([message]) if name]
-            message.content = RecordDict()
             if sent:
-                pending[sent[0]] = message
+                pending[sent[0]] = copy(message)  # Flower's simulation keeps the message itself
+                pending[sent[0]].content = RecordDict()
             else:
                 yield _error(message, ErrorCode.MESSAGE_UNAVAILABLE, "Flower did not take the message to it")
         waited = 0.0

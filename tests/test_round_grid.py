@@ -3,7 +3,7 @@
 import gc
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import httpx
@@ -181,6 +181,7 @@ def test_messages_do_not_outlive_the_round_by_much() -> None:
 
 def test_no_two_payloads_are_in_memory_together() -> None:
     alive: list[weakref.ref[ArrayRecord]] = []
+    sent: list[weakref.ref[ArrayRecord]] = []
 
     def large(message: Message, context: Context) -> Message:
         gc.collect()
@@ -189,13 +190,21 @@ def test_no_two_payloads_are_in_memory_together() -> None:
         reply = Message(RecordDict({"arrays": record}), reply_to=message)
         return reply
 
-    messages = [Message(RecordDict({"arrays": arrays()}), node, "train") for node in NODES]
-    for reply in RoundGrid(local(large)).send_and_receive(iter(messages), timeout=5):
+    def messages() -> Iterator[Message]:
+        for node in NODES:
+            record = arrays()
+            sent.append(weakref.ref(record))
+            message = Message(RecordDict({"arrays": record}), node, "train")
+            del record
+            yield message
+            del message
+
+    for reply in RoundGrid(local(large)).send_and_receive(messages(), timeout=5):
         assert not reply.has_error(), reply.error.reason
+        assert not any(reference() for reference in sent)
         alive.append(weakref.ref(reply.content.array_records["arrays"]))
         del reply
     assert len(alive) == 3
-    assert not any(message.content for message in messages)  # nor what was sent
 
 
 def test_which_nodes_are_drawn() -> None:
@@ -222,3 +231,10 @@ def test_connected_nodes_are_waited_for() -> None:
     grid = RoundGrid(Growing(app, 3, {}))
     assert grid.connected(NODES, 2, 5) == NODES[:2]
     assert RoundGrid(local()).connected([1001, 1003, 9], 3, 0) == [1001, 1003]
+
+
+def test_a_message_stays_as_it_was_pushed() -> None:
+    """Flower's simulation hands nodes the very message that was pushed."""
+    grid = Network()
+    send(grid)
+    assert [set(message.content) for message in grid.pushed] == [{"arrays"}] * 3
