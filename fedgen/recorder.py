@@ -186,7 +186,7 @@ class Recorder:
         if assessment is not None:
             results["evaluation"] = assessment.results
         self.folder.save_json("results.json", results)
-        draw_run(results, self.folder.path)
+        draw_run({**results, "nodes": dict(list(self._nodes.items())[:20])}, self.folder.path)  # there is room for few
         if assessment is not None:
             show_samples(assessment, self.folder)
         done = scores.accuracy, len(self._reports), self.folder.path

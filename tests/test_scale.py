@@ -29,13 +29,13 @@ def test_scale(scale: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[
     rows = json.loads((tmp_path / "scale.json").read_text())["rows"]
     assert [(row["nodes"], row["asked"]) for row in rows] == [(2, 2), (4, 2)]
     assert all(row["peak_mib"] > row["idle_mib"] > 0 for row in rows)
-    assert all(row["node"] == pytest.approx(1000 * row["round"] / 2) for row in rows)
+    assert all(row["node"] == pytest.approx(1000 * row["first"] / 2) for row in rows)
     assert "peak MiB" in capsys.readouterr().out
 
 
 def test_flat_is_against_the_fewest_nodes_that_ask_as_many(scale: ModuleType) -> None:
     def row(nodes: int, asked: int, peak: float, seconds: float) -> dict[str, float]:
-        return {"nodes": nodes, "asked": asked, "peak_mib": peak, "round": seconds}
+        return {"nodes": nodes, "asked": asked, "peak_mib": peak, "first": seconds}
 
     rows = [row(10, 5, 100, 1), row(20, 5, 109, 1.2), row(40, 5, 111, 1), row(80, 5, 100, 1.3), row(80, 9, 900, 9)]
     found: Callable[..., bool | None] = scale.flat
