@@ -131,13 +131,22 @@ def _job(values: DictConfig, failed: list[str]) -> float:
 
 
 def prepare_command(options: argparse.Namespace, overrides: list[str]) -> None:
-    """``fedgen prepare``: encode once."""
+    """``fedgen prepare``: encode clips and class prompts, once; with ``data=nodes`` the prompts of ``data.classes``."""
     from fedgen.data.store import prepare
-    from fedgen.task import embedding_sources
+    from fedgen.data.targets import cache_folder, prepare_targets
+    from fedgen.task import embedding_sources, use_hardware
 
     _log_to_terminal()
-    store = prepare(*embedding_sources(load_config(overrides)))
-    logger.info("%d clips of %d classes, tokens %s, in %s", len(store), len(store.classes), store.shape, store.path)
+    config = load_config(overrides)
+    folder, classes = cache_folder(config.target), config.data.classes
+    if not (config.data.on_nodes and folder and classes):
+        store = prepare(*embedding_sources(config))
+        logger.info("%d clips of %d classes, tokens %s, in %s", len(store), len(store.classes), store.shape, store.path)
+        classes = store.classes
+    if folder:
+        heads = prepare_targets(classes, config.target, use_hardware(config)).heads
+        shapes = ", ".join(f"{head} {tuple(value.shape[1:])}" for head, value in heads.items())
+        logger.info("targets of %d classes, %s, in %s", len(classes), shapes, folder)
 
 
 def simulate_command(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from fedgen.data.datasets import Dataset, open_dataset
-from fedgen.data.encoders import Encoder, open_encoder
+from fedgen.data.encoders import Encoder, differences, open_encoder
 from fedgen.data.partition import partition
 from fedgen.data.store import Store, identity_of, open_store, prepare, store_folder, without_clips
-from fedgen.data.targets import Targets, open_targets
+from fedgen.data.targets import Targets, open_targets, prepare_targets
 from fedgen.data.tokens import MappedTokens, TensorTokens, TokenSource, held_as
 from fedgen.errors import ConfigError, DataError, require
 from fedgen.memory import MemoryPlan, batch_bytes, plan_memory
@@ -107,7 +107,7 @@ class Task:
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must agree on to serve this task."""
-        return {"encoder": self.store.identity["encoder"], "target": self.config.target.name}
+        return {"encoder": self.store.identity["encoder"], "target": self.config.target.label}
 
     def seed(self, *keys: int | str) -> int:
         """Return the seed of the random stream that ``keys`` name, such as a purpose, a round and a node."""
@@ -115,7 +115,7 @@ class Task:
 
 
 def prepare_task(config: Config) -> Task:
-    """Encode what the store of ``config`` misses, on this machine, and open it.
+    """Encode the clips and class prompts of ``config`` that this machine misses, and open what they became.
 
     Raises
     ------
@@ -129,20 +129,23 @@ def prepare_task(config: Config) -> Task:
         store = open_store(folder, identity_of(dataset, encoder))
     except DataError:  # not there, not complete, or not ours: preparing makes it or says why it cannot
         store = prepare(dataset, encoder, folder)
+    del dataset, encoder  # a model is freed before text encoders are loaded
+    device = use_hardware(config)
+    targets = prepare_targets(store.classes, config.target, device)
     root = config.data.root and str(Path(config.data.root).expanduser().absolute())  # so that any folder can go on
     run_dir = config.run_dir and str(Path(config.run_dir).absolute())
     config = replace(config, data=replace(config.data, root=root, store=str(folder)), run_dir=run_dir)
-    return Task(config, store, open_targets(store.classes, config.target), use_hardware(config))
+    return Task(config, store, targets, device)
 
 
 def _without_clips(config: Config) -> Task:
     """Return the task of a server whose nodes have the clips; it may have some to test on."""
     chosen = config.data.classes
     require(bool(chosen), "data=nodes: nobody has said which classes there are; start such a run with `flwr run`")
-    encoder = open_encoder(config.encoder)
+    encoder, device = open_encoder(config.encoder), use_hardware(config)
     store = _opened(config, Path(config.data.store)) if config.data.store else without_clips(chosen, encoder)
     config = replace(config, run_dir=config.run_dir and str(Path(config.run_dir).absolute()))
-    return Task(config, store.under(chosen), open_targets(chosen, config.target), use_hardware(config))
+    return Task(config, store.under(chosen), prepare_targets(chosen, config.target, device), device)
 
 
 def embedding_sources(config: Config) -> tuple[Dataset, Encoder, Path]:
@@ -183,9 +186,9 @@ def open_task(config: Config, own_store: str | None = None) -> Task:
 def _opened(config: Config, folder: Path) -> Store:
     """Return the store in ``folder``, which must be of the run's encoder."""
     store = open_store(folder)
-    encoder = open_encoder(config.encoder).identity()
-    if store.identity["encoder"] != encoder:
-        raise DataError(f"{store.path} was made by encoder {store.identity['encoder']}, the run's encoder is {encoder}")
+    made_by = store.identity["encoder"]
+    if wanted := differences(config.encoder, made_by):
+        raise DataError(f"{store.path} was made by encoder {made_by}, the run's encoder is {wanted}")
     return store
 
 

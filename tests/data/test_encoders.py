@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedgen.data.encoders import EncoderSettings, LogMel, PatchEncoder, open_encoder
+from fedgen.data.encoders import EncoderSettings, open_encoder
+from fedgen.data.patches import LogMel, PatchEncoder
 from fedgen.errors import ConfigError
 
 

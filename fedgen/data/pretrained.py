@@ -1,0 +1,177 @@
+"""Pretrained models: where their files are, what they are, and how they are loaded. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from fedgen.errors import ConfigError, DataError
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+"""What transformers loads without a variant: one file, or an index and its parts."""
+
+log = logging.getLogger(__name__)
+
+
+def library() -> ModuleType:
+    """Return ``transformers``, which only pretrained models need; `ConfigError` where it is not installed."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            f"encoder=ast, encoder=clap and target.source=clip_t5 need transformers ({error}): "
+            "pip install 'fedgen[encoders]'"
+        ) from error
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    module: ModuleType = transformers
+    return module
+
+
+def find(model: str, revision: str | None, key: str, needed: Sequence[str], wanted: Sequence[str] = ()) -> Path:
+    """Return the folder with a model's files: ``model`` itself, or where Hugging Face's library keeps them.
+
+    Files of a name at Hugging Face are fetched if they are not there yet, and only those that are asked for.
+
+    Parameters
+    ----------
+    model : str
+        A folder, or ``ORGANISATION/NAME`` at Hugging Face.
+    revision : str, optional
+        Branch, tag or commit there.
+    key : str
+        The configuration's key of ``model``, for errors.
+    needed : Sequence[str]
+        Patterns of which each must be there, such as ``config.json`` and ``text_encoder/model*.safetensors``.
+    wanted : Sequence[str]
+        Further patterns.
+
+    Raises
+    ------
+    DataError
+        Files are missing, or cannot be fetched: it says which, and where they belong.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return _complete(folder, model, key, needed)
+    if model.startswith(("/", ".", "~")) or model.count("/") != 1:
+        raise DataError(f"{key}={model} is neither a folder here nor a name ORGANISATION/NAME: {_remedy(key, needed)}")
+    return _from_hub(model, revision, key, needed, [*needed, *wanted])
+
+
+def _from_hub(model: str, revision: str | None, key: str, needed: Sequence[str], patterns: list[str]) -> Path:
+    try:
+        import huggingface_hub as hub
+    except ImportError as error:
+        raise ConfigError(f"{key}={model} needs huggingface_hub: pip install 'fedgen[encoders]'") from error
+    try:
+        there = hub.snapshot_download(model, revision=revision, allow_patterns=patterns, local_files_only=True)
+        return _complete(Path(there), model, key, needed)
+    except Exception:  # not here, or not all of it; the hub's errors have no base of their own
+        log.info("fetching %s from Hugging Face, once", model)
+    try:
+        there = hub.snapshot_download(model, revision=revision, allow_patterns=patterns)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{key}={model} is not on this machine and cannot be fetched ({reason}). {_remedy(key, needed, model)}"
+        ) from error
+    return _complete(Path(there), model, key, needed)
+
+
+def _complete(folder: Path, model: str, key: str, needed: Sequence[str]) -> Path:
+    missing = [pattern for pattern in needed if not any(folder.glob(pattern))]
+    if missing:
+        pickles = sorted(file.name for part in ("*.bin", "*/*.bin") for file in folder.glob(part))
+        note = (
+            f" {', '.join(pickles)} is not read, since loading it can execute code: where you trust it, load it with "
+            "transformers and write it with save_pretrained, which makes safetensors"
+            if pickles and any("safetensors" in pattern for pattern in missing)
+            else " Weights are read from safetensors alone, never from pickled files (.bin)"
+        )
+        raise DataError(f"{key}={model}: {folder} has no {', '.join(missing)}.{note}")
+    return folder
+
+
+def _remedy(key: str, needed: Sequence[str], model: str = "ORGANISATION/NAME") -> str:
+    include = " ".join(f"--include '{pattern}'" for pattern in needed)
+    name = model.rpartition("/")[2]
+    return (
+        f"On a machine with a network: hf download {model} {include} --local-dir {name}; then copy the folder {name} "
+        f"to this machine and set {key}=PATH/{name}"
+    )
+
+
+def weights(folder: Path) -> list[Path]:
+    """Return the files of weights in ``folder``, in order."""
+    return sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
+
+
+def digest(files: Sequence[Path]) -> str:
+    """Return what the bytes of ``files`` amount to, 16 hexadecimal digits, wherever the files are."""
+    whole = hashlib.sha256()
+    for file in sorted(files):
+        status = file.stat()
+        whole.update(f"{file.name} {_checksum(file, status.st_size, status.st_mtime_ns)}\n".encode())
+    return whole.hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)  # a file is read again if it changes
+def _checksum(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def load_model(class_name: str, folder: Path, dtype: torch.dtype, device: torch.device | str, key: str) -> Any:
+    """Return a frozen model of ``transformers``.
+
+    Raises
+    ------
+    DataError
+        The folder holds another model, or not all of its weights: what is missing would be random.
+    ConfigError
+        It does not fit on the device.
+    """
+    try:
+        model, found = getattr(library(), class_name).from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise DataError(f"{key}: {class_name} cannot be loaded from {folder} ({_first_line(error)})") from error
+    lost = sorted([*found["missing_keys"], *map(str, found["mismatched_keys"])])
+    if lost:
+        raise DataError(f"{key}: {folder} is no {class_name}: it has no weights {', '.join(lost[:3])} ({len(lost)})")
+    try:
+        return model.eval().requires_grad_(False).to(device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"{key}: {class_name} does not fit on {device}; try device=cpu") from error
+
+
+def load_part(class_name: str, folder: Path, key: str) -> Any:
+    """Return a configuration, tokenizer or feature extractor of ``transformers``; `DataError` if it is none."""
+    try:
+        return getattr(library(), class_name).from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{key}: {class_name} cannot be loaded from {folder} ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def name_of(model: str) -> str:
+    """Return a model's own name: the last part of a path or of a name at Hugging Face.
+
+    In the library's cache a model's folder is ``models--ORGANISATION--NAME/snapshots/COMMIT``.
+    """
+    path = Path(model).expanduser()
+    if path.parent.name == "snapshots":
+        return path.parent.parent.name.rpartition("--")[2]
+    return path.name
