@@ -7,25 +7,27 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from fedgen.adapters_spent import adapters_spent
 from fedgen.assessment import Assessment
-from fedgen.errors import CheckpointError
-from fedgen.evaluation.plots import draw_run, draw_samples
+from fedgen.evaluation.plots import SAMPLES, draw_run, draw_samples, sample_points
 from fedgen.evaluation.tables import distribution_table, quality_table, show
 from fedgen.evaluation.zero_shot import Scores
-from fedgen.models.privacy.accountant import compose, epsilon
-from fedgen.phases import MODES, Phase
+from fedgen.phases import Phase
+from fedgen.progress import RoundsBar, keep_log, leave_log, quiet
 from fedgen.run_folder import RunFolder
-from fedgen.settings import Config
 from fedgen.task import Task
+from fedgen.tracking.base import GuardedTracker
+from fedgen.tracking.opening import check_installed, open_tracker
 
 logger = logging.getLogger(__name__)
 
 REFUSED = "refused: "  # how reasons begin where a reply came, and was not good
+MADE_LATER = (SAMPLES, "report.html")  # what an earlier run in the same folder may have left
 KEPT = ("round", "lost", "samples", "spent", "bytes_sent", "bytes_received", "seconds")  # that results are made of
 
 
@@ -79,7 +81,7 @@ class RoundReport:
 
 
 class Recorder:
-    """Writes a run folder while the run goes on.
+    """Writes a run folder, shows progress and hands metrics to a tracker while the run goes on.
 
     Parameters
     ----------
@@ -89,13 +91,20 @@ class Recorder:
     Raises
     ------
     CheckpointError, ConfigError
-        With ``strategy.dp``: what the run goes on from is not private; the accountant is not installed.
+        With ``strategy.dp``: what the run goes on from is not private; the accountant is not installed. The tracker's
+        package is not installed.
     """
 
     def __init__(self, folder: RunFolder, task: Task) -> None:
         self.folder, self.task = folder, task
+        check_installed(task.config.tracking)
         self._adapters_spent = adapters_spent(task.config)
+        for name in MADE_LATER:
+            (folder.path / name).unlink(missing_ok=True)
+        keep_log(folder.path)
+        self._bar = RoundsBar(sum(phase.rounds for phase in task.config.phase_list))
         self._started, self._before = time.monotonic(), 0.0  # seconds before this process, if the run was interrupted
+        self._interrupted: int | None = None  # the round after which it was
         self._history: list[dict[str, Any]] = []
         self._reports: list[RoundReport] = []
         self._refused: Counter[int] = Counter()  # replies of each node that were refused so far
@@ -109,8 +118,9 @@ class Recorder:
             str(number): {names[label]: count for label, count in counts[number].items()} for number in sorted(counts)
         }
         self.folder.save_json("partition.json", self._nodes)
-        if len(self._nodes) <= 20:  # each is a column
+        if len(self._nodes) <= 20 and not quiet():  # each is a column
             show(distribution_table(self._nodes, names))
+        self._bar.start(len(self._reports))
 
     @property
     def nodes(self) -> dict[str, dict[str, int]]:
@@ -128,16 +138,30 @@ class Recorder:
         if report.metrics:
             self._reports.append(report)
             for line in _metric_lines(phase, report):
-                self.folder.log_metrics(line)
+                self._log(line)
         self._refused.update([*report.refused])
-        self.folder.log_metrics(_server_line(phase, report, scores, self._refused.total()))
+        self._log(_server_line(phase, report, scores, self._refused.total()))
+        self._bar.show(len(self._reports))
         logger.info("%s", progress_line(phase, report, scores, len(self._nodes)))
 
     def stopped(self, phase: Phase, report: RoundReport, error: Exception) -> None:
         """Note why the run stops in a round: who is missing, for what cause, and how it goes on."""
         line = {"round": report.round, "phase": phase.mode.name, "server/stopped": str(error)}
         self.folder.log_metrics(line | _lost(report))
+        self._bar.stop()
+        self._tracker.close(finished=False)
         logger.error("the run stops; it goes on after the last finished round with resume=%s", self.folder.path)
+        leave_log()
+
+    @cached_property
+    def _tracker(self) -> GuardedTracker:
+        """Opened when there is something to track: only then is it known whether the run was interrupted."""
+        config = self.task.config
+        return open_tracker(config.tracking, self.folder.path, asdict(config), self._interrupted)
+
+    def _log(self, line: Mapping[str, Any]) -> None:
+        self._tracker.log(line)
+        self.folder.log_metrics(line)
 
     def state(self) -> dict[str, Any]:
         """Return all that `finish` needs of the rounds so far, as JSON values."""
@@ -151,6 +175,7 @@ class Recorder:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._before, self._history = float(state["seconds"]), list(state["history"])
+        self._interrupted = int(self._history[-1]["round"])
         self._scores = Scores(**state["scores"]) if state["scores"] else None
         self._reports = [_report(values) for values in state["reports"]]
         self._refused = Counter(number for report in self._reports for number in report.refused)
@@ -186,57 +211,30 @@ class Recorder:
         if assessment is not None:
             results["evaluation"] = assessment.results
         self.folder.save_json("results.json", results)
-        draw_run({**results, "nodes": dict(list(self._nodes.items())[:20])}, self.folder.path)  # there is room for few
+        self._bar.stop()
+        drawn = {**results, "nodes": dict(list(self._nodes.items())[:20])}  # there is room for few
+        pictures = {path.stem: path for path in draw_run(drawn, self.folder.path)}
         if assessment is not None:
             show_samples(assessment, self.folder)
+        self._tracker.results(results, pictures, int(self._history[-1]["round"]))
+        self._tracker.close(finished=True)
         done = scores.accuracy, len(self._reports), self.folder.path
         logger.info("accuracy %.3f after %d rounds; run folder: %s", *done)
+        leave_log()
         return results
 
 
-def adapters_spent(config: Config) -> dict[str, Any]:
-    """Return what the adapters of a run have spent at its end, for one node; empty without ``strategy.dp``.
-
-    Each round that trains adapters is one Gaussian mechanism; those of the run that this one goes on from count too.
-    ``epsilon`` is for neighbours of which one lacks a node, ``epsilon_replaced`` for those in which one is another.
-
-    Raises
-    ------
-    CheckpointError
-        The run that this one goes on from has trained adapters without ``strategy.dp``.
-    ConfigError
-        That run has not finished; the accountant is not installed.
-    """
-    settings = config.strategy
-    if settings.noise_multiplier is None or settings.delta is None:
-        return {}
-    rounds = sum(phase.rounds for phase in config.phase_list if MODES[phase.mode].trains_adapters)
-    earlier = _earlier_spent(Path(config.checkpoint.load)) if config.checkpoint.load else []
-    own = {"noise_multiplier": settings.noise_multiplier, "clipping_norm": settings.clipping_norm, "rounds": rounds}
-    noise = compose([part["noise_multiplier"] for part in [*earlier, own] for _ in range(part["rounds"])])
-    spent = {"epsilon": epsilon(noise, settings.delta), "epsilon_replaced": epsilon(noise / 2, settings.delta)}
-    return {"unit": "node", "clipped_by": settings.dp, **own, **spent, "delta": settings.delta, "earlier": earlier}
-
-
-def _earlier_spent(load: Path) -> list[dict[str, Any]]:
-    """Return noise and rounds of the run in the folder ``load``, and of those before it."""
-    folder = RunFolder(load)
-    results, came_from = folder.results(), folder.config().checkpoint.load
-    spent = results.get("privacy", {}).get("adapters")
-    if spent:
-        return [*spent["earlier"], {name: spent[name] for name in ("noise_multiplier", "clipping_norm", "rounds")}]
-    if came_from or any(MODES[phase["mode"]].trains_adapters for phase in results["phases"]):
-        raise CheckpointError(
-            f"checkpoint.load={load}: its adapters learnt without strategy.dp, so they are not private"
-        )
-    return []
-
-
 def show_samples(assessment: Assessment, folder: RunFolder) -> None:
-    """Print what was measured of a run's samples, and draw them where more than their privacy was."""
-    show(quality_table(assessment.results))
+    """Print what was measured of a run's samples, and draw them where more than their privacy was.
+
+    ``samples.json`` keeps the points of the picture, so that it can be drawn again without the clips.
+    """
+    if not quiet():
+        show(quality_table(assessment.results))
     if assessment.records is not None and "fidelity" in assessment.results:
-        draw_samples(assessment.records, assessment.classes, folder.path / "samples.png")
+        points = sample_points(assessment.records, assessment.classes)
+        folder.save_json(SAMPLES, points)
+        draw_samples(points, folder.path / "samples.png")
 
 
 def _plain(report: RoundReport) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from fedgen.models.privacy import PrivacySettings
 from fedgen.models.projected import ProjectionSettings
 from fedgen.phases import MODES, PhaseSettings
 from fedgen.strategy_settings import StrategyConfig
+from fedgen.tracking.settings import TrackingSettings
 from fedgen.training.adapters import GlobalTrainingSettings, TrainingSettings
 from fedgen.training.bank import GRANULARITIES, GranularitySettings
 
@@ -190,6 +191,7 @@ class Config:
     sharing: SharingConfig = field(default_factory=SharingConfig)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
     nodes: dict[str, NodeConfig] = field(default_factory=dict)
     mode: str = "one_shot"
     rounds: int = 10

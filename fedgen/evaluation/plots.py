@@ -13,11 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from fedgen.evaluation.features import Records
 from fedgen.evaluation.privacy import Site
 
 BLUE = "#2b6cb0"
 ORANGE = "#dd8452"
+SAMPLES = "samples.json"
+KINDS = {"synthetic": "synthetic", "training": "training clips", "held_out": "held-out clips"}
+MOST_POINTS = 200  # of a class and kind in the picture
 
 
 def draw_run(results: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -80,8 +82,10 @@ def _matrix(axes: Axes, counts: np.ndarray, rows: list[str], columns: list[str])
         axes.text(column, row, str(value), ha="center", va="center", color=color, fontsize=8)
 
 
-def draw_samples(records: Site, names: list[str], file: Path) -> None:
-    """Draw real and synthetic records by class, in the two directions in which the real ones differ most, to ``file``.
+def sample_points(records: Site, names: list[str]) -> dict[str, Any]:
+    """Return real and synthetic records in the two directions in which the real ones differ most, as JSON values.
+
+    Nothing of an embedding but these two numbers is in it; of the samples of a class it holds `MOST_POINTS` at most.
 
     Parameters
     ----------
@@ -89,33 +93,58 @@ def draw_samples(records: Site, names: list[str], file: Path) -> None:
         All training clips, held-out clips and samples.
     names : list[str]
         Class names by id.
-    file : Path
+
+    Returns
+    -------
+    dict
+        ``classes``: by class, for each of ``synthetic``, ``training`` and ``held_out``, points ``[x, y]``;
+        ``explained``: the share of the real records' variance that lies in each direction.
     """
     real = torch.cat([records.train.flat, records.held_out.flat])
     centre = real.mean(dim=0)
-    directions = torch.linalg.svd(real - centre, full_matrices=False)[2][:2].T  # (F, 2)
-    labels = records.synthetic.labels.unique().tolist()
-    columns = min(5, len(labels))
-    rows = -(-len(labels) // columns)
+    values, directions = torch.linalg.svd(real - centre, full_matrices=False)[1:]
+    plane = torch.zeros(real.shape[1], 2, dtype=real.dtype)
+    plane[:, : len(directions[:2])] = directions[:2].T  # (F, 2); a single record has no second direction
+    share = (values**2 / (values**2).sum().clamp(min=1e-30))[:2]
+    classes: dict[str, dict[str, list[list[float]]]] = {}
+    for label in records.synthetic.labels.unique().tolist():
+        classes[names[label]] = {
+            kind: _points((chosen.at(chosen.labels == label).flat - centre) @ plane)
+            for kind, chosen in zip(KINDS, (records.synthetic, records.train, records.held_out), strict=True)
+        }
+    return {"explained": [round(value, 4) for value in share.tolist()], "classes": classes}
+
+
+def _points(found: Tensor) -> list[list[float]]:
+    """Return ``(n, 2)`` as short numbers, evenly thinned to `MOST_POINTS`."""
+    chosen = torch.linspace(0, max(0, len(found) - 1), min(len(found), MOST_POINTS)).round().long()
+    return [[float(f"{value:.4g}") for value in point] for point in found[chosen].tolist()]
+
+
+def draw_samples(points: Mapping[str, Any], file: Path) -> None:
+    """Draw what `sample_points` returned to ``file``, each class for itself."""
+    classes = points["classes"]
+    columns = max(1, min(5, len(classes)))
+    rows = max(1, -(-len(classes) // columns))
     figure = Figure(figsize=(2.6 * columns, 2.6 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for axes, label in zip(grid, labels, strict=False):
-        sample_axes(axes, records, label, centre, directions)
-        axes.set(title=names[label].replace("_", " "))
-    for axes in grid[len(labels) :]:
+    for axes, (name, kinds) in zip(grid, classes.items(), strict=False):
+        sample_axes(axes, kinds)
+        axes.set(title=name.replace("_", " "))
+    for axes in grid[len(classes) :]:
         axes.set_visible(False)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(file, dpi=120)
 
 
-def sample_axes(axes: Axes, records: Site, label: int, centre: Tensor, directions: Tensor) -> None:
+def sample_axes(axes: Axes, kinds: Mapping[str, list[list[float]]]) -> None:
     """Draw the records of one class."""
-    kinds: tuple[tuple[str, Records, dict[str, Any]], ...] = (
-        ("synthetic", records.synthetic, {"color": ORANGE, "s": 5, "alpha": 0.5}),
-        ("training clips", records.train, {"color": BLUE, "s": 12}),
-        ("held-out clips", records.held_out, {"color": "black", "s": 16, "marker": "x", "linewidths": 0.9}),
-    )
-    for name, chosen, style in kinds:
-        points = (chosen.at(chosen.labels == label).flat - centre) @ directions
-        axes.scatter(points[:, 0], points[:, 1], label=name, **style)
+    styles: dict[str, dict[str, Any]] = {
+        "synthetic": {"color": ORANGE, "s": 5, "alpha": 0.5},
+        "training": {"color": BLUE, "s": 12},
+        "held_out": {"color": "black", "s": 16, "marker": "x", "linewidths": 0.9},
+    }
+    for kind, name in KINDS.items():
+        points = np.array(kinds[kind], dtype=float).reshape(-1, 2)
+        axes.scatter(points[:, 0], points[:, 1], label=name, **styles[kind])
     axes.tick_params(labelsize=6)
