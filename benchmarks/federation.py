@@ -39,7 +39,7 @@ from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.node import Node
 from fedgen.phases import plan
-from fedgen.run import run
+from fedgen.local_run import run
 from fedgen.simulate import simulate
 from fedgen.task import open_task, prepare_task
 from fedgen.training.adapters import train_adapters

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
 import sys
 import time
@@ -16,12 +15,12 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fedgen.config import config_dir, explain, from_dictconfig, load_config, opened, quoted, resume_config
+from fedgen.config import config_dir, explain, load_config, opened, quoted, resume_config
 from fedgen.errors import FedgenError, LeakError, require
 from fedgen.settings import Config
+from fedgen.sweeps import failures, objective
 
 logger = logging.getLogger(__name__)
 
@@ -90,20 +89,18 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of being printed by Hydra
     sweep_first = sorted(opened(overrides), key=lambda text: text not in ("-m", "--multirun"))  # argparse wants it so
     sys.argv = ["fedgen run", *sweep_first]
-    failed: list[str] = []
+    with failures() as failed:
 
-    def job(values: DictConfig) -> float:
-        return _job(values, failed)
+        def job(values: DictConfig) -> float:
+            return objective(values, HydraConfig.get(), failed)
 
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
-    if failed:
-        raise FedgenError(f"{len(failed)} jobs of the sweep failed: " + "; ".join(failed))
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
     return 0
 
 
 def _resume(config: Config, overrides: Sequence[str]) -> int:
     """Go on with an interrupted run, in its folder and with its log."""
-    from fedgen.run import run
+    from fedgen.local_run import run
 
     flags = [text for text in overrides if text.startswith("-")]
     if flags:
@@ -111,23 +108,6 @@ def _resume(config: Config, overrides: Sequence[str]) -> int:
     _log_to_terminal()
     run(config)
     return 0
-
-
-def _job(values: DictConfig, failed: list[str]) -> float:
-    """Run one configuration and return its accuracy; a job of a sweep that fails is noted, and the rest go on."""
-    from fedgen.run import run
-
-    own = HydraConfig.get()
-    folder = own.runtime.output_dir
-    try:
-        config = from_dictconfig(values)
-        return float(run(replace(config, run_dir=config.run_dir or folder))["accuracy"])
-    except FedgenError as error:
-        if own.mode is not RunMode.MULTIRUN:
-            raise
-        logger.error("%s failed: %s", folder, error)
-        failed.append(f"{folder}: {error}")
-        return math.nan
 
 
 def prepare_command(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from fedgen.config import choices, from_dictconfig, load_config, to_yaml
 from fedgen.local_grid import LocalGrid, run_server
-from fedgen.run import run
+from fedgen.local_run import run
 from fedgen.run_folder import RunFolder
 from fedgen.server_app import app as server_app
 from fedgen.settings import Config

@@ -18,7 +18,7 @@ from fedgen.client_app import app as client_app
 from fedgen.config import load_config, to_yaml
 from fedgen.errors import FedgenError
 from fedgen.local_grid import LocalGrid, run_server
-from fedgen.run import run
+from fedgen.local_run import run
 from fedgen.server_app import app as server_app
 
 SIZE = "64m"

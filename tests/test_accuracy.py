@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedgen.config import load_config
-from fedgen.run import run
+from fedgen.local_run import run
 
 ESC10 = Path(__file__).parents[2] / "shared" / "data" / "esc10"
 

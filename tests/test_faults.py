@@ -14,7 +14,7 @@ from flwr.app import Message
 from fedgen.config import load_config
 from fedgen.errors import AggregationError
 from fedgen.exchange.files import load_tensors
-from fedgen.run import run
+from fedgen.local_run import run
 from fedgen.settings import Config
 
 Tiny = Callable[..., Config]

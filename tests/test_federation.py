@@ -309,7 +309,7 @@ def test_a_store_of_another_encoder(tiny: Tiny, task: Task, federate: Federate, 
 class TestCheckpoints:
     @pytest.fixture(scope="class")
     def first(self, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        from fedgen.run import run
+        from fedgen.local_run import run
 
         folder = tmp_path_factory.mktemp("first")
         run(replace(tiny("mode=train_generators"), run_dir=str(folder)))

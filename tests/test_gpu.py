@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedgen.models.generators import KINDS
-from fedgen.run import run
+from fedgen.local_run import run
 from fedgen.settings import Config
 
 

@@ -35,7 +35,8 @@ LAYERS = [
         "server_app",
     ],
     ["local_grid", "simulate", "superlink", "references", "node_check", "report"],
-    ["run", "migrate"],
+    ["local_run", "migrate"],
+    ["sweeps", "api", "info"],
     ["cli"],
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
@@ -66,8 +67,8 @@ LIBRARIES: dict[str, list[str]] = {
         "local_grid.py",
         "cli.py",
     ],
-    "hydra": ["config.py", "cli.py"],
-    "omegaconf": ["config.py", "cli.py"],
+    "hydra": ["config.py", "sweeps.py", "cli.py"],
+    "omegaconf": ["config.py", "sweeps.py", "cli.py"],
     "transformers": ["data/pretrained.py"],
     "huggingface_hub": ["data/pretrained.py"],
     "wandb": ["tracking/wandb.py"],

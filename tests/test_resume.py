@@ -21,7 +21,7 @@ from fedgen.config import load_config
 from fedgen.errors import ConfigError
 from fedgen.exchange.files import load_tensors
 from fedgen.node import Node
-from fedgen.run import run
+from fedgen.local_run import run
 from fedgen.run_folder import RunFolder
 from fedgen.settings import Config
 

@@ -25,7 +25,7 @@ from fedgen.exchange.files import load_tensors
 from fedgen.exchange.payload import SAMPLES, TUCKER, read_array, read_values
 from fedgen.local_grid import LocalGrid
 from fedgen.node_state import NodeState
-from fedgen.run import run
+from fedgen.local_run import run
 from fedgen.run_folder import RunFolder
 from fedgen.settings import Config
 from fedgen.task import Task

@@ -1,0 +1,102 @@
+"""Jobs of a sweep: which failed, and how many cores each may take when several run at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from hydra.conf import HydraConf
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from fedgen.config import from_dictconfig
+from fedgen.errors import FedgenError
+from fedgen.task import available_cores
+
+logger = logging.getLogger(__name__)
+
+
+class Failures:
+    """What failed in a sweep, in a file: jobs may be processes of their own, on this machine.
+
+    Parameters
+    ----------
+    path : Path
+        A line of JSON a job; lines this short are appended whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, folder: str, error: BaseException) -> None:
+        """Note a job by its folder."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([folder, str(error)]) + "\n")
+
+    def all(self) -> list[str]:
+        """Return a line for each job that failed."""
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        return [": ".join(json.loads(line)) for line in sorted(lines)]
+
+
+@contextmanager
+def failures() -> Iterator[Failures]:
+    """Collect what fails, and raise it together at the end.
+
+    Raises
+    ------
+    FedgenError
+        Names every job that failed, and why.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedgen-") as folder:
+        found = Failures(Path(folder) / "failed")
+        found.path.touch()
+        yield found
+        if told := found.all():
+            raise FedgenError(f"{len(told)} jobs of the sweep failed: " + "; ".join(told))
+
+
+def objective(values: DictConfig, hydra: HydraConf, failed: Failures) -> float:
+    """Run one composed configuration and return its accuracy, which a sweeper may maximise.
+
+    A job of a sweep that fails is noted, and the rest go on: its objective is NaN, or, for a sweeper that searches and
+    would stop at that, 0, the least accuracy there is.
+
+    Raises
+    ------
+    FedgenError
+        It fails, and is no job of a sweep.
+    """
+    from fedgen.local_run import run
+
+    folder = str(hydra.runtime.output_dir)
+    try:
+        config = from_dictconfig(values)
+        threads = config.threads or cores_of_a_job(hydra)
+        return float(run(replace(config, run_dir=config.run_dir or folder, threads=threads))["accuracy"])
+    except FedgenError as error:
+        if hydra.mode is not RunMode.MULTIRUN:
+            raise
+        logger.error("%s failed: %s", folder, error)
+        failed.add(folder, error)
+        return 0.0 if searches(hydra) else math.nan
+
+
+def cores_of_a_job(hydra: HydraConf) -> int | None:
+    """Return how many cores a job may take so that jobs that run at once do not fight over them; None: all."""
+    at_once = getattr(hydra.launcher, "n_jobs", None) if hydra.mode is RunMode.MULTIRUN else None
+    if at_once is None:
+        return None
+    cores = available_cores()
+    return max(1, cores // (at_once if at_once > 0 else max(1, cores + 1 + at_once)))  # joblib: -1 is every core
+
+
+def searches(hydra: HydraConf) -> bool:
+    """Say whether the sweeper chooses what comes next by what came out."""
+    return "optuna" in str(getattr(hydra.sweeper, "_target_", ""))
