@@ -1,3 +1,14 @@
 """fedgen: federated training of audio-to-text-conditioning adapters with synthetic token exchange."""
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `fedgen.api` when it is asked for: Flower imports this package to look for apps, and torch takes time."""
+    if name == "run":
+        return import_module("fedgen.api").run
+    raise AttributeError(f"module 'fedgen' has no attribute {name!r}")

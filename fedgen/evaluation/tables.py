@@ -65,7 +65,7 @@ def _row(result: Mapping[str, Any]) -> list[str]:
     return [
         str(result["mode"]),
         str(sum(phase["rounds"] for phase in result["phases"])),
-        f"{result['accuracy']:.3f}",
+        f"{result['accuracy']:.3f}" + (f" ± {result['deviation']:.3f}" if "deviation" in result else ""),
         f"{result['balanced_accuracy']:.3f}",
         f"{min(result['per_class'].values()):.3f}",
         f"{sum(cosines) / len(cosines):.3f}",
