@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from fedgen.data.batching import in_batches
-from fedgen.data.pretrained import digest, find, load_model, load_part, weights
+from fedgen.data.pretrained import WEIGHTS, digest, find, load_model, load_part, weights
 from fedgen.errors import DataError
 
 KEY = "target.model"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROMPTS_AT_ONCE = 16
+TOKENIZER = ("*.json", "*.txt")  # files of a tokenizer that are read
 
 Done = Callable[[str, int], None]
 """Called with a head's name and the number of prompts just encoded for it."""
@@ -82,18 +83,19 @@ class Prompts:
     @cached_property
     def folder(self) -> Path:
         """Where the pipeline's files are; those of the text encoders are fetched if need be."""
-        needed, wanted = [], []
+        needed, fetched = [], []
         for part in PARTS[self.target]:
             needed += [f"{part.folder}/config.json", f"{part.folder}/model*.safetensors", f"{part.tokenizer}/*.json"]
-            wanted += [f"{part.folder}/model.safetensors.index.json", f"{part.tokenizer}/*"]
-        return find(self.model, self.revision, KEY, needed, wanted)
+            fetched += [f"{part.folder}/{name}" for name in ("config.json", *WEIGHTS)]
+            fetched += [f"{part.tokenizer}/{name}" for name in TOKENIZER]
+        return find(self.model, self.revision, KEY, needed, fetched)
 
     def digests(self) -> dict[str, str]:
         """Return a digest of the files of each text encoder and its tokenizer, by head."""
         return {part.head: digest(self._files(part)) for part in PARTS[self.target]}
 
     def _files(self, part: Part) -> list[Path]:
-        tokenizer = [file for file in (self.folder / part.tokenizer).iterdir() if file.is_file()]
+        tokenizer = [file for name in TOKENIZER for file in (self.folder / part.tokenizer).glob(name)]
         return [self.folder / part.folder / "config.json", *weights(self.folder / part.folder), *tokenizer]
 
     def encode(self, prompts: list[str], done: Done) -> Iterator[tuple[str, dict[str, Tensor]]]:

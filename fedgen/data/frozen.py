@@ -16,7 +16,7 @@ from fedgen.data.pretrained import WEIGHTS, digest, find, load_model, load_part,
 from fedgen.errors import DataError
 
 TOKENS = ("all", "cls")
-NEEDED = ("config.json", "preprocessor_config.json", "*.safetensors")
+SETTINGS = ("config.json", "preprocessor_config.json")
 KEY = "encoder.model"
 
 
@@ -99,7 +99,7 @@ class FrozenEncoder(ABC):
 
     def identity(self) -> dict[str, str | int]:
         """Return the model's name, a digest of its files, what computes the features, and which tokens are kept."""
-        files = [self.folder / "config.json", self.folder / "preprocessor_config.json", *weights(self.folder)]
+        files = [*(self.folder / name for name in SETTINGS), *weights(self.folder)]
         return {**self.asked(), "digest": digest(files), "features": self.backend()}
 
     def backend(self) -> str:
@@ -109,7 +109,7 @@ class FrozenEncoder(ABC):
     @cached_property
     def folder(self) -> Path:
         """Where the model's files are; they are fetched if need be."""
-        return find(self.model, self.revision, KEY, NEEDED, WEIGHTS)
+        return find(self.model, self.revision, KEY, (*SETTINGS, "model*.safetensors"), (*SETTINGS, *WEIGHTS))
 
     @cached_property
     def config(self) -> Any:

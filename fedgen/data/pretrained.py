@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,10 +12,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from fedgen.errors import ConfigError, DataError
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+INDEX = "model.safetensors.index.json"
+WEIGHTS = ("model.safetensors", INDEX, "model-*-of-*.safetensors")
 """What transformers loads without a variant: one file, or an index and its parts."""
 
 log = logging.getLogger(__name__)
@@ -35,10 +38,10 @@ def library() -> ModuleType:
     return module
 
 
-def find(model: str, revision: str | None, key: str, needed: Sequence[str], wanted: Sequence[str] = ()) -> Path:
+def find(model: str, revision: str | None, key: str, needed: Sequence[str], fetched: Sequence[str]) -> Path:
     """Return the folder with a model's files: ``model`` itself, or where Hugging Face's library keeps them.
 
-    Files of a name at Hugging Face are fetched if they are not there yet, and only those that are asked for.
+    Files of a name at Hugging Face are fetched if they are not there yet, or not all of them.
 
     Parameters
     ----------
@@ -49,9 +52,10 @@ def find(model: str, revision: str | None, key: str, needed: Sequence[str], want
     key : str
         The configuration's key of ``model``, for errors.
     needed : Sequence[str]
-        Patterns of which each must be there, such as ``config.json`` and ``text_encoder/model*.safetensors``.
-    wanted : Sequence[str]
-        Further patterns.
+        Patterns of which each must be there, such as ``config.json`` and ``text_encoder/model*.safetensors``; and all
+        parts of weights that an index names.
+    fetched : Sequence[str]
+        Patterns of what is fetched.
 
     Raises
     ------
@@ -63,7 +67,7 @@ def find(model: str, revision: str | None, key: str, needed: Sequence[str], want
         return _complete(folder, model, key, needed)
     if model.startswith(("/", ".", "~")) or model.count("/") != 1:
         raise DataError(f"{key}={model} is neither a folder here nor a name ORGANISATION/NAME: {_remedy(key, needed)}")
-    return _from_hub(model, revision, key, needed, [*needed, *wanted])
+    return _from_hub(model, revision, key, needed, list(fetched))
 
 
 def _from_hub(model: str, revision: str | None, key: str, needed: Sequence[str], patterns: list[str]) -> Path:
@@ -87,7 +91,7 @@ def _from_hub(model: str, revision: str | None, key: str, needed: Sequence[str],
 
 
 def _complete(folder: Path, model: str, key: str, needed: Sequence[str]) -> Path:
-    missing = [pattern for pattern in needed if not any(folder.glob(pattern))]
+    missing = [pattern for pattern in needed if not any(folder.glob(pattern))] + _missing_parts(folder, needed)
     if missing:
         pickles = sorted(file.name for part in ("*.bin", "*/*.bin") for file in folder.glob(part))
         note = (
@@ -98,6 +102,17 @@ def _complete(folder: Path, model: str, key: str, needed: Sequence[str]) -> Path
         )
         raise DataError(f"{key}={model}: {folder} has no {', '.join(missing)}.{note}")
     return folder
+
+
+def _missing_parts(folder: Path, needed: Sequence[str]) -> list[str]:
+    """Return the files of weights that an index names and that are not there, as after an interrupted copy."""
+    places = {(folder / pattern).parent for pattern in needed}
+    missing: list[str] = []
+    for index in sorted(place / INDEX for place in places):
+        if index.is_file():
+            parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            missing += sorted(str(index.parent.relative_to(folder) / part) for part in parts)
+    return [part for part in missing if not (folder / part).is_file()]
 
 
 def _remedy(key: str, needed: Sequence[str], model: str = "ORGANISATION/NAME") -> str:
@@ -143,7 +158,7 @@ def load_model(class_name: str, folder: Path, dtype: torch.dtype, device: torch.
         model, found = getattr(library(), class_name).from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{key}: {class_name} cannot be loaded from {folder} ({_first_line(error)})") from error
     lost = sorted([*found["missing_keys"], *map(str, found["mismatched_keys"])])
     if lost:

@@ -1,0 +1,103 @@
+"""``fedgen prepare`` with pretrained models, and a round of a federation on what it made: all models tiny."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from federations import Federate
+from tiny_models import WIDTH, tiny_ast, tiny_pipeline
+
+from fedgen.cli import main
+from fedgen.config import load_config
+from fedgen.data import clip_t5, frozen
+from fedgen.errors import DataError
+from fedgen.task import open_task, prepare_task
+
+pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter")
+
+
+@pytest.fixture
+def overrides(tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A small run with a tiny AST and tiny FLUX text encoders, and a home of its own."""
+    monkeypatch.setenv("FEDGEN_HOME", str(tmp_path / "home"))
+    models = [
+        "encoder=ast",
+        f"encoder.model={tiny_ast(tmp_path / 'models' / 'ast')}",
+        "target=flux",
+        "target.source=clip_t5",
+        f"target.model={tiny_pipeline(tmp_path / 'models' / 'flux', 'flux')}",
+        "target.t5_tokens=30",
+    ]
+    return [*(text for text in tiny_overrides if not text.startswith("encoder.")), *models]
+
+
+def test_prepare_does_it_all_and_a_federation_learns_from_it(
+    overrides: list[str],
+    tmp_path: Path,
+    federate: Federate,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level("INFO")
+    assert main(["prepare", *overrides]) == 0
+    assert f"36 clips of 6 classes, tokens (17, {WIDTH})" in caplog.text
+    assert f"targets of 6 classes, clip ({WIDTH},), t5 (30, {2 * WIDTH})" in caplog.text
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(frozen, "load_model", refuse)
+    monkeypatch.setattr(clip_t5, "load_model", refuse)
+    assert main(["prepare", *overrides]) == 0
+    config = load_config([*overrides, "mode=one_shot"])
+    results = federate(config, tmp_path / "run")
+    assert sum(results["samples"].values()) == 36
+    assert set(results["heads"]) == {"clip", "t5"}
+    task = prepare_task(config)
+    assert task.identity()["target"] == "flux of flux"
+    assert task.identity()["encoder"]["model"] == "ast"
+    shutil.rmtree(tmp_path / "models")
+    node = open_task(task.config)  # a node needs neither model
+    assert node.store.shape == (17, WIDTH)
+    assert node.targets.fingerprint() == task.targets.fingerprint()
+
+
+def test_the_class_token_alone_is_a_sequence_too(overrides: list[str], tmp_path: Path, federate: Federate) -> None:
+    results = federate(load_config([*overrides, "encoder.tokens=cls", "mode=one_shot"]), tmp_path / "run")
+    assert set(results["heads"]) == {"clip", "t5"}
+
+
+def test_prompts_of_classes_that_only_nodes_have(
+    overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("INFO")
+    given = [text for text in overrides if not text.startswith(("data.", "data=", "encoder"))]
+    assert main(["prepare", *given, "data=nodes", "data.classes=[dog, rain]"]) == 0
+    assert "targets of 2 classes" in caplog.text
+    assert not (tmp_path / "home" / "stores").exists()
+    assert main(["prepare", *given, "data=nodes"]) == 1
+    assert "data=nodes names no audio" in capsys.readouterr().err
+
+
+def test_a_store_of_another_model_is_refused(overrides: list[str], tmp_path: Path) -> None:
+    config = prepare_task(load_config(overrides)).config
+    other = tiny_ast(tmp_path / "other" / "another-ast", seed=1)
+    changed = load_config([*overrides, f"encoder.model={other}", f"data.store={config.data.store}"])
+    with pytest.raises(DataError, match=r"was made by encoder .*the run's encoder is \{'model': 'another-ast'\}"):
+        open_task(changed)
+    with pytest.raises(DataError, match=r"encoder\.digest is"):
+        prepare_task(changed)
+
+
+def test_the_commands_of_the_page_mean_what_there_is() -> None:
+    """They need downloads; here their configurations are composed, and every key and choice is known."""
+    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^fedgen (?:prepare|run) (.*?)(?: +#.*)?$", page, re.MULTILINE)
+    assert len(commands) > 8
+    for command in commands:
+        config = load_config(shlex.split(command))
+        assert (config.encoder.name, config.target.source) != ("patches", "words")
