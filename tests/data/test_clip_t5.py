@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import CLIP_LENGTH, WIDTH, tiny_pipeline, transformers
 
 from fedgen.data import clip_t5
@@ -91,6 +92,18 @@ def test_stable_diffusion_gets_all_tokens_of_clip(
     assert list(heads) == ["clip"]
     assert heads["clip"].shape == (1, CLIP_LENGTH, WIDTH)
     assert torch.allclose(heads["clip"], expected, atol=1e-5)
+
+
+def test_clips_weights_may_have_their_older_names(
+    settings: Settings, pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    """As the published pipelines have them: below ``text_model``."""
+    folder = shutil.copytree(pipelines["sd"], tmp_path / "older")
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(file).items()}
+    save_file(weights, file, {"format": "pt"})
+    older, newer = (prepare_targets(CLASSES, settings("sd", model=str(path))) for path in (folder, pipelines["sd"]))
+    assert torch.equal(older.heads["clip"], newer.heads["clip"])
 
 
 def test_the_usual_text_encoders_have_the_documented_shapes() -> None:
