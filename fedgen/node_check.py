@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 from rich.table import Table
 
 from fedgen.client_app import own_settings
-from fedgen.data.encoders import open_encoder
+from fedgen.data.encoders import differences
 from fedgen.data.store import Store, open_store
 from fedgen.errors import ConfigError, DataError, FedgenError, choose, require, suggestion
 from fedgen.secure_aggregation.node import OWN_KEY, fewest
@@ -196,9 +196,8 @@ def embeddings(facts: Mapping[str, Any], config: Config | None) -> str:
     store = open_store(path)
     store.verify()
     made_by = store.identity["encoder"]
-    if config is not None and open_encoder(config.encoder).identity() != made_by:
-        wanted = open_encoder(config.encoder).identity()
-        raise DataError(f"{path} was made by encoder {made_by}, the run's is {wanted}: make it with `fedgen prepare`")
+    if config is not None and (wanted := differences(config.encoder, made_by)):
+        raise DataError(f"{path} was made by encoder {made_by}, the run's has {wanted}: make it with `fedgen prepare`")
     names = own_settings({"classes": facts["classes"]}).classes if isinstance(facts.get("classes"), str) else None
     return f"{_clips(store, names)}, of encoder {made_by}"
 

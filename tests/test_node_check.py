@@ -115,7 +115,7 @@ def test_a_damaged_store_and_another_encoder(
     other = tiny("encoder.stride=8")
     finding = check(config=other, joins=True)["embeddings"]
     assert not finding.sound
-    assert "the run's is" in finding.found
+    assert "the run's has {'stride': 8}" in finding.found
     assert check(config=other)["embeddings"].sound  # which run it is to join is not said
     copy = Path(shutil.copytree(task.store.path, tmp_path / "copy"))
     shard = next(copy.glob("*.safetensors"))
