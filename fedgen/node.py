@@ -123,8 +123,8 @@ class Node:
     @cached_property
     def source(self) -> TokenSource:
         """The node's own clips, on the device; they are read when they are first needed."""
-        labels, shape = torch.from_numpy(self.task.store.labels[self.indices]), self.task.store.shape
-        return LazyTokens(labels, shape, lambda: self.task.tokens(self.indices))
+        task, indices = self.task, self.indices  # the function must not hold the node: that would keep clips for long
+        return LazyTokens(torch.from_numpy(task.store.labels[indices]), task.store.shape, lambda: task.tokens(indices))
 
     @property
     def projected(self) -> ProjectedTokens:
