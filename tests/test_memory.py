@@ -176,8 +176,8 @@ def test_an_encoder_is_built_only_to_encode(task: Task, monkeypatch: pytest.Monk
     def built(*arguments: object) -> None:
         pytest.fail("nothing is to be encoded")
 
-    monkeypatch.setattr("fedgen.data.encoders._orthonormal", built)
-    monkeypatch.setattr("fedgen.data.encoders.LogMel", built)
+    monkeypatch.setattr("fedgen.data.patches._orthonormal", built)
+    monkeypatch.setattr("fedgen.data.patches.LogMel", built)
     prepare_task(task.config)
 
 
