@@ -132,6 +132,7 @@ def test_a_run_whose_nodes_all_fail(
         (["run_dir=runs/first"], "run_dir=runs/first must be an absolute path, on the server"),
         (["checkpoint.load=runs/first", "mode=generate"], "checkpoint.load=runs/first must be an absolute path"),
         (["resume=runs/first"], "resume=runs/first must be an absolute path"),
+        (["encoder=ast", "encoder.model=."], "encoder.model=. must be an absolute path"),
         (["resume='/srv/a run'"], "no connection to a SuperLink can be read from"),
         (["run_dir=/srv/runs/first"], "no connection to a SuperLink can be read from"),
     ],
