@@ -19,17 +19,21 @@ from omegaconf import DictConfig
 
 from fedgen.config import config_dir, explain, load_config, opened, quoted, resume_config
 from fedgen.errors import FedgenError, LeakError, require
+from fedgen.progress import hush, made_quiet, quiet
 from fedgen.settings import Config
 from fedgen.sweeps import failures, objective
 
 logger = logging.getLogger(__name__)
+
+QUIET_LOGS = [f"++hydra.{name}_logging.handlers.console.level=WARNING" for name in ("job", "hydra")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that ``arguments`` name and return its exit code; errors meant for the user have no traceback."""
     options, rest = _parser().parse_known_args(arguments)
     try:
-        return int(options.command(options, rest) or 0)
+        with made_quiet(getattr(options, "quiet", False)):
+            return int(options.command(options, rest) or 0)
     except HydraException as error:
         message = str(explain(error))
     except FedgenError as error:
@@ -49,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         own_help = name not in ("run", "prepare")  # theirs is Hydra's
         sub = commands.add_parser(name, help=about, description=about, add_help=own_help)
         sub.set_defaults(command=command)
+        if name in ("run", "prepare", "evaluate", "report"):
+            sub.add_argument("--quiet", action="store_true", help="print warnings and errors alone")
         if folders:
             sub.add_argument("folders", nargs=folders, type=Path, metavar="RUN", help="run folder")
         return sub
@@ -60,10 +66,14 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--gpus", type=float, default=0.0, help="GPUs for each node; 0 hides them")
     submit = add("submit", submit_command, "run a configuration on SuperNodes; takes Hydra overrides")
     submit.add_argument("connection", metavar="CONNECTION", help="the SuperLink's name in Flower's configuration")
-    add("compare", compare_command, "print one table of several runs", "+")
+    add("compare", compare_command, "print one table of several runs, best first; seeds of one setting as one", "+")
+    add("info", info_command, "print versions, the device, and every configuration group with its choices")
     evaluate = add("evaluate", evaluate_command, "score a run's adapters again, and measure its synthetic samples", "+")
     evaluate.add_argument("--fold", type=int, help="held-out fold; the run's own by default")
-    add("report", report_command, "draw the plots of runs again", "+")
+    page = add("report", report_command, "write one HTML page about runs, and draw their plots again", "+")
+    page.add_argument(
+        "--out", type=Path, metavar="FILE.html", help="the page; report.html in the runs' folder by default"
+    )
     saved = add("checkpoints", checkpoints_command, "list, show or verify the saved generators of a run")
     saved.add_argument("action", choices=["ls", "show", "verify"], help="one line each; everything; read every file")
     saved.add_argument("folder", type=Path, metavar="FOLDER", help="run folder, or folder of checkpoints")
@@ -88,7 +98,7 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> int:
         return _resume(resumed, overrides)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of being printed by Hydra
     sweep_first = sorted(opened(overrides), key=lambda text: text not in ("-m", "--multirun"))  # argparse wants it so
-    sys.argv = ["fedgen run", *sweep_first]
+    sys.argv = ["fedgen run", *sweep_first, *(QUIET_LOGS if quiet() else ())]
     with failures() as failed:
 
         def job(values: DictConfig) -> float:
@@ -120,7 +130,7 @@ def prepare_command(options: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(overrides)
     folder, classes = cache_folder(config.target), config.data.classes
     if not (config.data.on_nodes and folder and classes):
-        store = prepare(*embedding_sources(config))
+        store = prepare(*embedding_sources(config), progress=not quiet())
         logger.info("%d clips of %d classes, tokens %s, in %s", len(store), len(store.classes), store.shape, store.path)
         classes = store.classes
     if folder:
@@ -158,11 +168,14 @@ def submit_command(options: argparse.Namespace, overrides: list[str]) -> int:
 def _paths(config: Config) -> dict[str, str]:
     """Return the paths that are set in a configuration."""
     keys = ("run_dir", "data.root", "data.store", "checkpoint.load", "checkpoint.dir")
-    return {key: path for key in keys if (path := attrgetter(key)(config))}
+    models = {key: name for key in ("encoder.model", "target.model") if (name := attrgetter(key)(config))}
+    folders = {key: name for key, name in models.items() if Path(name).is_dir()}  # others are names at Hugging Face
+    return {key: path for key in keys if (path := attrgetter(key)(config))} | folders
 
 
 def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen compare``: one table of several runs."""
+    from fedgen.comparison import compared
     from fedgen.evaluation.tables import comparison_table, show
     from fedgen.run_folder import RunFolder
 
@@ -170,8 +183,17 @@ def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
     folders = [path for path in options.folders if not path.is_file()]  # a sweep's folder holds multirun.yaml too
     if not folders:
         raise FedgenError(f"no run folder among {', '.join(map(str, options.folders))}")
-    runs = {str(folder): RunFolder(folder).results() for folder in folders}
-    show(comparison_table(dict(sorted(runs.items(), key=lambda run: run[1]["accuracy"]))))
+    show(comparison_table(compared([RunFolder(folder) for folder in folders])))
+
+
+def info_command(options: argparse.Namespace, rest: list[str]) -> None:
+    """``fedgen info``: what is installed, on which device, and what there is to choose."""
+    from fedgen.evaluation.tables import show
+    from fedgen.info import groups, versions
+
+    _refuse(rest)
+    show(versions())
+    show(groups())
 
 
 def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
@@ -210,7 +232,8 @@ def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
         if assessment is not None:
             found["evaluation"] = assessment.results
         folder.save_json("evaluation.json", found)
-        show(comparison_table({str(path): {**results, **asdict(scores)}}))
+        if not quiet():
+            show(comparison_table({str(path): {**results, **asdict(scores)}}))
         if assessment is not None:
             show_samples(assessment, folder)
             leaks += [f"{path}: {assessment.leak}"] if assessment.leak else []
@@ -219,15 +242,24 @@ def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def report_command(options: argparse.Namespace, rest: list[str]) -> None:
-    """``fedgen report``: draw the plots again from ``results.json``."""
-    from fedgen.evaluation.plots import draw_run
-    from fedgen.run_folder import RunFolder
+    """``fedgen report``: one page about the runs, and the plots of those that have finished again."""
+    from fedgen.report.writing import draw_again, write_report
 
     _refuse(rest)
     _log_to_terminal()
-    for path in options.folders:
-        for picture in draw_run(RunFolder(path).results(), path):
-            logger.info("%s", picture)
+    folders = _run_folders(options.folders)
+    page = write_report(folders, options.out)
+    for folder in folders:
+        draw_again(folder)
+    logger.info("%s", page)
+
+
+def _run_folders(paths: Sequence[Path]) -> list[Path]:
+    """Return ``paths`` without the files that lie in the folder of a sweep, such as multirun.yaml."""
+    folders = [path for path in paths if not path.is_file()]
+    if not folders:
+        raise FedgenError(f"no run folder among {', '.join(map(str, paths))}")
+    return folders
 
 
 def checkpoints_command(options: argparse.Namespace, rest: list[str]) -> int:
@@ -283,6 +315,8 @@ def _refuse(rest: Sequence[str]) -> None:
 
 def _log_to_terminal() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if quiet():
+        hush()
 
 
 if __name__ == "__main__":

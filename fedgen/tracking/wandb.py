@@ -52,7 +52,7 @@ class WandbTracker:
             id=_identity(folder / ID, finished is not None),
             resume="allow",
             dir=folder,
-            mode="offline" if settings.offline else os.environ.get("WANDB_MODE"),  # which the library reads just once
+            mode="offline" if settings.offline else os.environ.get("WANDB_MODE"),  # type: ignore[arg-type]  # read just once
             config=dict(config),
             reinit="finish_previous",  # one that ended with an error, in a sweep
             settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),

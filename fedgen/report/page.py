@@ -1,0 +1,240 @@
+"""The page: its parts are chosen here, its text is in ``page.html``, its looks are in ``style.css``."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image, UnidentifiedImageError
+from rich.table import Table
+
+from fedgen.evaluation.tables import comparison_table, distribution_table, quality_table
+from fedgen.report.charts import COLOURS, Points, line_chart, samples_chart, summed_up
+from fedgen.report.record import RunRecord
+
+HERE = Path(__file__).parent
+MOST_REASONS = 200  # rows of replies that are missing
+MOST_IMAGES = 60
+IMAGE_SIDE = 384  # pixels; larger images are made smaller for the page
+LONGEST = 400  # characters of a reason
+BY_CLASS = {
+    "distance_ratio": "distance ratio",
+    "near_copies": "near copies",
+    "membership_auc": "membership AUC",
+    "frechet": "frechet",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
+OVERVIEW = (
+    "data.name",
+    "data.test_fold",
+    "encoder.name",
+    "target.name",
+    "partition.name",
+    "partition.nodes",
+    "generator.kind",
+    "granularity.name",
+    "sharing.name",
+    "strategy.name",
+    "global_training.name",
+    "synthesis.samples_per_class",
+    "privacy.name",
+    "seed",
+)
+
+
+def render(runs: Sequence[RunRecord], references: Sequence[RunRecord] = ()) -> str:
+    """Return the page of ``runs``; ``references`` are runs that theirs are compared with, but not shown themselves."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["figure"] = figure
+    compared = [*runs, *references]
+    finished = {run.name: run.results for run in compared if run.results is not None}
+    values = {
+        "style": Markup((HERE / "style.css").read_text(encoding="utf-8")),  # ours: it needs no escaping
+        "runs": [section(run, number) for number, run in enumerate(runs)],
+        "comparison": html_table(comparison_table(finished)) if len(finished) > 1 else None,
+        "accuracy": chart("Accuracy after each round", {run.name: run.accuracy for run in compared}, (0, 1), False),
+        "references": [run.name for run in references],
+    }
+    return environment.get_template("page.html").render(values)
+
+
+def section(run: RunRecord, number: int) -> dict[str, Any]:
+    """Return all that the page says of one run."""
+    done, asked = run.rounds
+    flat = flattened(asdict(run.config))
+    return {
+        "id": f"run{number}",
+        "name": run.name,
+        "path": str(run.path.absolute()),
+        "mode": run.mode,
+        "state": _state(run),
+        "unfinished": run.results is None,
+        "tiles": _tiles(run, done, asked),
+        "overview": {key: flat[key] for key in OVERVIEW if key in flat},
+        "config": flat,
+        "nodes": html_table(distribution_table(run.nodes, run.classes)) if run.nodes else None,
+        "losses": _losses(run),
+        "confusion": matrix(run.results["confusion"], run.classes) if run.results else None,
+        "per_class": {name: value for name, value in run.results["per_class"].items()} if run.results else {},
+        "samples": _samples(run.points) if run.points and run.points["classes"] else None,
+        "quality": html_table(quality_table(run.evaluation)) if run.evaluation else None,
+        "gate": (run.evaluation or {}).get("gate"),
+        "by_class": _by_class(run.evaluation or {}),
+        "privacy": flattened(run.results["privacy"]) if run.results and run.results.get("privacy") else {},
+        "phases": run.phases(),
+        "missing": [(*place, why[:LONGEST]) for *place, why in run.missing()[:MOST_REASONS]],
+        "more_missing": max(0, len(run.missing()) - MOST_REASONS),
+        "images": images(run.path),
+    }
+
+
+def _state(run: RunRecord) -> str:
+    done, asked = run.rounds
+    if run.results is not None:
+        return f"finished after {done} rounds"
+    if run.stopped is not None:
+        return f"stopped after {done} of {asked} rounds: {run.stopped[:LONGEST]}"
+    return f"not finished: {done} of {asked} rounds"
+
+
+def _tiles(run: RunRecord, done: int, asked: int) -> dict[str, str]:
+    """Return the few figures that one looks at first."""
+    tiles = {}
+    if "accuracy" in run.last:
+        tiles["accuracy"] = figure(run.last["accuracy"])
+        tiles["balanced"] = figure(run.last["balanced_accuracy"])
+    if run.results is not None:
+        tiles["worst class"] = figure(min(run.results["per_class"].values()))
+    tiles["rounds"] = f"{done} of {asked}"
+    if run.evaluation and "gate" in run.evaluation:
+        tiles["gate"] = str(run.evaluation["gate"]["verdict"])
+    if run.config.privacy.used:
+        tiles["epsilon"] = f"{run.config.privacy.epsilon:g}"
+    tiles["MB sent"] = f"{sum(phase['bytes_sent'] for phase in run.phases()) / 1e6:.1f}"
+    tiles["MB received"] = f"{sum(phase['bytes_received'] for phase in run.phases()) / 1e6:.1f}"
+    if run.results is not None:
+        tiles["seconds"] = f"{run.results['seconds']['total']:.0f}"
+    return tiles
+
+
+def _losses(run: RunRecord) -> list[dict[str, Any]]:
+    """Return a chart for each head, each component of generators, and the training on the pool."""
+    pool = run.global_losses()
+    return [
+        *(chart(f"Adapters, {head}", series) for head, series in run.adapter_losses().items()),
+        *(chart(f"Generators, {name.replace('_', ' ')}", s) for name, s in run.generator_losses().items()),
+        *([chart("Global adapters, on the pool of samples", pool)] if pool else []),
+    ]
+
+
+def chart(
+    title: str, series: Mapping[str, Points], limits: tuple[float, float] | None = None, shorten: bool = True
+) -> dict[str, Any]:
+    """Return a chart, its legend of names and colours, and its figures by round where they are few."""
+    shown = summed_up(series) if shorten else dict(series)
+    rounds = sorted({x for points in shown.values() for x, _ in points})
+    rows = [(f"{x:g}", [figure(dict(points).get(x)) for points in shown.values()]) for x in rounds]
+    return {
+        "title": title,
+        "svg": line_chart(title, shown, "accuracy" if limits else "loss", limits),
+        "legend": [(name, number % COLOURS) for number, name in enumerate(shown)],
+        "rows": rows if len(rows) <= 40 else [],
+        "names": list(shown),
+    }
+
+
+def html_table(table: Table) -> dict[str, Any]:
+    """Return title, heads and rows of a table for the terminal, with which columns hold numbers."""
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    return {
+        "title": str(table.title),
+        "heads": [(str(column.header), column.justify == "right") for column in table.columns],
+        "rows": list(zip(*columns, strict=True)),
+        "ends": {number for number, row in enumerate(table.rows) if row.end_section},
+    }
+
+
+def matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
+    """Return a confusion matrix with how dark each cell is: its share of its row."""
+    rows = []
+    for name, row in zip(classes, counts, strict=True):
+        total = max(1, sum(row))
+        rows.append((name, [(count, round(count / total, 2)) for count in row]))
+    return {"classes": list(classes), "rows": rows}
+
+
+def _samples(points: Mapping[str, Any]) -> dict[str, Any]:
+    everything = [point for kinds in points["classes"].values() for found in kinds.values() for point in found]
+    pictures = [(name, samples_chart(name, kinds, everything)) for name, kinds in points["classes"].items()]
+    return {"pictures": pictures, "explained": sum(points["explained"])}
+
+
+def _by_class(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what was measured of the samples of each class."""
+    privacy = (evaluation.get("privacy") or {}).get("per_class") or {}
+    fidelity = (evaluation.get("fidelity") or {}).get("per_class") or {}
+    rows = []
+    for name in dict.fromkeys([*privacy, *fidelity]):
+        likeness = (fidelity.get(name) or {}).get("synthetic") or {}
+        values = {**(privacy.get(name) or {}), **likeness}
+        rows.append((name, [figure(values.get(key)) for key in BY_CLASS]))
+    return {"heads": list(BY_CLASS.values()), "rows": rows} if rows else None
+
+
+def images(folder: Path) -> list[dict[str, str]]:
+    """Return pictures that were rendered from the run's adapters, as data that stands in the page."""
+    found = []
+    for file in sorted(folder.glob("render*/**/*.png"))[:MOST_IMAGES]:
+        try:
+            with Image.open(file) as opened:
+                picture = opened.convert("RGB")
+                picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+                buffer = io.BytesIO()
+                picture.save(buffer, "JPEG", quality=85)
+        except (OSError, UnidentifiedImageError):
+            continue  # half written
+        data = base64.b64encode(buffer.getvalue()).decode()
+        name = str(file.relative_to(folder).with_suffix(""))
+        found.append({"name": name, "source": f"data:image/jpeg;base64,{data}", "about": _about(file)})
+    return found
+
+
+def _about(file: Path) -> str:
+    """Return what the JSON beside a picture says made it."""
+    beside = file.with_suffix(".json")
+    if not beside.is_file():
+        return ""
+    facts = json.loads(beside.read_text(encoding="utf-8"))
+    return ", ".join(f"{k} {v}" for k, v in facts.items() if isinstance(v, str | int | float))[:LONGEST]
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return values by dotted names, as text."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flattened(value, f"{prefix}{key}.")
+        else:
+            empty = value is None or value in ([], {})
+            found[prefix + str(key)] = "·" if empty else f"{value:g}" if isinstance(value, float) else str(value)
+    return found
+
+
+def figure(value: Any) -> str:
+    """Return a number with three digits after the point, a count as it is, and a dot for what is not there."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "·"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
