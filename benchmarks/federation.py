@@ -35,11 +35,11 @@ from torch import Tensor
 from fedgen.border import Member
 from fedgen.config import load_config
 from fedgen.filling import Filling
+from fedgen.local_run import run
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.node import Node
 from fedgen.phases import plan
-from fedgen.local_run import run
 from fedgen.simulate import simulate
 from fedgen.task import open_task, prepare_task
 from fedgen.training.adapters import train_adapters

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedgen.models.generators import KINDS
 from fedgen.local_run import run
+from fedgen.models.generators import KINDS
 from fedgen.settings import Config
 
 

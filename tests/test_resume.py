@@ -20,8 +20,8 @@ from fedgen.client_app import app as client_app
 from fedgen.config import load_config
 from fedgen.errors import ConfigError
 from fedgen.exchange.files import load_tensors
-from fedgen.node import Node
 from fedgen.local_run import run
+from fedgen.node import Node
 from fedgen.run_folder import RunFolder
 from fedgen.settings import Config
 

@@ -24,8 +24,8 @@ from fedgen.errors import AggregationError, CheckpointError, DataError, PayloadE
 from fedgen.exchange.files import load_tensors
 from fedgen.exchange.payload import SAMPLES, TUCKER, read_array, read_values
 from fedgen.local_grid import LocalGrid
-from fedgen.node_state import NodeState
 from fedgen.local_run import run
+from fedgen.node_state import NodeState
 from fedgen.run_folder import RunFolder
 from fedgen.settings import Config
 from fedgen.task import Task
