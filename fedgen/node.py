@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Mapping
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from fedgen.data.tokens import LazyTokens, TokenSource
-from fedgen.errors import CheckpointError, DataError, choose
+from fedgen.data.tokens import TokenSource
+from fedgen.errors import CheckpointError, DataError
 from fedgen.exchange.checkpoint import has_bank, load_bank, save_bank
 from fedgen.exchange.payload import codec_fingerprint
 from fedgen.models.bases import Bases
 from fedgen.models.codec import Codec
 from fedgen.models.cores import CoreMoments
-from fedgen.models.kept import kept
 from fedgen.models.moments import Moments
-from fedgen.models.projected import ProjectedTokens
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
-from fedgen.models.states import exact_digest
 from fedgen.node_state import NodeState
 from fedgen.phases import Generators, Phase, plan
-from fedgen.settings import Config, NodeConfig
+from fedgen.settings import NodeConfig
+from fedgen.site import Site
 from fedgen.task import Task
 from fedgen.training.adapters import train_adapters
-from fedgen.training.bank import Bank, GranularitySettings, slots
+from fedgen.training.bank import Bank
 from fedgen.training.losses import History, last_losses
 
 BASE_NAMES = {"unified": "vae_unified", "per_class": "vae_perclass", "per_group": "vae_group"}
@@ -40,7 +33,7 @@ States = dict[str, dict[str, Tensor]]
 """States of generators by key."""
 
 
-class Node:
+class Node(Site):
     """One site of the federation, and what it remembers on its disk.
 
     Parameters
@@ -75,106 +68,16 @@ class Node:
         own: NodeConfig | None = None,
         checkpoints: Path | None = None,
     ) -> None:
-        self.task, self.number, self.load = task, number, load
-        self.own = _overlaid(task.config.nodes.get(str(number), NodeConfig()), own or NodeConfig())
+        super().__init__(task, number, own_store, own)
+        self.load = load
         self.state = _state(home, number)
         self.checkpoints = checkpoints or home / "checkpoints"
         self._loaded_checkpoints = checkpoints or (load / "checkpoints" if load else None)
-        self.indices = self._clips(own_store)
-
-    def _clips(self, own_store: bool) -> np.ndarray:
-        """Return the clips of the store that the node trains on."""
-        if not own_store and self.number >= len(self.task.parts):
-            raise DataError(f"node {self.number} has no part: partition.nodes={len(self.task.parts)}")
-        indices = self.task.train_indices if own_store else self.task.parts[self.number]
-        if self.own.classes is not None:
-            indices = self._restricted(indices, self.own.classes)
-        elif unknown := self.task.store.unknown:
-            raise DataError(
-                f"node {self.number} has clips of {', '.join(unknown)}, which data.classes={self.task.classes} lacks: "
-                f"leave them out with nodes.{self.number}.classes, or classes in the node configuration"
-            )
-        if not len(indices):
-            raise DataError(f"node {self.number} has no clip to train on: check partition and data.test_fold")
-        return indices
-
-    @property
-    def held_out(self) -> np.ndarray:
-        """Clips of the node's store that it may test on: those of the test fold, of the classes that it trains on."""
-        test = self.task.store.test_indices(self.config.data.test_fold)
-        return test[np.isin(self.task.store.labels[test], list(self.counts))]
-
-    def _restricted(self, indices: np.ndarray, names: list[str]) -> np.ndarray:
-        """Return the clips of the classes ``names`` alone."""
-        key = f"nodes.{self.number}.classes"
-        labels = self.task.store.labels[indices]
-        wanted = [self.task.classes.index(choose(name, self.task.classes, key)) for name in names]
-        missing = [self.task.classes[label] for label in wanted if label not in labels]
-        if missing:
-            there = ", ".join(self.task.classes[label] for label in np.unique(labels))
-            raise DataError(f"{key} names {', '.join(missing)}, of which the node has no clip; it has {there}")
-        return indices[np.isin(labels, wanted)]
-
-    @property
-    def config(self) -> Config:
-        """The run's configuration."""
-        return self.task.config
-
-    @cached_property
-    def source(self) -> TokenSource:
-        """The node's own clips, on the device; they are read when they are first needed."""
-        task, indices = self.task, self.indices  # the function must not hold the node: that would keep clips for long
-        return LazyTokens(torch.from_numpy(task.store.labels[indices]), task.store.shape, lambda: task.tokens(indices))
-
-    @property
-    def projected(self) -> ProjectedTokens:
-        """The node's own clips in bases of their own, on the device; this process computes them once."""
-        settings = self.config.adapter.projection
-        return kept((*self._key, settings), lambda: ProjectedTokens.of(self.source, settings))
-
-    @property
-    def _key(self) -> tuple[Hashable, ...]:
-        """What tells the node's clips from any others that this process reads."""
-        store = self.task.store
-        labels = store.labels[self.indices]  # a class has another id where other classes are agreed on
-        return store.path, len(store), self.indices.tobytes(), labels.tobytes(), self.task.device
-
-    def _encoded(self, codec: Codec) -> Tensor:
-        """Return the latents of the node's clips, ``(N, k)``; this process computes them once for a codec."""
-        return kept((*self._key, exact_digest(codec.state())), lambda: codec.encode_all(self.source))
-
-    @property
-    def counts(self) -> dict[int, int]:
-        """The node's clips of each global class id."""
-        return dict(sorted(Counter(self.task.store.labels[self.indices].tolist()).items()))
-
-    @property
-    def granularity(self) -> GranularitySettings:
-        """The node's own granularity and groups where it has any, else the run's."""
-        chosen, own = self.task.granularity, self.own
-        return replace(chosen, name=own.granularity or chosen.name, groups=own.groups or chosen.groups)
-
-    @property
-    def slots(self) -> dict[str, list[str]]:
-        """Which of the node's classes each generator serves, by the generator's key."""
-        return slots(self.granularity, self._classes())
 
     @property
     def base_name(self) -> str:
         """First part of the names of generator files."""
         return self.config.checkpoint.base_name or BASE_NAMES[self.granularity.name]
-
-    @property
-    def samples_per_class(self) -> int:
-        """How many samples of each class the node draws."""
-        asked = self.own.samples_per_class or self.config.synthesis.samples_per_class
-        counts = self.counts
-        return max(1, round(sum(counts.values()) / len(counts))) if asked == "auto" else int(asked)
-
-    @property
-    def held_out_counts(self) -> dict[int, int]:
-        """Held-out clips of each global class id."""
-        return dict(sorted(Counter(self.task.store.labels[self.held_out].tolist()).items()))
 
     def check(self, finished: int = 0, back: bool = False) -> None:
         """Start afresh, or from the run that this one goes on from, and find out whether every phase can be done.
@@ -413,9 +316,6 @@ class Node:
             encode=self._encoded,
         )
 
-    def _classes(self) -> list[str]:
-        return [self.task.classes[label] for label in self.counts]
-
     def _earlier(self) -> NodeState:
         """Return what the node remembers of the run that this one goes on from."""
         assert self.load is not None
@@ -439,12 +339,6 @@ class Node:
                 f"{self.load} knows nothing of node {self.number}: checkpoint.load={self.config.checkpoint.load} must "
                 f"name a run in which it took part, such as `fedgen run mode=train_generators` makes"
             )
-
-
-def _overlaid(general: NodeConfig, own: NodeConfig) -> NodeConfig:
-    """Return ``own`` with what it leaves open taken from ``general``."""
-    said: Mapping[str, Any] = {name: value for name, value in vars(own).items() if value is not None}
-    return replace(general, **said)
 
 
 def _state(home: Path, number: int) -> NodeState:

@@ -17,7 +17,7 @@ LAYERS = [
     ["exchange", "secure_aggregation", "tracking", "progress"],
     ["phases", "settings", "strategy_settings", "config", "memory"],
     ["task", "run_folder", "run_state"],
-    ["node", "private_node", "node_state", "measuring", "assessment", "adapters_spent", "recorder"],
+    ["site", "node", "private_node", "node_state", "measuring", "assessment", "adapters_spent", "recorder"],
     [
         "aggregation",
         "border",
