@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -38,15 +38,21 @@ class RemoteMeasures:
     def __init__(self, grid: Grid, members: Mapping[int, Member], config: Config, settings: dict[str, Any]) -> None:
         self.grid, self.members, self.config, self.settings = grid, members, config, settings
 
-    def scores(self, arrays: ArrayRecord, classes: list[str], heads: list[str], round_number: int) -> Scores:
-        """Return the scores of adapters on the held-out clips of all nodes that answer.
+    def scores(
+        self, arrays: ArrayRecord, classes: list[str], heads: list[str], round_number: int, missing: Container[int] = ()
+    ) -> Scores:
+        """Return the scores of adapters on the held-out clips of all nodes that answer; ``missing`` are not asked.
 
         Raises
         ------
         AggregationError
             None does.
         """
-        testers = {node_id: member for node_id, member in self.members.items() if member.held_out}
+        testers = {
+            node_id: member
+            for node_id, member in self.members.items()
+            if member.held_out and member.number not in missing
+        }
         content = {"arrays": arrays, "config": self._words(round_number)}
         found = self._ask(testers, content, "evaluate", lambda m, reply: read_scores(m, reply, classes, heads))
         if not found:

@@ -25,7 +25,7 @@ from fedgen.meeting import Meeting, agreed
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.phases import Phase, plan
-from fedgen.recorder import Recorder
+from fedgen.recorder import Recorder, RoundReport
 from fedgen.remote import RemoteMeasures
 from fedgen.run_folder import RunFolder
 from fedgen.run_state import RunState
@@ -179,7 +179,7 @@ class Server:
         def evaluate(server_round: int, current: ArrayRecord) -> MetricRecord | None:
             if server_round == 0 and (number > 0 or self.state is not None):
                 return None  # these have been evaluated at the end of the round before
-            scores = self.evaluate(current, strategy.report.round)
+            scores = self.evaluate(current, strategy.report)
             self.recorder.round(phase, strategy.report, scores, current.to_torch_state_dict())
             self._keep(number, strategy, current)
             return MetricRecord({"accuracy": scores.accuracy})
@@ -274,10 +274,14 @@ class Server:
             return None
         return SharedCodec(self.config.generator, self.task.store.shape)
 
-    def evaluate(self, arrays: ArrayRecord, round_number: int) -> Scores:
-        """Return the zero-shot scores of the global adapters on the held-out clips, here or on the nodes."""
+    def evaluate(self, arrays: ArrayRecord, report: RoundReport) -> Scores:
+        """Return the zero-shot scores of the global adapters on the held-out clips, here or on the nodes.
+
+        Nodes that are missing in the round are not waited for once more.
+        """
         if self.test is None:
-            return self._remote().scores(arrays, self.task.classes, list(self.task.targets.heads), round_number)
+            heads = list(self.task.targets.heads)
+            return self._remote().scores(arrays, self.task.classes, heads, report.round, report.lost)
         self.adapters.load_state_dict(arrays.to_torch_state_dict())
         return zero_shot(self.adapters, self.test, self.task.targets.heads, self.task.classes)
 

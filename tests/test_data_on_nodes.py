@@ -289,3 +289,20 @@ def test_a_node_that_comes_back_under_another_id_remembers_the_run(
     shutil.rmtree(tmp_path / "site1" / "whole")
     returned = deploy("mode=one_shot", "rounds=3", grid=Renamed)
     assert figures(returned) == figures(whole)
+
+
+def test_a_node_that_is_missing_is_not_waited_for_twice(deploy: Deploy, tmp_path: Path) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def lame(message: Message, context: Context) -> Message:
+        number = int(context.node_config["partition-id"])
+        asked.append((message.metadata.message_type, number))
+        if message.metadata.message_type == "train" and number == 2:
+            raise OSError("out of order")
+        return client_app(message, context)
+
+    results = deploy("mode=federate", "strategy.min_nodes=2", app=lame)
+    assert asked.count(("evaluate", 0)) == 2  # before the first round, and after it
+    assert asked.count(("evaluate", 2)) == 1
+    assert sum(map(sum, results["confusion"])) == 12
+    assert "out of order" in results["lost"]["1"]["2"]
