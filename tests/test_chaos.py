@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +70,23 @@ def test_a_node_that_is_killed_and_one_that_hangs(
     for line in rounds(run).values():
         if "server/synthetic_samples_total" in line:  # 6 classes with 6 samples: never one twice
             assert line["server/synthetic_samples_total"] <= 36
+
+
+def test_a_node_that_raises(machines: Machines, tiny_overrides: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    rounds_of = ["mode=federate", "rounds=4", "strategy.wait=120", "strategy.min_nodes=2", f"run_dir={run}"]
+    machines.submit([*tiny_overrides, *rounds_of])
+    machines.until(lambda: 1 in rounds(run), "round 1 is finished")
+    optimizer = machines.home(2) / "state" / "run" / "state" / "node2" / "optimizer"
+    while not optimizer.is_file():  # where a folder was: nothing can be saved from now on
+        shutil.rmtree(optimizer, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            optimizer.touch()
+    machines.until(lambda: (run / "results.json").is_file(), "the run is finished")
+    last = rounds(run)[4]
+    assert last["server/answered"] == [0, 1]
+    assert "cannot be written" in last["server/lost"]["2"]
+    assert "cannot be written" in RunFolder(run).results()["lost"]["4"]["2"]
 
 
 def test_superlink_and_server_are_killed_and_the_run_is_resumed(
