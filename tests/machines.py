@@ -51,10 +51,10 @@ class Machines:
             process = spawn([*command, "--database", str(self.link / "state.db")], self.link, log)
         self.until(lambda: process.poll() is None and self._answers(), "the SuperLink answers")
 
-    def start_node(self, number: int) -> None:
-        """Start a SuperNode; its state is where it was."""
+    def start_node(self, number: int, facts: str = "") -> None:
+        """Start a SuperNode; its state is where it was. ``facts`` are more of its node configuration."""
         home = self.home(number)
-        facts = f'partition-id={number} num-partitions={self.nodes} state="{home / "state"}"'
+        facts = f'partition-id={number} num-partitions={self.nodes} state="{home / "state"}" {facts}'
         command = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}"]
         with (home / "log").open("ab") as log:
             spawn([*command, "--port", str(free_port()), "--node-config", facts], home, log)

@@ -12,11 +12,14 @@ from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any
 
 import pytest
+import torch
 from federations import Federate
 from machines import Machines, rounds
+from safetensors.torch import load_file, save_file
 
 from fedgen.run_folder import RunFolder
 from fedgen.settings import Config
+from fedgen.task import prepare_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
@@ -115,6 +118,35 @@ def test_superlink_and_server_are_killed_and_the_run_is_resumed(
     results = RunFolder(run).results()
     expected = federate(tiny(*overrides), tmp_path / "whole")
     assert figures(results) == figures(expected)
+
+
+def test_a_broken_node_sends_what_is_not_finite(
+    tiny: Callable[..., Config], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    """Its embeddings are damaged, so its adapters are not finite; the other nodes' average is not harmed."""
+    run, damaged = tmp_path / "run", tmp_path / "store"
+    shutil.copytree(prepare_task(tiny()).store.path, damaged)
+    for shard in damaged.glob("*.safetensors"):
+        tokens = load_file(shard)
+        save_file({name: torch.full_like(value, torch.nan) for name, value in tokens.items()}, shard)
+    made = Machines(tmp_path, nodes=3)
+    try:
+        made.start_link()
+        for number in range(3):
+            made.start_node(number, f'store="{damaged}"' if number == 2 else "")
+        tokens_themselves = ["adapter.projection.channels=0", "synthesis.fill=0"]
+        rounds_of = ["mode=federate", "rounds=2", "strategy.wait=120", "strategy.min_nodes=2", f"run_dir={run}"]
+        made.submit([*tiny_overrides, *tokens_themselves, *rounds_of])
+        made.until(lambda: (run / "results.json").is_file(), "the run is finished")
+    finally:
+        made.stop()
+    for line in (rounds(run)[1], rounds(run)[2]):
+        assert line["server/answered"] == [0, 1]
+        assert "NaN or infinite" in line["server/refused"]["2"]
+    results = RunFolder(run).results()
+    assert results["refused"] == {"2": 2}
+    weights = load_file(run / "checkpoints" / "adapters.safetensors")
+    assert all(torch.isfinite(value).all() for value in weights.values())
 
 
 @pytest.mark.huge
