@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test simulation install clean
+.PHONY: demo test simulation docs install clean
 
 ## The main job on the built-in sounds: four ways of learning, one table, at most three minutes.
 demo: $(INSTALLED)
@@ -21,6 +21,10 @@ test: $(INSTALLED)
 simulation: $(INSTALLED)
 	$(BIN)/fedgen simulate $(OVERRIDES)
 
+## The documentation as a site in site/, with the Python interface; a broken link is an error.
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict --quiet
+
 ## The environment alone.
 install: $(INSTALLED)
 
@@ -34,4 +38,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 ## Remove the environment and caches; the results in runs/ stay.
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

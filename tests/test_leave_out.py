@@ -10,7 +10,7 @@ import pytest
 from federations import Federate
 
 from fedgen.cli import main
-from fedgen.data.clips import DataSettings
+from fedgen.data.datasets import DataSettings
 from fedgen.errors import ConfigError
 from fedgen.settings import Config
 from fedgen.task import prepare_task

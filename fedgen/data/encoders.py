@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,8 +16,11 @@ from fedgen.data.frozen import TOKENS, FrozenEncoder
 from fedgen.data.patches import PATCH, PatchEncoder
 from fedgen.errors import choose, require
 
-MODELS: dict[str, type[FrozenEncoder]] = {"ast": AstEncoder, "clap": ClapEncoder}
-ENCODERS = ["patches", *MODELS]
+MODELS: dict[str, type[FrozenEncoder]] = {"ast": AstEncoder, "clap": ClapEncoder}  # pretrained
+COMPUTED: dict[str, Callable[[EncoderSettings, torch.device | str], Encoder]] = {
+    "patches": lambda settings, device: PatchEncoder(settings.stride, settings.batch_size, device),
+}
+ENCODERS = [*COMPUTED, *MODELS]
 STRIDE = 10
 
 
@@ -101,7 +105,7 @@ def open_encoder(settings: EncoderSettings, device: torch.device | str = "cpu") 
         chosen = settings.model, settings.revision, settings.tokens
         return MODELS[settings.name](*chosen, settings.batch_size, device)
     choose(settings.name, ENCODERS, "encoder")
-    return PatchEncoder(settings.stride, settings.batch_size, device)
+    return COMPUTED[settings.name](settings, device)
 
 
 def differences(settings: EncoderSettings, identity: dict[str, Any]) -> dict[str, Any]:

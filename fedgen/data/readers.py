@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedgen.data.audio import read_audio
-from fedgen.data.clips import Clip, DataSettings, chosen, digest
+from fedgen.data.clips import Clip, chosen, digest
 from fedgen.data.folds import deal, recording_of
 from fedgen.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from fedgen.data.datasets import DataSettings
 
 EXTENSIONS = [".wav", ".ogg", ".flac"]
 ESC50_COLUMNS = ["filename", "fold", "target", "category"]
