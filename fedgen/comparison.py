@@ -2,49 +2,84 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedgen.config import to_yaml
+from fedgen.errors import choose
 from fedgen.run_folder import RunFolder
 from fedgen.settings import Config
 
 Results = Mapping[str, Any]
+NO_MATTER = ("run_dir", "resume", "threads")  # settings that results do not depend on
 
 
-def compared(folders: Sequence[RunFolder]) -> dict[str, Results]:
+@dataclass(frozen=True)
+class _Run:
+    path: str
+    varied: dict[str, str]
+    results: Results
+
+
+def compared(folders: Sequence[RunFolder], over: Sequence[str] = ("seed",)) -> dict[str, Results]:
     """Return the results of runs by name, the most accurate first.
 
-    Runs that differ only in ``seed`` become one: means, and the standard deviation of accuracy as ``deviation``.
+    Runs that differ only in the settings ``over`` become one: means, and the standard deviation of accuracy as
+    ``deviation``.
+
+    Parameters
+    ----------
+    folders : sequence of RunFolder
+    over : sequence of str
+        Keys of the configuration, such as ``seed`` and ``data.test_fold``.
 
     Raises
     ------
     ConfigError
-        A folder is none of a run, or of one that has not finished.
+        A folder is none of a run, or of one that has not finished; a key is none of the configuration.
     """
-    groups: dict[str, list[tuple[str, Results]]] = defaultdict(list)
+    groups: dict[str, list[_Run]] = defaultdict(list)
     for folder in folders:
-        groups[_settings(folder.config())].append((str(folder.path), folder.results()))
-    runs = dict(row for group in groups.values() for row in _rows(group))
+        settings, varied = _split(folder.config(), over)
+        groups[settings].append(_Run(str(folder.path), varied, folder.results()))
+    runs: dict[str, Results] = {}
+    for group in groups.values():
+        for name, results in _rows(group):
+            runs[name if name not in runs else f"{name} of {group[0].path}"] = results
     return dict(sorted(runs.items(), key=lambda run: -run[1]["accuracy"]))
 
 
-def _settings(config: Config) -> str:
-    """Return what decides a run's results besides the seed."""
-    return to_yaml(replace(config, seed=0, run_dir=None, resume=None, threads=None))
+def _split(config: Config, over: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return what decides a run's results besides the keys ``over``, and their values."""
+    values: dict[str, Any] = asdict(config)
+    varied: dict[str, str] = {}
+    for key in over:
+        *groups, name = key.split(".")
+        inner: Any = values
+        for part in groups:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        known = sorted(inner) if isinstance(inner, dict) else sorted(values)
+        varied[key] = str(inner.pop(choose(name, known, f"--over {key}")))
+    for name in NO_MATTER:
+        values.pop(name, None)
+    return json.dumps(values, sort_keys=True, default=str), varied
 
 
-def _rows(group: list[tuple[str, Results]]) -> list[tuple[str, Results]]:
-    """Return one row for runs of several seeds; runs of the same seed stay apart."""
-    paths, results = zip(*group, strict=True)
-    seeds = sorted(result["seed"] for result in results)
-    if len(set(seeds)) < len(group) or len(group) == 1:
-        return group
-    return [(f"{os.path.commonpath(paths)} (seeds {', '.join(map(str, seeds))})", mean_results(results))]
+def _rows(group: list[_Run]) -> list[tuple[str, Results]]:
+    """Return one row for runs that differ in what is varied; runs that are alike in it stay apart."""
+    if len({tuple(run.varied.values()) for run in group}) < len(group) or len(group) == 1:
+        return [(run.path, run.results) for run in group]
+    names = []
+    for key in group[0].varied:
+        found = list(dict.fromkeys(run.varied[key] for run in group))
+        if len(found) > 1:
+            names.append(f"{'seeds' if key == 'seed' else key} {', '.join(found)}")
+    alike = os.path.commonprefix([run.path for run in group])  # noqa: RUF071 (of characters, not folders: runs/esc10_folds/federate_fold)
+    return [(f"{alike}* ({'; '.join(names)})", mean_results([run.results for run in group]))]
 
 
 def mean_results(results: Sequence[Results]) -> Results:

@@ -72,7 +72,7 @@ def seeds(tiny: Callable[..., Config], federate: Federate, tmp_path: Path) -> li
 
 def test_runs_that_differ_in_the_seed_are_one(seeds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     runs = compared([RunFolder(path) for path in seeds])
-    name = f"{seeds[0].parent} (seeds 0, 1, 2)"
+    name = f"{seeds[0].parent}/* (seeds 0, 1, 2)"
     assert set(runs) == {name, str(seeds[-1])}
     single: list[dict[str, Any]] = [RunFolder(path).results() for path in seeds[:3]]
     accuracies = [results["accuracy"] for results in single]
@@ -83,6 +83,23 @@ def test_runs_that_differ_in_the_seed_are_one(seeds: list[Path], capsys: pytest.
     assert best == sorted(best, reverse=True)
     assert main(["compare", *map(str, seeds)]) == 0
     assert f"{statistics.mean(accuracies):.3f} ± {statistics.stdev(accuracies):.3f}" in capsys.readouterr().out
+
+
+def test_runs_are_one_over_other_settings_too(seeds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [RunFolder(path) for path in seeds]
+    assert set(compared(folders, ["seed", "rounds"])) == {f"{seeds[0].parent}/* (seeds 0, 1, 2; rounds 1, 2)"}
+    assert (
+        set(compared(folders, ["rounds"]))
+        == {  # seed 0 has run for both; the others have nothing to be one with
+            *map(str, seeds[1:3]),
+            f"{seeds[0].parent}/* (rounds 1, 2)",
+        }
+    )
+    capsys.readouterr()
+    assert main(["compare", *map(str, seeds[2:]), "--over", "seed,rounds"]) == 0
+    assert "±" in capsys.readouterr().out
+    assert main(["compare", *map(str, seeds), "--over", "data.fold"]) == 1
+    assert "--over data.fold='fold' is not one of" in capsys.readouterr().err
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,34 @@ def test_it_runs_small(
     assert set(results["per_class"]) == set(results["classes"])
 
 
+def test_folds_are_swept_and_compared(
+    esc10: Path,
+    no_plots: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen = ["mode=federate,standalone", "data.test_fold=4,5", "seed=0", "rounds=1"]
+    root = f"data.root={_thinned(esc10, tmp_path / 'audio')}"
+    assert main(["run", "-m", "experiment=esc10_folds", *SMALL, root, *chosen]) == 0
+    folders = sorted(map(str, (tmp_path / "runs" / "esc10_folds").glob("*_fold*_seed0")))
+    assert len(folders) == 4
+    capsys.readouterr()
+    assert main(["compare", *folders, "--over", "seed,data.test_fold"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("±") == 2
+    assert {"federate_fold*", "standalone_fold*"} <= {word.split("/")[-1] for word in shown.split()}
+
+
+def test_each_starts_with_the_command_that_uses_it() -> None:
+    for name in EXPERIMENTS:
+        package, command, *_ = (config_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()
+        assert package == "# @package _global_"
+        assert command.startswith("# fedgen run ")
+        assert f" experiment={name} " in f"{command} "
+
+
 def _thinned(root: Path, folder: Path) -> Path:
     """Link two folds of real sound, a few clips of each class, into a data set of their own."""
     (folder / "meta").mkdir(parents=True)

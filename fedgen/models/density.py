@@ -199,16 +199,16 @@ def _length(state: Mapping[str, Tensor], name: str) -> int:
 
 def _tied(statistics: ClassStatistics) -> Tensor:
     """Return the covariance within classes ``(k, k)``; that of all samples, or the unit matrix, where none repeats."""
-    samples, classes = int(statistics.counts.sum()), len(statistics.classes)
+    samples, (classes, size) = int(statistics.counts.sum()), statistics.means.shape
     if samples > classes:
         within = statistics.scatters.sum(dim=0) / (samples - classes)
         return within.diagonal().diag() if classes == 1 else within
     if samples > 1:
-        return statistics.means.T.cov()  # every class has one sample, its mean
-    return torch.eye(statistics.means.shape[1], dtype=torch.float64)
+        return statistics.means.T.cov().reshape(size, size)  # every class has one sample, its mean
+    return torch.eye(size, dtype=torch.float64)
 
 
 def _factor(covariance: Tensor) -> Tensor:
     """Return the symmetric square root ``(k, k)`` of ``covariance``, negative rounding errors cut off."""
-    values, vectors = torch.linalg.eigh(covariance.reshape(len(covariance), -1))
+    values, vectors = torch.linalg.eigh(covariance)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T

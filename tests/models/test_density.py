@@ -54,6 +54,12 @@ def test_single_clips_still_give_varied_samples(labels: list[int]) -> None:
     assert samples.std(0).max() > 1e-3
 
 
+def test_two_clips_of_two_classes_have_one_coefficient() -> None:
+    densities = ClassGaussians.fit(torch.tensor([[1.0], [3.0]]), torch.tensor([4, 7]))
+    assert densities.factors.flatten().tolist() == pytest.approx([2**0.5])  # their variance is 2
+    assert densities.sample(7, 5, torch.Generator()).shape == (5, 1)
+
+
 def test_sampling_repeats_with_its_seed_and_state() -> None:
     density = ClassGaussians.fit(torch.randn(50, 4), torch.arange(50) % 3)
     twin = ClassGaussians.from_state(density.state(), size=4)
