@@ -56,9 +56,11 @@ class EncoderSettings:
         choose(self.tokens, TOKENS, "encoder.tokens")
         require(1 <= self.stride <= PATCH, f"encoder.stride={self.stride} is not between 1 and {PATCH}")
         require(self.batch_size >= 1, f"encoder.batch_size={self.batch_size} is not at least 1")
-        if self.name in MODELS:
-            require(self.stride == STRIDE, f"encoder.stride={self.stride} is for encoder=patches: a model has its own")
-        else:
+        require(
+            self.name == "patches" or self.stride == STRIDE,
+            f"encoder.stride={self.stride} is for encoder=patches: {self.name} has its own",
+        )
+        if self.name not in MODELS:
             model = self.model or self.revision
             require(
                 model is None, f"encoder={self.name} has no model: encoder.model and .revision={model} mean nothing"
