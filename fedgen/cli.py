@@ -6,10 +6,7 @@ import argparse
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from operator import attrgetter
 from pathlib import Path
 
 import hydra
@@ -17,9 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from fedgen.config import config_dir, explain, load_config, opened, quoted, resume_config
+from fedgen.config import config_dir, explain, load_config, opened, resume_config
 from fedgen.errors import FedgenError, LeakError, require
 from fedgen.progress import hush, made_quiet, quiet
+from fedgen.render.options import add_options
 from fedgen.settings import Config
 from fedgen.sweeps import failures, objective
 
@@ -53,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         own_help = name not in ("run", "prepare")  # theirs is Hydra's
         sub = commands.add_parser(name, help=about, description=about, add_help=own_help)
         sub.set_defaults(command=command)
-        if name in ("run", "prepare", "evaluate", "report"):
+        if name in ("run", "prepare", "evaluate", "render", "report"):
             sub.add_argument("--quiet", action="store_true", help="print warnings and errors alone")
         if folders:
             sub.add_argument("folders", nargs=folders, type=Path, metavar="RUN", help="run folder")
@@ -66,10 +64,16 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--gpus", type=float, default=0.0, help="GPUs for each node; 0 hides them")
     submit = add("submit", submit_command, "run a configuration on SuperNodes; takes Hydra overrides")
     submit.add_argument("connection", metavar="CONNECTION", help="the SuperLink's name in Flower's configuration")
-    add("compare", compare_command, "print one table of several runs, best first; seeds of one setting as one", "+")
+    compare = add(
+        "compare", compare_command, "print one table of several runs, best first; seeds of one setting as one", "+"
+    )
+    compare.add_argument(
+        "--over", default="seed", metavar="KEY,...", help="runs that differ only in these settings are one row; seed"
+    )
     add("info", info_command, "print versions, the device, and every configuration group with its choices")
     evaluate = add("evaluate", evaluate_command, "score a run's adapters again, and measure its synthetic samples", "+")
     evaluate.add_argument("--fold", type=int, help="held-out fold; the run's own by default")
+    add_options(add("render", render_command, "make pictures of what a run's adapters make of sound"))
     page = add("report", report_command, "write one HTML page about runs, and draw their plots again", "+")
     page.add_argument(
         "--out", type=Path, metavar="FILE.html", help="the page; report.html in the runs' folder by default"
@@ -141,36 +145,25 @@ def prepare_command(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def simulate_command(options: argparse.Namespace, overrides: list[str]) -> int:
     """``fedgen simulate``: the same apps in Flower's simulation, with an exit code that tells the truth."""
+    from fedgen.paths import from_anywhere
     from fedgen.simulate import simulate
 
     _log_to_terminal()
     config = load_config(overrides)
-    paths = {"run_dir": time.strftime("runs/%Y-%m-%d/%H-%M-%S"), **_paths(config)}  # the apps run in another folder
-    absolute = [f"{key}={quoted(str(Path(path).absolute()))}" for key, path in paths.items()]
-    if config.resume:  # everything else is in the run's folder
-        overrides = [text for text in overrides if not text.startswith("resume=")]
-        absolute = [f"resume={quoted(config.resume)}"]
-    return simulate([*overrides, *absolute], config.partition.nodes, options.cpus, options.gpus)
+    return simulate(from_anywhere(config, overrides), config.partition.nodes, options.cpus, options.gpus)
 
 
 def submit_command(options: argparse.Namespace, overrides: list[str]) -> int:
     """``fedgen submit``: the apps on a SuperLink and its SuperNodes, with an exit code that tells the truth."""
+    from fedgen.paths import paths_of
     from fedgen.simulate import submit
 
     _log_to_terminal()
     resumed = dict(text.split("=", 1) for text in overrides if text.startswith("resume="))
-    paths = resumed or _paths(load_config(overrides))  # the configuration of a resumed run is on the server
+    paths = resumed or paths_of(load_config(overrides))  # the configuration of a resumed run is on the server
     for key, path in paths.items():
         require(Path(path.strip("'\"")).is_absolute(), f"{key}={path} must be an absolute path, on the server")
     return submit(options.connection, overrides)
-
-
-def _paths(config: Config) -> dict[str, str]:
-    """Return the paths that are set in a configuration."""
-    keys = ("run_dir", "data.root", "data.store", "checkpoint.load", "checkpoint.dir")
-    models = {key: name for key in ("encoder.model", "target.model") if (name := attrgetter(key)(config))}
-    folders = {key: name for key, name in models.items() if Path(name).is_dir()}  # others are names at Hugging Face
-    return {key: path for key in keys if (path := attrgetter(key)(config))} | folders
 
 
 def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
@@ -180,10 +173,8 @@ def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
     from fedgen.run_folder import RunFolder
 
     _refuse(rest)
-    folders = [path for path in options.folders if not path.is_file()]  # a sweep's folder holds multirun.yaml too
-    if not folders:
-        raise FedgenError(f"no run folder among {', '.join(map(str, options.folders))}")
-    show(comparison_table(compared([RunFolder(folder) for folder in folders])))
+    folders = [RunFolder(folder) for folder in _run_folders(options.folders)]
+    show(comparison_table(compared(folders, options.over.split(","))))
 
 
 def info_command(options: argparse.Namespace, rest: list[str]) -> None:
@@ -198,47 +189,33 @@ def info_command(options: argparse.Namespace, rest: list[str]) -> None:
 
 def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen evaluate``: score the saved global adapters on the held-out clips, and measure the last samples."""
-    from fedgen.assessment import assess
-    from fedgen.evaluation.gate import PROBES
     from fedgen.evaluation.tables import comparison_table, show
-    from fedgen.evaluation.zero_shot import zero_shot
     from fedgen.recorder import show_samples
     from fedgen.run_folder import RunFolder
-    from fedgen.server_app import pool_from_state
-    from fedgen.task import prepare_task
+    from fedgen.saved_run import evaluate_again
 
     _refuse(rest)
     _log_to_terminal()
     leaks = []
     for path in options.folders:
-        folder = RunFolder(path)
-        config = folder.config()
-        if config.phase_list[0].mode == "standalone":
-            raise FedgenError(f"{path} is a run of mode=standalone: it has no global adapters to evaluate")
-        if options.fold is not None:
-            if options.fold not in (config.data.test_fold, *config.data.leave_out):
-                logger.warning("%s trained on fold %d: these are no held-out clips", path, options.fold)
-            config = replace(config, data=replace(config.data, test_fold=options.fold, leave_out=[]))
-        task = prepare_task(config)
-        weights, _ = folder.load_adapters(task.identity())
-        adapters = task.adapters()
-        adapters.load_state_dict(weights)
-        scores = zero_shot(adapters, task.test_tokens(), task.targets.heads, task.classes)
-        found = {"test_fold": config.data.test_fold, **asdict(scores)}
-        results, state = folder.results(), folder.states.latest()
-        pool = pool_from_state(state) if state is not None and "seeds" in state.facts else {}
-        same = options.fold in (None, folder.config().data.test_fold)  # else held-out clips would be training clips
-        assessment = assess(task, pool, results["nodes"], PROBES, quality=True) if same else None
-        if assessment is not None:
-            found["evaluation"] = assessment.results
-        folder.save_json("evaluation.json", found)
+        results, assessment = evaluate_again(path, options.fold)
         if not quiet():
-            show(comparison_table({str(path): {**results, **asdict(scores)}}))
+            show(comparison_table({str(path): results}))
         if assessment is not None:
-            show_samples(assessment, folder)
+            show_samples(assessment, RunFolder(path))
             leaks += [f"{path}: {assessment.leak}"] if assessment.leak else []
     if leaks:
         raise LeakError("\n".join(leaks))
+
+
+def render_command(options: argparse.Namespace, rest: list[str]) -> None:
+    """``fedgen render``: what the adapters make of sound becomes pictures, with those of the classes' own prompts."""
+    from fedgen.render.pictures import render
+    from fedgen.render.settings import settings_of
+
+    _refuse(rest)
+    _log_to_terminal()
+    render(options.folder, settings_of(options))
 
 
 def report_command(options: argparse.Namespace, rest: list[str]) -> None:

@@ -52,10 +52,12 @@ class RoundsBar:
     ----------
     rounds : int
         Of the whole run.
+    what : str
+        What is counted, where it is not rounds.
     """
 
-    def __init__(self, rounds: int) -> None:
-        self.rounds = rounds
+    def __init__(self, rounds: int, what: str = "rounds") -> None:
+        self.rounds, self.what = rounds, what
         self._bar: Progress | None = None
         self._streams: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
 
@@ -63,9 +65,9 @@ class RoundsBar:
         """Show the bar, unless it is there, nobody looks, or it is to be quiet."""
         if self._bar is not None or quiet() or not (sys.stdout.isatty() and sys.stderr.isatty()):
             return
-        columns = (TextColumn("rounds"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (TextColumn(self.what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, transient=True, refresh_per_second=2)
-        self._bar.add_task("rounds", total=self.rounds, completed=done)
+        self._bar.add_task(self.what, total=self.rounds, completed=done)
         before = {sys.stdout, sys.stderr}
         self._bar.start()  # puts proxies in place of both streams, which write above the bar
         for handler in [*own.handlers, *logging.getLogger().handlers]:

@@ -19,6 +19,8 @@ from fedgen.errors import ConfigError, DataError
 INDEX = "model.safetensors.index.json"
 WEIGHTS = ("model.safetensors", INDEX, "model-*-of-*.safetensors")
 """What transformers loads without a variant: one file, or an index and its parts."""
+DIFFUSION_WEIGHTS = tuple(f"diffusion_pytorch_{name}" for name in WEIGHTS)
+"""The same of diffusers."""
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ def library() -> ModuleType:
         import transformers
     except ImportError as error:
         raise ConfigError(
-            f"encoder=ast, encoder=clap and target.source=clip_t5 need transformers ({error}): "
+            f"encoder=ast, encoder=clap, target.source=clip_t5 and pictures need transformers ({error}): "
             "pip install 'fedgen[encoders]'"
         ) from error
     transformers.logging.set_verbosity_error()
@@ -38,7 +40,14 @@ def library() -> ModuleType:
     return module
 
 
-def find(model: str, revision: str | None, key: str, needed: Sequence[str], fetched: Sequence[str]) -> Path:
+def find(
+    model: str,
+    revision: str | None,
+    key: str,
+    needed: Sequence[str],
+    fetched: Sequence[str],
+    advised: Sequence[str] | None = None,
+) -> Path:
     """Return the folder with a model's files: ``model`` itself, or where Hugging Face's library keeps them.
 
     Files of a name at Hugging Face are fetched if they are not there yet, or not all of them.
@@ -50,12 +59,14 @@ def find(model: str, revision: str | None, key: str, needed: Sequence[str], fetc
     revision : str, optional
         Branch, tag or commit there.
     key : str
-        The configuration's key of ``model``, for errors.
+        The configuration's key of ``model``, or the command's option, for errors.
     needed : Sequence[str]
         Patterns of which each must be there, such as ``config.json`` and ``text_encoder/model*.safetensors``; and all
         parts of weights that an index names.
     fetched : Sequence[str]
         Patterns of what is fetched.
+    advised : Sequence[str], optional
+        Patterns that an error says to fetch, where more than ``needed`` will be needed in the end.
 
     Raises
     ------
@@ -66,11 +77,14 @@ def find(model: str, revision: str | None, key: str, needed: Sequence[str], fetc
     if folder.is_dir():
         return _complete(folder, model, key, needed)
     if model.startswith(("/", ".", "~")) or model.count("/") != 1:
-        raise DataError(f"{key}={model} is neither a folder here nor a name ORGANISATION/NAME: {_remedy(key, needed)}")
-    return _from_hub(model, revision, key, needed, list(fetched))
+        remedy = _remedy(key, advised or needed)
+        raise DataError(f"{key}={model} is neither a folder here nor a name ORGANISATION/NAME: {remedy}")
+    return _from_hub(model, revision, key, needed, list(fetched), advised or needed)
 
 
-def _from_hub(model: str, revision: str | None, key: str, needed: Sequence[str], patterns: list[str]) -> Path:
+def _from_hub(
+    model: str, revision: str | None, key: str, needed: Sequence[str], patterns: list[str], advised: Sequence[str]
+) -> Path:
     try:
         import huggingface_hub as hub
     except ImportError as error:
@@ -83,9 +97,9 @@ def _from_hub(model: str, revision: str | None, key: str, needed: Sequence[str],
     try:
         there = hub.snapshot_download(model, revision=revision, allow_patterns=patterns)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{key}={model} is not on this machine and cannot be fetched ({reason}). {_remedy(key, needed, model)}"
+            f"{key}={model} is not on this machine and cannot be fetched ({first_line(error)}). "
+            f"{_remedy(key, advised, model)}"
         ) from error
     return _complete(Path(there), model, key, needed)
 
@@ -108,7 +122,7 @@ def _missing_parts(folder: Path, needed: Sequence[str]) -> list[str]:
     """Return the files of weights that an index names and that are not there, as after an interrupted copy."""
     places = {(folder / pattern).parent for pattern in needed}
     missing: list[str] = []
-    for index in sorted(place / INDEX for place in places):
+    for index in sorted(place / name for place in places for name in (INDEX, f"diffusion_pytorch_{INDEX}")):
         if index.is_file():
             parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             missing += sorted(str(index.parent.relative_to(folder) / part) for part in parts)
@@ -154,19 +168,32 @@ def load_model(class_name: str, folder: Path, dtype: torch.dtype, device: torch.
     ConfigError
         It does not fit on the device.
     """
+    model = load_weights(getattr(library(), class_name), folder, key, dtype=dtype)
     try:
-        model, found = getattr(library(), class_name).from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise DataError(f"{key}: {class_name} cannot be loaded from {folder} ({_first_line(error)})") from error
-    lost = sorted([*found["missing_keys"], *map(str, found["mismatched_keys"])])
-    if lost:
-        raise DataError(f"{key}: {folder} is no {class_name}: it has no weights {', '.join(lost[:3])} ({len(lost)})")
-    try:
-        return model.eval().requires_grad_(False).to(device)
+        return model.to(device)
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"{key}: {class_name} does not fit on {device}; try device=cpu") from error
+
+
+def load_weights(model_class: Any, folder: Path, key: str, **options: Any) -> Any:
+    """Return a frozen model on the CPU, by ``from_pretrained`` of its class in ``transformers`` or ``diffusers``.
+
+    Raises
+    ------
+    DataError
+        As `load_model`.
+    """
+    name = model_class.__name__
+    try:
+        model, found = model_class.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise DataError(f"{key}: {name} cannot be loaded from {folder} ({first_line(error)})") from error
+    lost = sorted([*found["missing_keys"], *map(str, found["mismatched_keys"])])
+    if lost:
+        raise DataError(f"{key}: {folder} is no {name}: it has no weights {', '.join(lost[:3])} ({len(lost)})")
+    return model.eval().requires_grad_(False)
 
 
 def load_part(class_name: str, folder: Path, key: str) -> Any:
@@ -174,10 +201,11 @@ def load_part(class_name: str, folder: Path, key: str) -> Any:
     try:
         return getattr(library(), class_name).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{key}: {class_name} cannot be loaded from {folder} ({_first_line(error)})") from error
+        raise DataError(f"{key}: {class_name} cannot be loaded from {folder} ({first_line(error)})") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 MOST_REASONS = 200  # rows of replies that are missing
 MOST_IMAGES = 60
 IMAGE_SIDE = 384  # pixels; larger images are made smaller for the page
+GRID, GRID_SIDE = "grid.png", 1152  # the pictures beside it, together
 LONGEST = 400  # characters of a reason
 BY_CLASS = {
     "distance_ratio": "distance ratio",
@@ -195,21 +196,31 @@ def _by_class(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def images(folder: Path) -> list[dict[str, str]]:
-    """Return pictures that were rendered from the run's adapters, as data that stands in the page."""
+    """Return pictures made of the run's adapters' outputs, as data that stands in the page; grids where there are some."""
     found = []
-    for file in sorted(folder.glob("render*/**/*.png"))[:MOST_IMAGES]:
+    files = [file for file in sorted(folder.glob("render*/**/*.png")) if not _in_a_grid(file)]
+    for file in files[:MOST_IMAGES]:
+        side = GRID_SIDE if file.name == GRID else IMAGE_SIDE
         try:
             with Image.open(file) as opened:
                 picture = opened.convert("RGB")
-                picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+                picture.thumbnail((side, side))
                 buffer = io.BytesIO()
                 picture.save(buffer, "JPEG", quality=85)
         except (OSError, UnidentifiedImageError):
             continue  # half written
         data = base64.b64encode(buffer.getvalue()).decode()
         name = str(file.relative_to(folder).with_suffix(""))
-        found.append({"name": name, "source": f"data:image/jpeg;base64,{data}", "about": _about(file)})
+        wide = "wide" if file.name == GRID else ""
+        size = {"width": str(picture.width), "height": str(picture.height)}
+        found.append(
+            {"name": name, "source": f"data:image/jpeg;base64,{data}", "about": _about(file), "kind": wide, **size}
+        )
     return found
+
+
+def _in_a_grid(file: Path) -> bool:
+    return file.name != GRID and (file.parent / GRID).is_file()
 
 
 def _about(file: Path) -> str:

@@ -1,0 +1,120 @@
+"""What pictures are made of: the adapters' outputs for synthetic samples and real clips, and the classes' targets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedgen.errors import ConfigError
+from fedgen.models.seeds import seeded
+from fedgen.saved_run import SavedRun
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What takes the place of a prompt.
+
+    Attributes
+    ----------
+    heads : Mapping
+        ``{head: (width,) or (tokens, width)}``, float32, on the CPU.
+    origin : str
+        What it is made of, such as a clip's name.
+    """
+
+    heads: Mapping[str, Tensor]
+    origin: str
+
+    def digest(self) -> str:
+        """Return what its values amount to, 16 hexadecimal digits."""
+        whole = hashlib.sha256()
+        for head, value in sorted(self.heads.items()):
+            whole.update(f"{head} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+        return whole.hexdigest()[:16]
+
+
+class Conditioning:
+    """Gives the condition of each picture of a run.
+
+    Parameters
+    ----------
+    run : SavedRun
+    seed : int
+        Of the order in which clips and samples are taken.
+    """
+
+    def __init__(self, run: SavedRun, seed: int = 0) -> None:
+        self.run, self.seed = run, seed
+
+    @cached_property
+    def clips(self) -> list[list[int]]:
+        """Held-out clips of each class, as indices of this machine's store."""
+        task = self.run.task
+        if not len(task.store):
+            return [[] for _ in task.classes]
+        held_out = task.store.test_indices(task.config.data.test_fold).tolist()
+        return [[clip for clip in held_out if task.store.labels[clip] == label] for label in range(len(task.classes))]
+
+    @cached_property
+    def samples(self) -> list[list[tuple[int, int]]]:
+        """The last synthetic samples of each class, as a node's number and the sample's among that node's."""
+        found: list[list[tuple[int, int]]] = [[] for _ in self.run.task.classes]
+        for node, samples in sorted(self.run.pool.items()):
+            for number, label in enumerate(samples.labels.tolist()):
+                found[label].append((node, number))
+        return found
+
+    def has(self, label: int, source: str) -> bool:
+        """Say whether there is anything of a class to make pictures of."""
+        return source == "text" or bool((self.clips if source == "real" else self.samples)[label])
+
+    def refuse_unless_there(self, labels: list[int], source: str) -> None:
+        """Raise `ConfigError` unless every class of ``labels`` has that source."""
+        lacking = [self.run.task.classes[label] for label in labels if not self.has(label, source)]
+        if not lacking:
+            return
+        named, path = ", ".join(lacking), self.run.folder.path
+        if source == "real" and not any(self.clips):
+            raise ConfigError(f"--from=real: this machine has no held-out clips of {path}, they are on the nodes")
+        if source == "real":
+            raise ConfigError(f"--from=real: no held-out clip of {named} is on this machine")
+        if not any(self.samples):
+            mode = self.run.task.config.phase_list[-1].mode
+            raise ConfigError(
+                f"--from=synthetic: {path} (mode={mode}) has no synthetic samples; runs of mode=one_shot and "
+                "mode=generate make some"
+            )
+        raise ConfigError(f"--from=synthetic: {path} has no synthetic samples of {named}")
+
+    def of(self, label: int, source: str, index: int) -> Condition:
+        """Return the condition of one picture, the same whatever else is asked for.
+
+        Clips and samples come in an order of chance; where there are fewer than pictures, they come again.
+        """
+        task = self.run.task
+        if source == "text":
+            prompt = task.config.target.prompts([task.classes[label]])[0]
+            return Condition({head: value[label] for head, value in task.targets.heads.items()}, f"prompt {prompt!r}")
+        if source == "real":
+            clip = self.clips[label][self._chosen(len(self.clips[label]), label, source, index)]
+            return Condition(self._adapted(task.store.tokens([clip])), f"clip {task.store.names[clip]}")
+        node, number = self.samples[label][self._chosen(len(self.samples[label]), label, source, index)]
+        samples = self.run.pool[node]
+        noise = seeded(samples.seed, "render", node, number)
+        latents = samples.latents_at(torch.tensor([number]))
+        return Condition(self._adapted(samples.codec.decode(latents, noise)), f"sample {number} of node {node}")
+
+    def _chosen(self, count: int, label: int, source: str, index: int) -> int:
+        order = torch.randperm(count, generator=seeded(self.seed, "chosen", self.run.task.classes[label], source))
+        return int(order[index % count])
+
+    @torch.no_grad()
+    def _adapted(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Return what the adapters make of one sequence ``(1, S, D)``."""
+        outputs = self.run.adapters(tokens.to(self.run.task.device, torch.float32))
+        return {head: value[0].float().cpu() for head, value in outputs.items()}

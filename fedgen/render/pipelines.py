@@ -1,0 +1,216 @@
+"""The pipelines of ``diffusers``: which of their arguments each head is, where their files are, and what fits.
+
+Sources: ``pipelines/flux/pipeline_flux.py`` and ``pipelines/stable_diffusion/pipeline_stable_diffusion.py`` of
+diffusers (``__call__``, ``encode_prompt``). FLUX takes T5's tokens as ``prompt_embeds`` and CLIP's pooled vector as
+``pooled_prompt_embeds``; Stable Diffusion takes CLIP's tokens as ``prompt_embeds``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedgen.data.clip_t5 import TOKENIZER, Prompts
+from fedgen.data.pretrained import DIFFUSION_WEIGHTS, WEIGHTS, find, first_line
+from fedgen.errors import DataError, require
+
+KEY = "--pipeline"
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a target's pipeline consists of.
+
+    Attributes
+    ----------
+    pipeline, denoiser : str
+        Classes of ``diffusers``.
+    part : str
+        Folder of the denoiser.
+    arguments : Mapping
+        By argument of the pipeline: the head that it is, and the key of the denoiser's configuration with its width.
+    without : tuple of str
+        Parts that are not loaded.
+    precision : str
+        What it computes in on CUDA.
+    stride : int
+        Pixels a side that are one step of the denoiser, in those of the autoencoder's.
+    """
+
+    pipeline: str
+    denoiser: str
+    part: str
+    arguments: Mapping[str, tuple[str, str]]
+    without: tuple[str, ...]
+    precision: str
+    stride: int
+
+
+KINDS = {
+    "flux": Kind(
+        "FluxPipeline",
+        "FluxTransformer2DModel",
+        "transformer",
+        {"prompt_embeds": ("t5", "joint_attention_dim"), "pooled_prompt_embeds": ("clip", "pooled_projection_dim")},
+        ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder", "feature_extractor"),
+        "bfloat16",
+        2,
+    ),
+    "sd": Kind(
+        "StableDiffusionPipeline",
+        "UNet2DConditionModel",
+        "unet",
+        {"prompt_embeds": ("clip", "cross_attention_dim")},
+        ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"),
+        "float16",
+        1,
+    ),
+}
+"""The pipeline of each target."""
+
+
+@dataclass(frozen=True)
+class PipelineFiles:
+    """A pipeline that lies on this machine, or will.
+
+    Attributes
+    ----------
+    target : str
+        ``flux`` or ``sd``.
+    model : str
+        A folder, or a name at Hugging Face.
+    revision : str, optional
+    """
+
+    target: str
+    model: str
+    revision: str | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What it consists of."""
+        return KINDS[self.target]
+
+    @property
+    def place(self) -> str:
+        """Its name at Hugging Face, or its folder's whole path."""
+        folder = Path(self.model).expanduser()
+        return str(folder.absolute()) if folder.is_dir() else self.model
+
+    @cached_property
+    def configs(self) -> Path:
+        """The folder with its configurations, which are fetched if need be: they say whether the rest is worth it."""
+        return find(self.model, self.revision, KEY, self._configs, self._configs, [*self._configs, *self._weights("*")])
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder with all that is loaded, which is fetched if need be."""
+        exact = [f"{part}/{name}" for part in (self.kind.part, "vae") for name in DIFFUSION_WEIGHTS]
+        return find(self.model, self.revision, KEY, [*self._configs, *self._weights("*")], [*self._configs, *exact])
+
+    @property
+    def _configs(self) -> list[str]:
+        parts = (self.kind.part, "vae")
+        return ["model_index.json", "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in parts)]
+
+    def _weights(self, name: str) -> list[str]:
+        return [f"{part}/diffusion_pytorch_model{name}.safetensors" for part in (self.kind.part, "vae")]
+
+    def config(self, part: str) -> dict[str, Any]:
+        """Return the configuration of a part; `DataError` if it is none."""
+        file = self.configs / part / "config.json" if part else self.configs / "model_index.json"
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{KEY}={self.model}: {file} cannot be read ({first_line(error)})") from error
+
+    def refuse_unless_it_fits(self, heads: Mapping[str, Tensor]) -> None:
+        """Raise `ConfigError` unless the pipeline is of the target's kind, and takes heads of these shapes.
+
+        Parameters
+        ----------
+        heads : Mapping
+            ``{head: (C, width) or (C, tokens, width)}``.
+        """
+        found = self.config("").get("_class_name")
+        wanted = self.kind.pipeline
+        require(found == wanted, f"{KEY}={self.model} is a {found}: pictures of target={self.target} need a {wanted}")
+        config = self.config(self.kind.part)
+        for argument, (head, key) in self.kind.arguments.items():
+            width, taken = heads[head].shape[-1], config.get(key)
+            require(
+                width == taken,
+                f"{KEY}={self.model} takes {argument} of width {taken} ({key}), the run's {head} has {width}: choose "
+                "the pipeline whose text encoders made the run's targets (target.model)",
+            )
+        if self.target == "flux":
+            most = 512 if self.guided else 256  # `FluxPipeline.check_inputs`; schnell was trained with half
+            count = heads["t5"].shape[1]
+            require(count <= most, f"{KEY}={self.model} takes at most {most} t5 tokens, target.t5_tokens was {count}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether it has a guidance scale; FLUX.1-schnell has none."""
+        return self.target == "sd" or bool(self.config(self.kind.part).get("guidance_embeds", False))
+
+    @property
+    def usual(self) -> tuple[int, float]:
+        """The usual steps and guidance scale: of Stable Diffusion 1, FLUX.1-dev or FLUX.1-schnell."""
+        if self.target == "sd":
+            return 50, 7.5
+        return (28, 3.5) if self.guided else (4, 0.0)
+
+    @property
+    def step(self) -> int:
+        """What height and width are multiples of, in pixels."""
+        return int(2 ** (len(self.config("vae")["block_out_channels"]) - 1)) * self.kind.stride
+
+    @property
+    def usual_size(self) -> tuple[int, int]:
+        """Height and width of a picture, in pixels."""
+        sample = 64 if self.target == "flux" else self.config("unet").get("sample_size") or 64
+        height, width = (sample, sample) if isinstance(sample, int) else sample
+        return height * self.step, width * self.step
+
+    def digest(self) -> str:
+        """Return what its files amount to, 16 hexadecimal digits: of weights their sizes, first and last MiB."""
+        whole = hashlib.sha256()
+        weights = {file for pattern in self._weights("*") for file in self.folder.glob(pattern)}
+        for file in sorted([*(self.folder / name for name in self._configs), *weights]):
+            size = file.stat().st_size
+            with file.open("rb") as content:
+                whole.update(f"{file.parent.name}/{file.name} {size}\n".encode() + content.read(MEBIBYTE))
+                content.seek(max(0, size - MEBIBYTE))
+                whole.update(content.read())
+        return whole.hexdigest()[:16]
+
+    def empty_prompt(self, device: torch.device | str) -> Tensor:
+        """Return what the pipeline's own text encoder makes of no words, ``(tokens, width)``: what guidance leads from.
+
+        Raises
+        ------
+        DataError
+            There is no text encoder, and none can be fetched.
+        """
+        parts = ["text_encoder/config.json", "text_encoder/model*.safetensors", "tokenizer/*.json"]
+        fetched = [f"text_encoder/{name}" for name in ("config.json", *WEIGHTS)]
+        try:
+            folder = find(
+                self.model, self.revision, KEY, parts, [*fetched, *(f"tokenizer/{name}" for name in TOKENIZER)]
+            )
+        except DataError as error:
+            raise DataError(
+                f"--guidance above 1 needs the pipeline's own text encoder, for the empty prompt ({error}); or set "
+                "--guidance=1, without guidance"
+            ) from error
+        prompts = Prompts(self.target, 1, str(folder), device=device)
+        return dict(prompts.encode([""], lambda head, count: None))[""]["clip"]
