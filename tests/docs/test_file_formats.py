@@ -1,0 +1,254 @@
+"""docs/file-formats.md and the tables of docs/checkpoints.md, against the files of small runs, in both directions."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from federations import Nodes
+from flwr.app import Context, Error, Message
+from safetensors import safe_open
+
+from fedgen.cli import main
+from fedgen.client_app import app as client_app
+from fedgen.config import load_config, to_yaml
+from fedgen.data.target_cache import TargetCache
+from fedgen.local_grid import LocalGrid, run_server
+from fedgen.server_app import app as server_app
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "file-formats.md").read_text(encoding="utf-8")
+CHECKPOINTS = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
+ELSEWHERE = {
+    "tensorboard/",  # tests/tracking
+    "wandb/",
+    "optimization_results.yaml",  # tests/test_sweeps.py
+    "momentum_vector.{n}",  # tests/test_resume.py: these strategies remember something
+    "m_t.…",
+    "v_t.…",
+    "analysis",  # tests/models/test_lengths.py: samples of another length than the clips
+}
+
+
+def rows(page: str, heading: str, first: str) -> list[list[str]]:
+    """The cells of the table below a heading whose first column is called ``first``."""
+    section = re.split(r"^#+ ", page.split(f"# {heading}\n")[1], flags=re.MULTILINE)[0]
+    lines = section.split(f"| {first} |")[1].splitlines()[2:]
+    table = lines[: next((n for n, line in enumerate(lines) if not line.startswith("|")), len(lines))]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+
+
+def patterns(page: str, heading: str, first: str, column: int = 0) -> list[str]:
+    """The keys in a column of a table; one that begins with a full stop follows the key before it."""
+    found: list[str] = []
+    for cells in rows(page, heading, first):
+        before = ""
+        for key in re.findall(r"`([^`]+)`", cells[column]):
+            before = key if not key.startswith(".") or key.startswith((".hydra", ".lock")) else before
+            found.append(key if key == before else before.rsplit(".", 1)[0] + key)
+    return found
+
+
+def hold(documented: Iterable[str], written: Iterable[str]) -> None:
+    """Every documented key is written, and every written one is documented."""
+    keys = set(written)
+    matched = set()
+    for pattern in documented:
+        quoted = "".join(
+            {"…": ".*"}.get(part, "[^.]+" if part[0] == "{" else re.escape(part))
+            for part in re.split(r"(\{\w+\}|…)", pattern)
+            if part
+        )
+        own = {key for key in keys if re.fullmatch(quoted, key)}
+        assert own or pattern in ELSEWHERE, f"{pattern} is in no file"
+        matched |= own
+    assert keys - matched == set()
+
+
+def flat(value: Any, key: str = "") -> Iterator[str]:
+    """The keys of a JSON value, as the page writes them."""
+    if isinstance(value, dict) and (value or not key):
+        for name, item in value.items():
+            yield from flat(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for item in value:
+            yield from flat(item, f"{key}[]")
+    elif value != {} or key == "":
+        yield key
+
+
+def keys_of(*files: Path) -> set[str]:
+    return {key for file in files for key in flat(json.loads(file.read_text()))}
+
+
+def tensors_of(*files: Path) -> set[str]:
+    found = set()
+    for file in files:
+        with safe_open(file, framework="pt") as reader:
+            found |= set(reader.keys())
+    return found
+
+
+def header_of(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="pt") as reader:
+        return dict(reader.metadata())
+
+
+def failing(request: Message, reply: Message, number: int) -> Message | None:
+    """In the second round one node dies, and one sends what it must not."""
+    if request.metadata.message_type != "train" or request.content["config"]["round"] != 2:
+        return None
+    if number == 1:
+        return Message(Error(code=0, reason="gone"), reply_to=request)
+    if number == 2:
+        next(iter(reply.content.array_records.values())).popitem()
+    return reply
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of one job, a private run, and one with shared generators in which nodes fail."""
+    folder = tmp_path_factory.mktemp("formats")
+
+    def start(name: str, *overrides: str, app: Callable[[Message, Context], Message] = client_app) -> None:
+        config = replace(load_config([*tiny_overrides, "mode=one_shot", *overrides]), run_dir=str(folder / name))
+        values = {"config": to_yaml(config)}
+        run_server(server_app, LocalGrid(app, config.partition.nodes, values), values)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedgen.data.public.PublicTokens.__init__.__defaults__", (2,))
+        sweep = [f"hydra.sweep.dir={folder}/sweep", "rounds=2", "evaluation.quality=true", "checkpoint.frequency=1"]
+        given = [text for text in tiny_overrides if text.split("=")[0] not in ("rounds", "evaluation.quality")]
+        assert main(["run", "-m", "mode=one_shot", "evaluation.gate=warn", *given, *sweep]) == 0
+        for command in ("evaluate", "report"):
+            assert main([command, str(folder / "sweep" / "0")]) == 0
+        patch.setattr("fedgen.recorder.draw_run", lambda results, folder: [])
+        dp = ["privacy=dp", "privacy.epsilon=8", "privacy.delta=0.01", "strategy.dp=server", "strategy.delta=0.1"]
+        start("private", *dp, "strategy.clipping_norm=1", "strategy.noise_multiplier=1")
+        start("shared", "rounds=2", "sharing=shared", "strategy.min_nodes=1", app=Nodes(failing))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(runs: Path) -> Path:
+    return runs / "sweep" / "0"
+
+
+def test_the_run_folder(run: Path) -> None:
+    found = [path.name + "/" * path.is_dir() for path in run.iterdir()]
+    hold(patterns(PAGE, "The run folder", "file"), found)
+
+
+def test_the_folder_of_a_sweep(runs: Path) -> None:
+    found = [path.name + "/" * path.is_dir() for path in (runs / "sweep").iterdir()]
+    hold(patterns(PAGE, "The folder of a sweep", "file"), found)
+
+
+def test_configuration(run: Path) -> None:
+    hold(patterns(PAGE, "config.yaml", "key"), yaml.safe_load((run / "config.yaml").read_text()))
+
+
+@pytest.mark.parametrize("file", ["partition.json", "results.json", "evaluation.json", "samples.json"])
+def test_json_files(file: str, runs: Path, run: Path) -> None:
+    files = [folder / file for folder in (run, runs / "private", runs / "shared") if (folder / file).is_file()]
+    hold(patterns(PAGE, file, "key"), keys_of(*files))
+
+
+def test_metrics(runs: Path, run: Path) -> None:
+    lines = [
+        json.loads(line)
+        for folder in (run, runs / "private", runs / "shared")
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    for first, own in (("key of a node's line", True), ("key of the server's line", False)):
+        written = {key for line in lines if ("node" in line) == own for key in flat(line)}
+        hold(patterns(PAGE, "metrics.jsonl", first), written)
+
+
+def test_adapters(run: Path) -> None:
+    header = json.loads(header_of(run / "checkpoints" / "adapters.safetensors")["fedgen"])
+    hold(patterns(PAGE, "Checkpoints", "key of the header of adapters.safetensors"), flat(header))
+
+
+def test_manifest(run: Path) -> None:
+    manifest = json.loads((run / "checkpoints" / "manifest.json").read_text())
+    entry = next(iter(manifest["checkpoints"].values()))
+    section = CHECKPOINTS.split("## The manifest\n")[1].split("\n## ")[0]
+    tables = [
+        re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE) for table in section.split("| field | type | meaning |")
+    ]
+    listed = [sorted(re.findall(r"\w+", " ".join(names))) for names in tables[1:]]
+    written = [manifest, entry, next(iter(entry["files"].values())), entry["metadata"]]
+    assert listed == [sorted(keys) for keys in written]
+
+
+def test_state_of_the_server(runs: Path, run: Path) -> None:
+    folders = [next((folder / "state" / "server").iterdir()) for folder in (run, runs / "shared")]
+    hold(patterns(PAGE, "State", "key of state.json"), keys_of(*(folder / "state.json" for folder in folders)))
+    files = [file.name for folder in folders for file in folder.glob("*.safetensors")]
+    hold([f"{name}" for name in patterns(PAGE, "State", "file of the server's state")], files)
+    for name, own in tensors_named("file of the server's state").items():
+        written = tensors_of(*(file for folder in folders for file in folder.glob(name.replace("{i}", "*"))))
+        hold(own, {key for key in written if "\n" not in key})
+
+
+def test_state_of_nodes(runs: Path, run: Path) -> None:
+    nodes = [folder / "state" / "node0" for folder in (run, runs / "private", runs / "shared")]
+    shared = runs / "shared" / "state" / "node0" / "codec.safetensors"
+    written = [str(path.relative_to(node)) for node in nodes for path in node.glob("*/round_*")]
+    written += [path.name for node in nodes for path in node.glob("*.safetensors")]
+    listed = patterns(PAGE, "State", "file of a node's state")
+    hold([name.rstrip("/") for name in listed if shared.exists() or name != shared.name], written)
+    for name, own in tensors_named("file of a node's state").items():
+        if own:
+            hold(own, tensors_of(*(file for node in nodes for file in node.glob(name.replace("{n}", "*")))))
+
+
+def tensors_named(first: str) -> dict[str, list[str]]:
+    """The names of tensors in each file of a table, without those of shapes and settings."""
+    found = {}
+    for file, names, *_ in rows(PAGE, "State", first):
+        own = re.findall(r"`([^`]+)`", re.sub(r"with `[^`]*`:|\(`[^)]*\)|`\([^`]*`", "", names))
+        found[re.findall(r"`([^`]+)`", file)[0]] = own
+    return found
+
+
+def test_codec(run: Path) -> None:
+    codec = run / "checkpoints" / "vae_unified_node0_codec.safetensors"
+    hold(patterns(PAGE, "State", "tensor of a codec"), tensors_of(codec))
+
+
+def test_store(run: Path) -> None:
+    store = Path(yaml.safe_load((run / "config.yaml").read_text())["data"]["store"])
+    hold(patterns(PAGE, "Embedding store", "key of index.json"), keys_of(store / "index.json"))
+    assert {path.name for path in store.iterdir()} == {"index.json", ".lock", "shard_00000.safetensors"}
+    assert tensors_of(store / "shard_00000.safetensors") == {"tokens"}
+
+
+class TextEncoders:
+    """What a cache asks of text encoders."""
+
+    target, folder = "flux", Path("flux")
+
+    def digests(self) -> dict[str, str]:
+        return {"clip": "0", "t5": "1"}
+
+    def encode(self, prompts: list[str], done: Callable[[str, int], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for prompt in prompts:
+            yield prompt, {"clip": torch.zeros(4), "t5": torch.zeros(3, 4)}
+
+
+def test_targets(home: Path) -> None:
+    names = ("source", "target", "model", "revision", "t5_tokens", "precision")
+    cache = TargetCache(dict(zip(names, ("clip_t5", "flux", "flux", None, 3, "float32"), strict=True)))
+    cache.fill(["the sound of rain"], TextEncoders(), progress=False)  # type: ignore[arg-type]
+    (file,) = cache.folder.glob("*.safetensors")
+    header = header_of(file)
+    hold(patterns(PAGE, "Targets", "key of a header"), flat({**header, "maker": json.loads(header["maker"])}))
