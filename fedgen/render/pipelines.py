@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,8 +43,6 @@ class Kind:
         Parts that are not loaded.
     precision : str
         What it computes in on CUDA.
-    stride : int
-        Pixels a side that are one step of the denoiser, in those of the autoencoder's.
     """
 
     pipeline: str
@@ -52,7 +51,6 @@ class Kind:
     arguments: Mapping[str, tuple[str, str]]
     without: tuple[str, ...]
     precision: str
-    stride: int
 
 
 KINDS = {
@@ -63,7 +61,6 @@ KINDS = {
         {"prompt_embeds": ("t5", "joint_attention_dim"), "pooled_prompt_embeds": ("clip", "pooled_projection_dim")},
         ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder", "feature_extractor"),
         "bfloat16",
-        2,
     ),
     "sd": Kind(
         "StableDiffusionPipeline",
@@ -72,7 +69,6 @@ KINDS = {
         {"prompt_embeds": ("clip", "cross_attention_dim")},
         ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"),
         "float16",
-        1,
     ),
 }
 """The pipeline of each target."""
@@ -107,31 +103,35 @@ class PipelineFiles:
         return str(folder.absolute()) if folder.is_dir() else self.model
 
     @cached_property
-    def configs(self) -> Path:
-        """The folder with its configurations, which are fetched if need be: they say whether the rest is worth it."""
-        return find(self.model, self.revision, KEY, self._configs, self._configs, [*self._configs, *self._weights("*")])
-
-    @cached_property
     def folder(self) -> Path:
         """The folder with all that is loaded, which is fetched if need be."""
         exact = [f"{part}/{name}" for part in (self.kind.part, "vae") for name in DIFFUSION_WEIGHTS]
-        return find(self.model, self.revision, KEY, [*self._configs, *self._weights("*")], [*self._configs, *exact])
+        return find(self.model, self.revision, KEY, [*self._configs, *self._weights], [*self._configs, *exact])
 
     @property
     def _configs(self) -> list[str]:
-        parts = (self.kind.part, "vae")
-        return ["model_index.json", "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in parts)]
+        parts = (f"{self.kind.part}/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+        return ["model_index.json", *parts]
 
-    def _weights(self, name: str) -> list[str]:
-        return [f"{part}/diffusion_pytorch_model{name}.safetensors" for part in (self.kind.part, "vae")]
+    @property
+    def _weights(self) -> list[str]:
+        return [f"{part}/diffusion_pytorch_model*.safetensors" for part in (self.kind.part, "vae")]
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """What says which pipeline it is; fetched, if need be, before anything else is."""
+        return self._read(["model_index.json"], "model_index.json")
 
     def config(self, part: str) -> dict[str, Any]:
-        """Return the configuration of a part; `DataError` if it is none."""
-        file = self.configs / part / "config.json" if part else self.configs / "model_index.json"
+        """Return the configuration of a part; if need be, those of all are fetched, and no weights yet."""
+        return self._read(self._configs, f"{part}/config.json")
+
+    def _read(self, needed: list[str], name: str) -> dict[str, Any]:
+        folder = find(self.model, self.revision, KEY, needed, needed, [*self._configs, *self._weights])
         try:
-            return dict(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{KEY}={self.model}: {file} cannot be read ({first_line(error)})") from error
+            return dict(json.loads((folder / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{KEY}={self.model}: {folder / name} cannot be read ({first_line(error)})") from error
 
     def refuse_unless_it_fits(self, heads: Mapping[str, Tensor]) -> None:
         """Raise `ConfigError` unless the pipeline is of the target's kind, and takes heads of these shapes.
@@ -141,7 +141,7 @@ class PipelineFiles:
         heads : Mapping
             ``{head: (C, width) or (C, tokens, width)}``.
         """
-        found = self.config("").get("_class_name")
+        found = self.index.get("_class_name")
         wanted = self.kind.pipeline
         require(found == wanted, f"{KEY}={self.model} is a {found}: pictures of target={self.target} need a {wanted}")
         config = self.config(self.kind.part)
@@ -172,19 +172,24 @@ class PipelineFiles:
     @property
     def step(self) -> int:
         """What height and width are multiples of, in pixels."""
-        return int(2 ** (len(self.config("vae")["block_out_channels"]) - 1)) * self.kind.stride
+        return 2 * self._latent if self.target == "flux" else math.lcm(self._latent, 8)  # `check_inputs` of each
 
     @property
     def usual_size(self) -> tuple[int, int]:
         """Height and width of a picture, in pixels."""
-        sample = 64 if self.target == "flux" else self.config("unet").get("sample_size") or 64
+        sample = 128 if self.target == "flux" else self.config("unet").get("sample_size") or 64
         height, width = (sample, sample) if isinstance(sample, int) else sample
-        return height * self.step, width * self.step
+        return height * self._latent, width * self._latent
+
+    @property
+    def _latent(self) -> int:
+        """Pixels a side of the autoencoder's latents."""
+        return int(2 ** (len(self.config("vae")["block_out_channels"]) - 1))
 
     def digest(self) -> str:
         """Return what its files amount to, 16 hexadecimal digits: of weights their sizes, first and last MiB."""
         whole = hashlib.sha256()
-        weights = {file for pattern in self._weights("*") for file in self.folder.glob(pattern)}
+        weights = {file for pattern in self._weights for file in self.folder.glob(pattern)}
         for file in sorted([*(self.folder / name for name in self._configs), *weights]):
             size = file.stat().st_size
             with file.open("rb") as content:

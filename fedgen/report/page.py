@@ -196,7 +196,7 @@ def _by_class(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def images(folder: Path) -> list[dict[str, str]]:
-    """Return pictures made of the run's adapters' outputs, as data that stands in the page; grids where there are some."""
+    """Return pictures made of the adapters' outputs, as data that stands in the page; grids where there are some."""
     found = []
     files = [file for file in sorted(folder.glob("render*/**/*.png")) if not _in_a_grid(file)]
     for file in files[:MOST_IMAGES]:
