@@ -25,12 +25,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
 @pytest.fixture
-def machines(tmp_path: Path) -> Iterator[Machines]:
-    """A SuperLink and three SuperNodes, running."""
-    made = Machines(tmp_path, nodes=3)
+def machines(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Machines]:
+    """A SuperLink and three SuperNodes, or as many as ``nodes`` says, running."""
+    made = Machines(tmp_path, nodes=getattr(request, "param", 3))
     try:
         made.start_link()
-        for number in range(3):
+        for number in range(made.nodes):
             made.start_node(number)
         yield made
     finally:
@@ -92,6 +92,7 @@ def test_a_node_that_raises(machines: Machines, tiny_overrides: list[str], tmp_p
     assert "cannot be written" in RunFolder(run).results()["lost"]["4"]["2"]
 
 
+@pytest.mark.parametrize("machines", [2], indirect=True)
 def test_superlink_and_server_are_killed_and_the_run_is_resumed(
     machines: Machines,
     tiny_overrides: list[str],
@@ -100,14 +101,13 @@ def test_superlink_and_server_are_killed_and_the_run_is_resumed(
     figures: Callable[[dict[str, Any]], dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    run, overrides = tmp_path / "run", ["mode=one_shot", "rounds=3", "synthesis.fill=0"]
+    run, overrides = tmp_path / "run", ["mode=one_shot", "rounds=3", "synthesis.fill=0", "partition.nodes=2"]
     machines.submit([*tiny_overrides, *overrides, "strategy.wait=120", f"run_dir={run}"])
     machines.until(lambda: 1 in rounds(run), "round 1 is finished")
     machines.signal(machines.link, SIGKILL)
     machines.start_link()
-    for number in range(3):  # what systemd does with a node that exits, or waits for a SuperLink that forgot it
-        for home in [machines.home(number)]:
-            machines.signal(home, SIGKILL)
+    for number in range(2):  # what systemd does with a node that exits, or waits for a SuperLink that forgot it
+        machines.signal(machines.home(number), SIGKILL)
         machines.start_node(number)
     assert not (run / "results.json").exists()
     machines.submit([f"resume={run}"])
