@@ -1,13 +1,19 @@
-"""The commands of the README and of the documentation of generators and privacy, on a small data set."""
+"""The commands of the README and of the pages of documentation, in their order, on a small data set.
 
+`tests/docs/test_commands.py` sees to it that no command of any page is left out.
+"""
+
+import glob
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from fedgen.cli import main
+from fedgen.data.sounds import synthesise
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -25,16 +31,30 @@ SMALL = [
     "evaluation.quality=false",
     "threads=1",
 ]  # after what the command says, unless it says otherwise
-ELSEWHERE = ("experiment=", "path/to", "OLD.json", "make ")  # the demo and real sound have tests of their own
+APART = ("README.md", "generators.md", "privacy.md")  # each command is a test; of other pages all of them are one
+PAGES = ("quickstart", "concepts", "choosing", "best-practices", "checkpoints", "evaluation", "reports", "security")
+BEFORE = {"reports.md": ["fedgen run mode=one_shot hydra.run.dir=runs/demo/one_shot"]}  # what `make demo` leaves
+ELSEWHERE = ("experiment=", "/srv/", "runs/esc10", "../shared", "tracking=wandb")  # other tests run these
+SHORTER = {"rounds=10": "rounds=2", "rounds=5": "rounds=2", "seed=0,1,2": "seed=0,1"}
+FORM = re.compile(r"\b(RUN|FOLDER|RUN_FOLDER|OLD)\b|\.\.\.")  # stands for what the reader puts there
+NAME = r"fedgen (?!info)(checkpoints \w+|\w+)"  # without arguments, in running text
+COMMAND = r"fedgen (?:run|prepare|checkpoints|compare|evaluate|report|info)\b"
 
 
-def commands() -> list[str]:
-    """Every ``fedgen run`` of the pages, in order, without comments."""
-    found = []
-    for page in ("README.md", "docs/generators.md", "docs/privacy.md"):
-        text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-        found += re.findall(r"(?:`|^)(fedgen (?:run|checkpoints) [^`\n]*?)(?: +#[^\n]*)?(?:`|$)", text, re.MULTILINE)
-    return [command for command in dict.fromkeys(found) if not any(word in command for word in ELSEWHERE)]
+def commands(page: str) -> list[str]:
+    """The commands of a page that this file runs, in order, without comments."""
+    text = (ROOT / ("" if page == "README.md" else "docs") / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    found = re.findall(rf"(?:`|^)({COMMAND}(?: +[^\s`#][^\s`]*| +'[^'\n]*')*)(?: +#[^\n]*)?(?:`|$)", text, re.MULTILINE)
+    found = [command for command in dict.fromkeys(found) if not re.fullmatch(NAME, command)]
+    return [command for command in found if not FORM.search(command) and not any(word in command for word in ELSEWHERE)]
+
+
+SINGLE = [command for page in APART for command in commands(page) if "multirun/*" not in command]
+
+
+def of_page(page: str) -> list[str]:
+    """The commands of a page, without those that are tests of their own, unless later ones need what they leave."""
+    return [command for command in commands(page) if "runs/" in command or command not in SINGLE]
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +64,57 @@ def folder(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("fedgen.recorder.draw_run", lambda results, folder: [])
+        write_sounds()
         run("fedgen run mode=train_generators hydra.run.dir=runs/run1")
         yield folder
 
 
+@pytest.fixture
+def page_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_sounds()
+
+
+def write_sounds() -> None:
+    """The folders that pages call ``path/to/...``: five clips of three classes, in both layouts."""
+    lines = ["filename,fold,target,category"]
+    for target, name in enumerate(("cow", "rain", "siren")):
+        for clip in range(5):
+            file = f"{clip + 1}-{name}-{clip}.wav"
+            lines.append(f"{file},{clip + 1},{target},{name}")
+            for place in (f"ESC-50/audio/{file}", f"folder/{name}/{clip}.wav", f"sounds/{name}/{clip}.wav"):
+                (Path("path/to") / place).parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(Path("path/to") / place, synthesise(name, clip, 0)[:16000], 16000)
+    Path("path/to/ESC-50/meta").mkdir()
+    Path("path/to/ESC-50/meta/esc50.csv").write_text("\n".join(lines) + "\n")
+
+
 def test_the_pages_have_commands() -> None:
-    assert len(commands()) > 25
-    assert "fedgen run mode=train_generators hydra.run.dir=runs/run1" in commands()
+    assert len(SINGLE) > 25
+    assert "fedgen run mode=train_generators hydra.run.dir=runs/run1" in SINGLE
+    assert all(of_page(f"{page}.md") for page in PAGES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", SINGLE)
 def test_the_command_works(command: str, folder: Path) -> None:
     run(command)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("page_folder")
+@pytest.mark.parametrize("page", [f"{page}.md" for page in PAGES])
+def test_the_commands_of_the_page_work_one_after_the_other(page: str) -> None:
+    for command in [*BEFORE.get(page, []), *of_page(page)]:
+        run(command)
+
+
 def run(command: str) -> None:
-    words = shlex.split(command)[1:]
-    if words[0] == "run" and not any(word.startswith("resume=") for word in words):
+    words = [word for text in shlex.split(command)[1:] for word in (sorted(glob.glob(text)) if "*" in text else [text])]
+    if words[0] in ("run", "prepare") and not any(word.startswith("resume=") for word in words):
+        words = [SHORTER.get(word, word) for word in words]
         given = [word.split("=")[0] for word in words]
-        rounds = [] if any(key == "phases" for key in given) else ["rounds=1"]
-        words += [text for text in [*SMALL, *rounds] if text.split("=")[0] not in given]
+        left_out = {"phases": "rounds", "evaluation.probes": "evaluation.quality"}  # what the former asks for
+        given += [other for key, other in left_out.items() if key in given]
+        words += [text for text in [*SMALL, "rounds=1"] if text.split("=")[0] not in given]
     assert main(words) == 0, f"{command} with {words}"
