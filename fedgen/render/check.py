@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ from fedgen.data.pretrained import WEIGHTS, find, load_model, load_part, name_of
 
 KEY = "--check"
 PROMPT = "a photo of {}"
+
+
+def located(model: str) -> Path:
+    """Return the folder of a CLIP model, which is fetched if need be; `DataError` if it cannot be."""
+    needed = ["config.json", "model*.safetensors", "*processor_config.json", "tokenizer_config.json"]
+    return find(model, None, KEY, needed, [*TOKENIZER, *WEIGHTS], [*TOKENIZER, "model*.safetensors"])
 
 
 class ImageCheck:
@@ -33,8 +40,7 @@ class ImageCheck:
     """
 
     def __init__(self, model: str, classes: Sequence[str], device: torch.device) -> None:
-        needed = ["config.json", "model*.safetensors", "*processor_config.json", "tokenizer_config.json"]
-        folder = find(model, None, KEY, needed, [*TOKENIZER, *WEIGHTS])
+        folder = located(model)
         self.name, self.classes, self.device = name_of(model), list(classes), device
         self.processor = load_part("CLIPProcessor", folder, KEY)
         self.model = load_model("CLIPModel", folder, torch.float32, device, KEY)

@@ -15,7 +15,7 @@ from fedgen.errors import choose, require
 from fedgen.files import write_atomically
 from fedgen.models.seeds import seeded
 from fedgen.progress import RoundsBar
-from fedgen.render.check import ImageCheck
+from fedgen.render.check import ImageCheck, located
 from fedgen.render.conditioning import Conditioning
 from fedgen.render.grid import grid
 from fedgen.render.options import SOURCES, UNASKED
@@ -68,6 +68,8 @@ def render(path: Path, settings: RenderSettings) -> list[Path]:
     )
     files.refuse_unless_it_fits(run.task.targets.heads)
     manner = _manner(settings, files, run.task.device)
+    if settings.check:
+        located(settings.check)  # else it would be missed when all pictures are made
     pictures = _asked_for(run, conditioning, labels, settings, files, manner)
     _draw(pictures, settings.seed, files, manner)
     said = _check(pictures, run, settings.check) if settings.check else {}

@@ -25,6 +25,7 @@ from fedgen.errors import DataError, require
 
 KEY = "--pipeline"
 MEBIBYTE = 1 << 20
+TEXT = ["text_encoder/config.json", "text_encoder/model*.safetensors", "tokenizer/*.json"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ class PipelineFiles:
     def folder(self) -> Path:
         """The folder with all that is loaded, which is fetched if need be."""
         exact = [f"{part}/{name}" for part in (self.kind.part, "vae") for name in DIFFUSION_WEIGHTS]
-        return find(self.model, self.revision, KEY, [*self._configs, *self._weights], [*self._configs, *exact])
+        return find(
+            self.model, self.revision, KEY, [*self._configs, *self._weights], [*self._configs, *exact], self._advised
+        )
 
     @property
     def _configs(self) -> list[str]:
@@ -116,6 +119,12 @@ class PipelineFiles:
     @property
     def _weights(self) -> list[str]:
         return [f"{part}/diffusion_pytorch_model*.safetensors" for part in (self.kind.part, "vae")]
+
+    @property
+    def _advised(self) -> list[str]:
+        """What to fetch on another machine, for any setting."""
+        texts = [*TEXT, "tokenizer/*.txt"] if self.target == "sd" else []
+        return [*self._configs, *self._weights, *texts]
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -127,7 +136,7 @@ class PipelineFiles:
         return self._read(self._configs, f"{part}/config.json")
 
     def _read(self, needed: list[str], name: str) -> dict[str, Any]:
-        folder = find(self.model, self.revision, KEY, needed, needed, [*self._configs, *self._weights])
+        folder = find(self.model, self.revision, KEY, needed, needed, self._advised)
         try:
             return dict(json.loads((folder / name).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
@@ -206,12 +215,12 @@ class PipelineFiles:
         DataError
             There is no text encoder, and none can be fetched.
         """
-        parts = ["text_encoder/config.json", "text_encoder/model*.safetensors", "tokenizer/*.json"]
-        fetched = [f"text_encoder/{name}" for name in ("config.json", *WEIGHTS)]
+        fetched = [
+            *(f"text_encoder/{name}" for name in ("config.json", *WEIGHTS)),
+            *(f"tokenizer/{n}" for n in TOKENIZER),
+        ]
         try:
-            folder = find(
-                self.model, self.revision, KEY, parts, [*fetched, *(f"tokenizer/{name}" for name in TOKENIZER)]
-            )
+            folder = find(self.model, self.revision, KEY, TEXT, fetched, self._advised)
         except DataError as error:
             raise DataError(
                 f"--guidance above 1 needs the pipeline's own text encoder, for the empty prompt ({error}); or set "

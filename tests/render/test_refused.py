@@ -169,7 +169,7 @@ def test_guidance_needs_the_pipeline_s_text_encoder(runs: Path, models: Path, tm
     render(runs / "sd", replace(settings, guidance=1.0))
 
 
-def test_offline_it_is_said_what_to_fetch(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_it_is_said_what_to_fetch(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def offline(*arguments: object, **options: object) -> str:
         raise ConnectionError("no network")
 
@@ -181,6 +181,11 @@ def test_offline_it_is_said_what_to_fetch(runs: Path, monkeypatch: pytest.Monkey
     assert "hf download organisation/other-flux" in words
     assert "--include 'transformer/diffusion_pytorch_model*.safetensors'" in words
     assert "set --pipeline=PATH/other-flux" in words
+    with pytest.raises(DataError, match=r"--include 'text_encoder/model\*\.safetensors'.*set --pipeline=PATH/other"):
+        render(runs / "sd", asked("sd", pipeline="organisation/other"))
+    with pytest.raises(DataError, match=r"--check=organisation/clip is not on this machine.*set --check=PATH/clip"):
+        render(runs / "flux", asked("flux", check="organisation/clip", out=tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_right_kind_is_made_sure_of_before_weights_are_fetched(
