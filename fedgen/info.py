@@ -13,6 +13,7 @@ from fedgen.config import choices, load_config
 PACKAGES = ("fedgen", "flwr", "torch", "numpy", "hydra-core", "omegaconf", "safetensors", "scikit-learn")
 EXTRAS = {
     "transformers": "encoders",
+    "diffusers": "render",
     "dp-accounting": "privacy",
     "hydra-joblib-launcher": "sweeps",
     "hydra-optuna-sweeper": "sweeps",

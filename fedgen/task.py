@@ -22,6 +22,7 @@ from fedgen.errors import ConfigError, DataError, require
 from fedgen.memory import MemoryPlan, batch_bytes, plan_memory
 from fedgen.models.adapters import Adapters, build_adapters
 from fedgen.models.seeds import seeded
+from fedgen.progress import quiet
 from fedgen.settings import Config
 from fedgen.training.bank import GranularitySettings
 
@@ -128,7 +129,7 @@ def prepare_task(config: Config) -> Task:
     try:
         store = open_store(folder, identity_of(dataset, encoder))
     except DataError:  # not there, not complete, or not ours: preparing makes it or says why it cannot
-        store = prepare(dataset, encoder, folder)
+        store = prepare(dataset, encoder, folder, progress=not quiet())
     del dataset, encoder  # a model is freed before text encoders are loaded
     device = use_hardware(config)
     targets = prepare_targets(store.classes, config.target, device)

@@ -255,16 +255,19 @@ def _encode(
     dataset: Dataset, encoder: Encoder, folder: Path, index: dict[str, Any], todo: list[int], bar: bool
 ) -> None:
     size = index["shard_clips"]
-    batches = [dataset.clips[n * size : (n + 1) * size] for n in todo]
-    log.info("encoding %d clips into %s", sum(map(len, batches)), folder)
+    shards = [dataset.clips[n * size : (n + 1) * size] for n in todo]
+    step = min(size, getattr(encoder, "batch_size", size))  # clips between two moves of the bar
+    log.info("encoding %d clips into %s", sum(map(len, shards)), folder)
     with Progress(disable=not bar) as shown:
-        task = shown.add_task(f"encoding {dataset.name}", total=sum(map(len, batches)))
-        for number, clips in zip(todo, batches, strict=True):
-            waveforms = [_waveform(dataset, clip, encoder.sample_rate) for clip in clips]
-            shard = write_shard(folder, number, encoder(waveforms))
-            index["shards"][number : number + 1] = [shard]
+        task = shown.add_task(f"encoding {dataset.name}", total=sum(map(len, shards)))
+        for number, clips in zip(todo, shards, strict=True):
+            parts = []
+            for start in range(0, len(clips), step):
+                waveforms = [_waveform(dataset, clip, encoder.sample_rate) for clip in clips[start : start + step]]
+                parts.append(encoder(waveforms))
+                shown.advance(task, len(waveforms))
+            index["shards"][number : number + 1] = [write_shard(folder, number, torch.cat(parts))]
             write_index(folder, index)
-            shown.advance(task, len(clips))
             if not bar:
                 log.info("encoded shard %d of %d", number + 1, shard_count(index))
 

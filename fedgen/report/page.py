@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +20,8 @@ from rich.table import Table
 from fedgen.evaluation.tables import comparison_table, distribution_table, quality_table
 from fedgen.report.charts import COLOURS, Points, line_chart, samples_chart, summed_up
 from fedgen.report.record import RunRecord
+
+logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 MOST_REASONS = 200  # rows of replies that are missing
@@ -199,6 +202,8 @@ def images(folder: Path) -> list[dict[str, str]]:
     """Return pictures made of the adapters' outputs, as data that stands in the page; grids where there are some."""
     found = []
     files = [file for file in sorted(folder.glob("render*/**/*.png")) if not _in_a_grid(file)]
+    if len(files) > MOST_IMAGES:
+        logger.warning("%s: the page shows %d of %d pictures", folder, MOST_IMAGES, len(files))
     for file in files[:MOST_IMAGES]:
         side = GRID_SIDE if file.name == GRID else IMAGE_SIDE
         try:
@@ -207,8 +212,9 @@ def images(folder: Path) -> list[dict[str, str]]:
                 picture.thumbnail((side, side))
                 buffer = io.BytesIO()
                 picture.save(buffer, "JPEG", quality=85)
-        except (OSError, UnidentifiedImageError):
-            continue  # half written
+        except (OSError, UnidentifiedImageError) as error:
+            logger.warning("%s is not on the page: %s", file, error)  # half written, perhaps
+            continue
         data = base64.b64encode(buffer.getvalue()).decode()
         name = str(file.relative_to(folder).with_suffix(""))
         wide = "wide" if file.name == GRID else ""

@@ -102,6 +102,21 @@ def test_clips_come_in_the_precision_asked_for(tmp_path: Path) -> None:
     assert torch.equal(store.tokens([3, 8], torch.float32), store.tokens([3, 8]).float())
 
 
+def test_the_encoder_gets_no_more_clips_than_it_takes_at_once(tmp_path: Path) -> None:
+    asked = []
+
+    class Batched(Means):
+        batch_size = 3
+
+        def __call__(self, waveforms: list[np.ndarray]) -> torch.Tensor:
+            asked.append(len(waveforms))
+            return super().__call__(waveforms)
+
+    store = prepare(Tones(), Batched(), tmp_path)
+    assert asked == [3, 1, 3, 1, 2]  # shards of 4
+    assert store.tokens(range(10))[:, 0, 0].tolist() == list(range(10))
+
+
 def test_a_second_call_does_nothing_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prepare(Tones(), Means(), tmp_path)
     encoder = Means()

@@ -16,6 +16,7 @@ from PIL import Image
 from fedgen.cli import main
 from fedgen.errors import ConfigError
 from fedgen.local_run import run
+from fedgen.report.page import images
 from fedgen.report.writing import write_report
 from fedgen.settings import Config
 
@@ -148,3 +149,14 @@ def test_in_a_browser(width: int, scheme: str, runs: Path, tmp_path: Path) -> No
         assert len(grey.getcolors(256)) > 50
         background = grey.getpixel((2, 2))
     assert (background < 100) == (scheme == "dark")
+
+
+def test_pictures_that_are_left_out_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "render" / "dog"
+    folder.mkdir(parents=True)
+    for number in range(62):
+        Image.new("RGB", (4, 4)).save(folder / f"text_{number:02}.png")
+    (folder / "text_00.png").write_bytes(b"half")
+    assert len(images(tmp_path)) == 59
+    assert "shows 60 of 62 pictures" in caplog.text
+    assert "text_00.png is not on the page" in caplog.text
