@@ -72,7 +72,8 @@ def main(words: Sequence[str] | None = None) -> None:
         jobs = [pool.submit(cell, arguments.out, common, *which) for which in cells]
         for done, job in enumerate(as_completed(jobs), start=1):
             rows.append(job.result())
-            logger.info("%d/%d %s", done, len(jobs), rows[-1])
+            told = {name: value for name, value in rows[-1].items() if name != "per_class"}
+            logger.info("%d/%d %s", done, len(jobs), told)
     table = summary(rows, arguments.ways)
     report(table, arguments)
     facts = {"overrides": common, "torch": torch.__version__, "goal": GOAL}
@@ -101,11 +102,11 @@ def cell(out: Path, common: list[str], fold: int, seed: int, way: str) -> dict[s
     gate = found.get("evaluation", {}).get("gate", {}).get("verdict")
     membership = found.get("evaluation", {}).get("privacy", {}).get("membership_auc")
     row = {"fold": fold, "seed": seed, "way": way, "accuracy": found["accuracy"], "seconds": found["seconds"]["total"]}
-    return {**row, "gate": gate, "membership_auc": membership}
+    return {**row, "gate": gate, "membership_auc": membership, "per_class": found["per_class"]}
 
 
 def summary(rows: list[dict[str, Any]], ways: list[str]) -> list[dict[str, Any]]:
-    """Return accuracy, share of the reference and verdicts of each way over all blocks."""
+    """Return accuracy (also by fold and class), share of the reference and verdicts of each way over all blocks."""
     accuracy = {(row["way"], row["fold"], row["seed"]): row["accuracy"] for row in rows}
     table = []
     for way in ways:
@@ -122,6 +123,13 @@ def summary(rows: list[dict[str, Any]], ways: list[str]) -> list[dict[str, Any]]
                 "runs": len(own),
                 "accuracy": mean_and_error([row["accuracy"] for row in own]),
                 "share": mean_and_error(shares),
+                "per_class": {
+                    name: statistics.fmean(row["per_class"][name] for row in own) for name in own[0]["per_class"]
+                },
+                "by_fold": {
+                    fold: statistics.fmean(row["accuracy"] for row in own if row["fold"] == fold)
+                    for fold in sorted({row["fold"] for row in own})
+                },
                 "passed": f"{judged.count('passed')}/{len(judged)}" if judged else None,
                 "seconds": statistics.median(row["seconds"] for row in own),
             }
@@ -144,6 +152,9 @@ def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
         for row in rows
     ]
     show(f"zero-shot accuracy, folds {folds} held out in turn, seeds {seeds}", columns, lines)
+    for title, key in (("by held-out fold", "by_fold"), ("by class", "per_class")):
+        parts = [[name, *(f"{row[key][name]:.3f}" for row in rows)] for name in rows[0][key]]
+        show(f"zero-shot accuracy {title}", [title.split()[-1], *(row["way"] for row in rows)], parts)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,8 @@ def test_accuracy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -
     by_seed = {(row["way"], row["seed"]): row["accuracy"] for row in found["runs"]}
     shares = [by_seed["one_shot", seed] / by_seed["centralised", seed] for seed in (0, 1)]
     assert one_shot["share"][0] == pytest.approx(sum(shares) / 2)
+    assert sum(one_shot["per_class"].values()) / len(one_shot["per_class"]) == pytest.approx(one_shot["accuracy"][0])
+    assert one_shot["by_fold"] == {"3": pytest.approx(one_shot["accuracy"][0])}
     before = (tmp_path / "fold3_seed0" / "centralised" / "results.json").stat().st_mtime
     benchmark(["sounds", *sizes, *ways, "--out", str(tmp_path)])
     assert (tmp_path / "fold3_seed0" / "centralised" / "results.json").stat().st_mtime == before
