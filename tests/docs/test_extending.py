@@ -84,6 +84,7 @@ def test_everything_takes_three_steps() -> None:
     assert len(blocks()) == 12
 
 
+@pytest.mark.slow
 def test_a_federation_with_all_four(extended: Path) -> None:
     write_urbansound8k(extended / "sounds")
     lines = re.findall(r"^fedgen run (.*)$", PAGE.split("## All of it")[1], re.MULTILINE)

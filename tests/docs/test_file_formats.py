@@ -23,6 +23,8 @@ from fedgen.data.target_cache import TargetCache
 from fedgen.local_grid import LocalGrid, run_server
 from fedgen.server_app import app as server_app
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "file-formats.md").read_text(encoding="utf-8")
 CHECKPOINTS = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
@@ -123,6 +125,7 @@ def runs(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) ->
         run_server(server_app, LocalGrid(app, config.partition.nodes, values), values)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedgen.saved_run.PROBES", ["pooled"])  # the others take seconds
         patch.setattr("fedgen.data.public.PublicTokens.__init__.__defaults__", (2,))
         sweep = [f"hydra.sweep.dir={folder}/sweep", "rounds=2", "evaluation.quality=true", "checkpoint.frequency=1"]
         given = [text for text in tiny_overrides if text.split("=")[0] not in ("rounds", "evaluation.quality")]

@@ -30,6 +30,7 @@ def test_figures_are_those_of_the_benchmarks() -> None:
         assert set(re.findall(r"\d+\.\d+", text)) <= known, name
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_needs_no_network(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
