@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from fedgen.errors import ConfigError, DataError
+from fedgen.errors import ConfigError, DataError, require
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = ("model.safetensors", INDEX, "model-*-of-*.safetensors")
@@ -70,11 +70,15 @@ def find(
 
     Raises
     ------
+    ConfigError
+        A folder with a revision.
     DataError
         Files are missing, or cannot be fetched: it says which, and where they belong.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
+        own = "--revision" if key.startswith("--") else f"{key.rpartition('.')[0]}.revision"
+        require(revision is None, f"{own}={revision}: {key}={model} is a folder, which has no revisions; leave it out")
         return _complete(folder, model, key, needed)
     if model.startswith(("/", ".", "~")) or model.count("/") != 1:
         remedy = _remedy(key, advised or needed)

@@ -184,6 +184,11 @@ class Trap:
         return Path.touch, (self.file,)
 
 
+def test_a_folder_has_no_revision(ast: Path) -> None:
+    with pytest.raises(ConfigError, match=r"encoder\.revision=v2: encoder\.model=.* is a folder"):
+        open_encoder(EncoderSettings("ast", model=str(ast), revision="v2"))(clips())
+
+
 def test_pickled_weights_are_refused_and_not_opened(ast: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(ast, tmp_path / "ast")
     (folder / "model.safetensors").unlink()
