@@ -20,7 +20,7 @@ LISTED = {  # by regular expression: which test does the same
     r"make (demo|test|install|docs)": ".ci/run, tests/test_experiments.py, tests/docs/test_site.py",
     r"(make simulation|fedgen simulate|flwr run|flwr list).*": "tests/test_simulate.py, tests/test_simulation_run.py",
     r"python benchmarks/\w+\.py.*": "tests/test_benchmarks.py and others, small",
-    r"fedgen run .*\bexperiment=.*|fedgen compare runs/esc10/\*": "tests/test_experiments.py, tests/test_sweeps.py",
+    r"fedgen run .*\bexperiment=.*|fedgen compare runs/esc10.*": "tests/test_experiments.py, tests/test_sweeps.py",
     r"fedgen run tracking=wandb .*": "tests/tracking/test_trackers.py",
     r"fedgen migrate .*": "tests/migrate/test_migrate_command.py",
     r"fedgen (submit|node check|prepare data=folder data.root=/srv/sounds) .*": "tests/test_deployment.py",
