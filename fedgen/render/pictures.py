@@ -173,7 +173,7 @@ def _draw(pictures: list[Picture], seed: int, files: PipelineFiles, manner: Mann
     bar.start(0)
     try:
         for done, picture in enumerate(missing, 1):
-            noise = seeded(seed, "picture", picture.facts["class"], picture.source, picture.index)
+            noise = seeded(seed, "picture", picture.facts["class"], picture.index)  # one noise a column of the grid
             picture.save(painter.draw(picture.condition.heads, noise))
             logger.info("%s (%d of %d), made of %s", picture.file, done, len(missing), picture.condition.origin)
             bar.show(done)

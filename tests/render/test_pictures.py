@@ -54,7 +54,7 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(painter, "load_weights", refuse)
 
 
-def by_the_pipeline(target: str, models: Path, source: str, **given: Any) -> np.ndarray:
+def by_the_pipeline(target: str, models: Path, **given: Any) -> np.ndarray:
     """What the pipeline itself makes, whole as its authors load it."""
     library = diffusers()
     pipeline = {"flux": library.FluxPipeline, "sd": library.StableDiffusionPipeline}[target]
@@ -62,7 +62,7 @@ def by_the_pipeline(target: str, models: Path, source: str, **given: Any) -> np.
     made.set_progress_bar_config(disable=True)
     height, width = SIZE
     options = {"num_inference_steps": STEPS[target], "height": height, "width": width}
-    noise = seeded(0, "picture", "dog", source, 0)
+    noise = seeded(0, "picture", "dog", 0)
     return np.asarray(made(**options, generator=noise, **given).images[0])
 
 
@@ -76,7 +76,7 @@ def by_the_pipeline(target: str, models: Path, source: str, **given: Any) -> np.
 def test_a_class_s_own_targets_make_what_the_pipeline_makes_of_the_prompt(
     target: str, own: dict[str, Any], runs: Path, models: Path
 ) -> None:
-    expected = by_the_pipeline(target, models, "text", prompt="the dog", **own)
+    expected = by_the_pipeline(target, models, prompt="the dog", **own)
     assert np.array_equal(pixels(runs / target / "render" / "dog" / "text_0.png"), expected)
 
 
@@ -92,7 +92,7 @@ def test_each_head_of_a_real_clip_goes_where_it_belongs(runs: Path, models: Path
     with torch.no_grad():
         heads = saved.adapters(store.tokens([clip], torch.float32))
     given = {"prompt_embeds": heads["t5"], "pooled_prompt_embeds": heads["clip"], "guidance_scale": 0.0}
-    assert np.array_equal(pixels(file), by_the_pipeline("flux", models, "real", **given))
+    assert np.array_equal(pixels(file), by_the_pipeline("flux", models, **given))
 
 
 def test_stable_diffusion_gets_all_tokens_of_a_clip(
