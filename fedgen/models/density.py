@@ -107,7 +107,7 @@ class ClassGaussians:
     means : Tensor
         ``(C, k)``.
     factors : Tensor
-        ``(F, k, k)``: ``factor @ factor.T`` is a covariance; the first is the tied one.
+        ``(F, k, k)``: ``factor @ factor.T`` is a covariance.
     factor_of : Tensor
         Row of ``factors`` that each class uses, ``(C,)``.
 
@@ -132,15 +132,18 @@ class ClassGaussians:
     @classmethod
     def from_statistics(cls, statistics: ClassStatistics, shrinkage: float = 0.3) -> ClassGaussians:
         """Return the densities that follow from ``statistics`` of at least one class."""
-        counts = statistics.counts.tolist()
-        tied = _tied(statistics)
-        factors, factor_of = [_factor(tied)], torch.zeros(len(counts), dtype=torch.long)
-        for row, count in enumerate(counts):
+        tied, shared = _tied(statistics), None
+        factors, factor_of = [], []
+        for count, scatter in zip(statistics.counts.tolist(), statistics.scatters, strict=True):
             if shrinkage < 1 and count >= FEW:
-                factor_of[row] = len(factors)
-                own = statistics.scatters[row] / (count - 1)
-                factors.append(_factor((1 - shrinkage) * own + shrinkage * tied))
-        return cls(statistics.classes, statistics.means, torch.stack(factors), factor_of)
+                factor_of.append(len(factors))
+                factors.append(_factor((1 - shrinkage) * scatter / (count - 1) + shrinkage * tied))
+            else:
+                if shared is None:  # made once, and only if a class needs it
+                    shared = len(factors)
+                    factors.append(_factor(tied))
+                factor_of.append(shared)
+        return cls(statistics.classes, statistics.means, torch.stack(factors), torch.tensor(factor_of))
 
     def sample(self, label: int, count: int, generator: torch.Generator) -> Tensor:
         """Draw ``count`` vectors ``(count, k)`` of class ``label`` with ``generator`` (on the CPU).

@@ -41,8 +41,12 @@ def test_small_classes_use_the_tied_covariance() -> None:
     latents = torch.randn(60, 20)
     labels = torch.cat([torch.zeros(53), torch.ones(7)]).long()
     density = ClassGaussians.fit(latents, labels)
-    assert density.factor_of.tolist() == [1, 0]
+    tied = density.of(1)[1]
+    own = [(values - values.mean(dim=0)).T @ (values - values.mean(dim=0)) for values in (latents[:53], latents[53:])]
+    torch.testing.assert_close(tied @ tied, sum(own) / 58, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(density.of(0)[1], tied, atol=0.01)
     assert len(density.factors) == 2
+    assert len(ClassGaussians.fit(latents[:53], labels[:53]).factors) == 1  # the tied one only where it is used
 
 
 @pytest.mark.parametrize("labels", [[0], [0, 1, 2], [0, 0, 1]])
