@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from fedgen.data.tokens import FactoredTokens
 from fedgen.errors import require
 
+WIDE = 1024  # channels
+
 
 @dataclass(frozen=True)
 class AdapterSettings:
@@ -29,6 +31,8 @@ class AdapterSettings:
         Attention maps for each query of a target; each map pools all channels with weights of its own.
     hidden : int
         Width of the layer between pooling and output.
+    wide_hidden : int
+        The same, at most, of heads of more than `WIDE` channels, such as T5's: two thirds of the weights are there.
     dropout : float
         Dropout on the pooled vector and the hidden layer, in training only.
     """
@@ -36,12 +40,14 @@ class AdapterSettings:
     width: int = 64
     heads: int = 8
     hidden: int = 512
+    wide_hidden: int = 384
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
         require(self.width > 0, f"adapter.width={self.width} must be positive")
         require(self.heads > 0, f"adapter.heads={self.heads} must be positive")
         require(self.hidden > 0, f"adapter.hidden={self.hidden} must be positive")
+        require(self.wide_hidden > 0, f"adapter.wide_hidden={self.wide_hidden} must be positive")
         require(0 <= self.dropout < 1, f"adapter.dropout={self.dropout} must lie in [0, 1)")
 
 
@@ -89,9 +95,10 @@ class TargetHead(nn.Module):
         self.heads = settings.heads
         self.score = nn.Linear(settings.width, self.queries * settings.heads)
         self.norm = nn.LayerNorm(settings.heads * settings.width)
-        self.inner = nn.Linear(settings.heads * settings.width, settings.hidden)
-        self.query_bias = nn.Parameter(torch.zeros(self.queries, settings.hidden))
-        self.outer = nn.Linear(settings.hidden, shape[-1])
+        hidden = min(settings.hidden, settings.wide_hidden) if shape[-1] > WIDE else settings.hidden
+        self.inner = nn.Linear(settings.heads * settings.width, hidden)
+        self.query_bias = nn.Parameter(torch.zeros(self.queries, hidden))
+        self.outer = nn.Linear(hidden, shape[-1])
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, narrow: Tensor) -> Tensor:

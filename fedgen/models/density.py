@@ -133,7 +133,8 @@ class ClassGaussians:
     def from_statistics(cls, statistics: ClassStatistics, shrinkage: float = 0.3) -> ClassGaussians:
         """Return the densities that follow from ``statistics`` of at least one class."""
         tied, shared = _tied(statistics), None
-        factors, factor_of = [], []
+        factors: list[Tensor] = []
+        factor_of: list[int] = []
         for count, scatter in zip(statistics.counts.tolist(), statistics.scatters, strict=True):
             if shrinkage < 1 and count >= FEW:
                 factor_of.append(len(factors))

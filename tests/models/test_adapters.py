@@ -40,6 +40,15 @@ def test_sizes_on_ast_tokens(target: str, expected: dict[str, tuple[int, ...]]) 
     assert sum(parameter.numel() for parameter in adapters.parameters()) <= 25_000_000
 
 
+@pytest.mark.parametrize(
+    ("settings", "hidden"), [({}, (512, 384)), ({"hidden": 16}, (16, 16)), ({"wide_hidden": 600}, (512, 512))]
+)
+def test_wide_heads_have_a_hidden_layer_of_their_own_width(settings: dict[str, int], hidden: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        heads = Adapters(AST, shapes("flux"), AdapterSettings(**settings)).heads
+    assert (heads["clip"].inner.out_features, heads["t5"].inner.out_features) == hidden
+
+
 def test_the_seed_decides_the_weights_and_leaves_the_global_state_alone() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
@@ -114,6 +123,7 @@ def test_factored_tokens_give_the_outputs_and_gradients_of_dense_ones(origins: l
         ({"width": 0}, r"adapter\.width=0"),
         ({"heads": -1}, r"adapter\.heads=-1"),
         ({"hidden": 0}, r"adapter\.hidden=0"),
+        ({"wide_hidden": 0}, r"adapter\.wide_hidden=0"),
         ({"dropout": 1.0}, r"adapter\.dropout=1\.0"),
     ],
 )
