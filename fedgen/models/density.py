@@ -94,11 +94,9 @@ class ClassGaussians:
     """A mean and a covariance for each class.
 
     The covariance of class c is ``(1 - s) * own + s * tied``, ``tied`` being the pooled covariance within classes; of a
-    single class, which has no other to be tied to, its own variances without the covariances. ``scaled``, the tied one
-    is first multiplied so that its trace is that of the class's own: else a class that varies little gets the spread of
-    the others, and its samples reach into their neighbours. A class of fewer than `FEW` samples takes the tied one
-    alone (s = 1): drawn from its own, samples would lie between its clips. Larger s hides single clips better, smaller
-    s keeps what distinguishes classes, such as their spread.
+    single class, which has no other to be tied to, its own variances without the covariances. A class of fewer than
+    `FEW` samples takes the tied one alone (s = 1): drawn from its own, samples would lie between its clips. Larger s
+    hides single clips better, smaller s keeps what distinguishes classes, such as their spread.
     Only means and factors of covariances are held: no sample, residual or linear image of one, except that the mean of
     a class of one sample is that sample.
 
@@ -127,14 +125,12 @@ class ClassGaussians:
         self._row = {label: row for row, label in enumerate(self.classes.tolist())}
 
     @classmethod
-    def fit(cls, latents: Tensor, labels: Tensor, shrinkage: float = 0.3, scaled: bool = False) -> ClassGaussians:
+    def fit(cls, latents: Tensor, labels: Tensor, shrinkage: float = 0.3) -> ClassGaussians:
         """Fit to ``latents`` ``(N, k)`` of classes ``labels`` ``(N,)``; ``shrinkage`` is s: 0 own, 1 tied."""
-        return cls.from_statistics(ClassStatistics.measure(latents, labels), shrinkage, scaled)
+        return cls.from_statistics(ClassStatistics.measure(latents, labels), shrinkage)
 
     @classmethod
-    def from_statistics(
-        cls, statistics: ClassStatistics, shrinkage: float = 0.3, scaled: bool = False
-    ) -> ClassGaussians:
+    def from_statistics(cls, statistics: ClassStatistics, shrinkage: float = 0.3) -> ClassGaussians:
         """Return the densities that follow from ``statistics`` of at least one class."""
         tied, shared = _tied(statistics), None
         factors: list[Tensor] = []
@@ -142,9 +138,7 @@ class ClassGaussians:
         for count, scatter in zip(statistics.counts.tolist(), statistics.scatters, strict=True):
             if shrinkage < 1 and count >= FEW:
                 factor_of.append(len(factors))
-                own = scatter / (count - 1)
-                size = own.trace() / tied.trace() if scaled and tied.trace() > 0 else 1.0
-                factors.append(_factor((1 - shrinkage) * own + shrinkage * size * tied))
+                factors.append(_factor((1 - shrinkage) * scatter / (count - 1) + shrinkage * tied))
             else:
                 if shared is None:  # made once, and only if a class needs it
                     shared = len(factors)

@@ -84,7 +84,7 @@ class GANGenerator(NeuralGenerator):
         alone = held[~torch.isin(labels[held], labels[rows])]  # their classes have no other clips
         rows = torch.cat([rows, alone])
         values = job.rows["values"]
-        density = ClassGaussians.fit(values[rows.to(job.device)], labels[rows], settings.shrinkage, settings.scaled)
+        density = ClassGaussians.fit(values[rows.to(job.device)], labels[rows], settings.shrinkage)
         draws = torch.randn(DRAWS, self.size, generator=seeded(part.split_seed, "validation codes"))
         tables = {"means": density.means, "factors": density.factors[density.factor_of], "draws": draws}
         job.tables |= {name: value.to(job.device) for name, value in tables.items()}
@@ -92,9 +92,7 @@ class GANGenerator(NeuralGenerator):
 
     def settle(self, latents: Tensor, labels: Tensor) -> None:
         """Fit the class Gaussians that samples start from."""
-        self.density = ClassGaussians.fit(
-            self.standardised(latents), labels, self.settings.shrinkage, self.settings.scaled
-        )
+        self.density = ClassGaussians.fit(self.standardised(latents), labels, self.settings.shrinkage)
 
     @torch.no_grad()
     def sample(self, label: int, count: int, generator: torch.Generator, absent: Sequence[str] = ()) -> Tensor:

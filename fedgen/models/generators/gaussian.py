@@ -44,7 +44,7 @@ class GaussianGenerator(Generator):
     def fit(self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0) -> list[dict[str, float]]:
         """Fit means and covariances anew; the loss is the mean squared distance to the class mean."""
         statistics = ClassStatistics.measure(latents, labels)
-        self.density = ClassGaussians.from_statistics(statistics, self.settings.shrinkage, self.settings.scaled)
+        self.density = ClassGaussians.from_statistics(statistics, self.settings.shrinkage)
         return [_loss(statistics)]
 
     def fit_shared(self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule) -> list[dict[str, float]]:
@@ -69,7 +69,7 @@ class GaussianGenerator(Generator):
         """Take the densities from the shared statistics; nothing of them is the node's own."""
         if not len(self.statistics.classes):
             raise DataError("the generator has no shared statistics to settle on")
-        self.density = ClassGaussians.from_statistics(self.statistics, self.settings.shrinkage, self.settings.scaled)
+        self.density = ClassGaussians.from_statistics(self.statistics, self.settings.shrinkage)
 
     def sample(self, label: int, count: int, generator: torch.Generator, absent: Sequence[str] = ()) -> Tensor:
         """Draw ``count`` latents ``(count, k)`` of class ``label``."""

@@ -60,8 +60,6 @@ class GeneratorSettings:
         Width of a condition as conditioned kinds see it.
     shrinkage : float
         Share of the tied covariance in each class's, from 0 (own) to 1 (tied).
-    scaled : bool
-        Whether the tied covariance is first made as large as the class's own: see `ClassGaussians`.
     conditions : list[str]
         Embeddings of the target that conditioned kinds see, such as ``clip``; all of the target's if empty.
     training_length, output_length : int, optional
@@ -75,7 +73,6 @@ class GeneratorSettings:
     latents: int = 64
     embedding: int = 64
     shrinkage: float = 0.3
-    scaled: bool = False
     conditions: list[str] = field(default_factory=list)
     training_length: int | None = None
     output_length: int | None = None

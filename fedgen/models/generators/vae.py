@@ -113,7 +113,7 @@ class VAEGenerator(NeuralGenerator):
         values = self.standardised(latents)
         codes, _ = self.model.to(latents.device).encode(values, self._condition(labels, latents.device))
         self.model.cpu()
-        density = ClassGaussians.fit(codes, labels, self.settings.shrinkage, self.settings.scaled)
+        density = ClassGaussians.fit(codes, labels, self.settings.shrinkage)
         chosen, stream = density.classes, seeded(0, "fill")
         made = torch.cat([self._decode(density, label, FILL, stream) for label in chosen.tolist()])
         lacking = variance_within(values.cpu(), labels.cpu()) - variance_within(made, chosen.repeat_interleave(FILL))
