@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 
 from fedgen.config import choices, load_config
+from fedgen.sweeps import launching
 
 PACKAGES = ("fedgen", "flwr", "torch", "numpy", "hydra-core", "omegaconf", "safetensors", "scikit-learn")
 EXTRAS = {
@@ -41,7 +42,7 @@ def versions() -> Table:
 
 
 def groups() -> Table:
-    """Return every configuration group with its choices, the default marked."""
+    """Return every configuration group with its choices, the default marked; of sweeps, those that are installed."""
     config = load_config([])
     table = Table(title="configuration groups: fedgen run GROUP=CHOICE")
     table.add_column("group")
@@ -51,6 +52,9 @@ def groups() -> Table:
         default = chosen if isinstance(chosen, str) else getattr(chosen, "name", getattr(chosen, "kind", None))
         told = [f"{name}*" if name == default or (group == "adapter" and len(names) == 1) else name for name in names]
         table.add_row(group, ", ".join(told))
+    table.add_section()
+    for group, names in launching().items():
+        table.add_row(group, ", ".join(f"{name}*" if name == "basic" else name for name in names))
     return table
 
 

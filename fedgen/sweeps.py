@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from hydra import initialize_config_dir
 from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fedgen.config import from_dictconfig
+from fedgen.config import config_dir, from_dictconfig
 from fedgen.errors import FedgenError
 from fedgen.task import available_cores
 
@@ -86,6 +88,13 @@ def objective(values: DictConfig, hydra: HydraConf, failed: Failures) -> float:
         logger.error("%s failed: %s", folder, error)
         failed.add(folder, error)
         return 0.0 if searches(hydra) else math.nan
+
+
+def launching() -> dict[str, list[str]]:
+    """Return the sweepers and launchers that are installed, by the group that chooses one."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        files = GlobalHydra.instance().config_loader()
+        return {group: sorted(files.get_group_options(group)) for group in ("hydra/launcher", "hydra/sweeper")}
 
 
 def cores_of_a_job(hydra: HydraConf) -> int | None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,9 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert fedgen.__version__ in shown
     assert "gaussian*" in shown
     assert "by_class*, dirichlet" in shown
+    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in shown.splitlines() if "│" in line}
+    for group, choice, package in (
+        ("hydra/launcher", "joblib", "hydra_plugins.hydra_joblib_launcher"),
+        ("hydra/sweeper", "optuna", "hydra_plugins.hydra_optuna_sweeper"),
+    ):
+        assert rows[group] == (f"basic*, {choice}" if find_spec("hydra_plugins") and find_spec(package) else "basic*")

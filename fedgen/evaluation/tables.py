@@ -85,7 +85,7 @@ def quality_table(evaluation: Mapping[str, Any]) -> Table:
     """
     table = Table(title=f"{evaluation['samples']} synthetic samples")
     for name in ("measure", "synthetic", "compare with", "what that is"):
-        table.add_column(name, justify="right" if name in ("synthetic", "compare with") else "left")
+        table.add_column(name, justify="right" if name in ("synthetic", "compare with") else "left", overflow="fold")
     for rows in (_utility_rows(evaluation), _fidelity_rows(evaluation), _privacy_rows(evaluation)):
         for name, value, reference, meaning in rows:
             table.add_row(name, _number(value), _number(reference), meaning)
