@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from tokenizers.pre_tokenizers import ByteLevel
 
 WIDTH = 12  # of every model here, so that nothing can rely on the usual widths
@@ -93,3 +96,17 @@ def t5_tokenizer(folder: Path) -> int:
     tokenizer = transformers().T5TokenizerFast(vocab=[*special, *pieces], extra_ids=0)
     tokenizer.save_pretrained(folder)
     return len(tokenizer)
+
+
+def offline(*arguments: object, **options: object) -> str:
+    """In place of what fetches from Hugging Face."""
+    raise ConnectionError("no network\nmore words")
+
+
+def downloaded(source: Path, message: str, folder: Path) -> Path:
+    """Copy to ``folder`` what the ``hf download`` of an error takes of ``source``, by Hugging Face's own rules."""
+    files = [str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()]
+    for name in filter_repo_objects(files, allow_patterns=re.findall(r"--include '([^']+)'", message)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / name, folder / name)
+    return folder

@@ -66,7 +66,7 @@ def find(
     fetched : Sequence[str]
         Patterns of what is fetched.
     advised : Sequence[str], optional
-        Patterns that an error says to fetch, where more than ``needed`` will be needed in the end.
+        Patterns that an error says to fetch, where more than ``fetched`` will be needed in the end.
 
     Raises
     ------
@@ -81,9 +81,9 @@ def find(
         require(revision is None, f"{own}={revision}: {key}={model} is a folder, which has no revisions; leave it out")
         return _complete(folder, model, key, needed)
     if model.startswith(("/", ".", "~")) or model.count("/") != 1:
-        remedy = _remedy(key, advised or needed)
+        remedy = _remedy(key, advised or fetched)
         raise DataError(f"{key}={model} is neither a folder here nor a name ORGANISATION/NAME: {remedy}")
-    return _from_hub(model, revision, key, needed, list(fetched), advised or needed)
+    return _from_hub(model, revision, key, needed, list(fetched), advised or fetched)
 
 
 def _from_hub(
@@ -109,7 +109,8 @@ def _from_hub(
 
 
 def _complete(folder: Path, model: str, key: str, needed: Sequence[str]) -> Path:
-    missing = [pattern for pattern in needed if not any(folder.glob(pattern))] + _missing_parts(folder, needed)
+    missing = [pattern for pattern in needed if not any(folder.glob(pattern))]
+    missing += [name for pattern in needed for name in _missing_weights(folder, pattern)]
     if missing:
         pickles = sorted(file.name for part in ("*.bin", "*/*.bin") for file in folder.glob(part))
         note = (
@@ -122,15 +123,28 @@ def _complete(folder: Path, model: str, key: str, needed: Sequence[str]) -> Path
     return folder
 
 
-def _missing_parts(folder: Path, needed: Sequence[str]) -> list[str]:
-    """Return the files of weights that an index names and that are not there, as after an interrupted copy."""
-    places = {(folder / pattern).parent for pattern in needed}
-    missing: list[str] = []
-    for index in sorted(place / name for place in places for name in (INDEX, f"diffusion_pytorch_{INDEX}")):
-        if index.is_file():
-            parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            missing += sorted(str(index.parent.relative_to(folder) / part) for part in parts)
-    return [part for part in missing if not (folder / part).is_file()]
+def _missing_weights(folder: Path, pattern: str) -> list[str]:
+    """Return what is not there of weights of which ``pattern`` finds some, as after an interrupted copy."""
+    if not pattern.endswith("*.safetensors") or not any(folder.glob(pattern)):
+        return []
+    whole = folder / pattern.replace("*", "")
+    index = whole.with_name(f"{whole.name}.index.json")
+    if index.is_file():
+        wanted = _parts(index)
+    elif any(folder.glob(pattern.replace("*", "-*-of-*"))) and not whole.is_file():
+        wanted = [index]
+    else:
+        wanted = [whole]  # a variant, such as model.fp16.safetensors, is not it
+    return [str(file.relative_to(folder)) for file in wanted if not file.is_file()]
+
+
+def _parts(index: Path) -> list[Path]:
+    """Return the files of weights that an index names, in order; `DataError` if it is no index."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(index.with_name(name) for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{index} is no index of weights ({first_line(error)}): fetch it again") from error
 
 
 def _remedy(key: str, needed: Sequence[str], model: str = "ORGANISATION/NAME") -> str:

@@ -20,7 +20,7 @@ PROMPT = "a photo of {}"
 def located(model: str) -> Path:
     """Return the folder of a CLIP model, which is fetched if need be; `DataError` if it cannot be."""
     needed = ["config.json", "model*.safetensors", "*processor_config.json", "tokenizer_config.json"]
-    return find(model, None, KEY, needed, [*TOKENIZER, *WEIGHTS], [*TOKENIZER, "model*.safetensors"])
+    return find(model, None, KEY, needed, [*TOKENIZER, *WEIGHTS])
 
 
 class ImageCheck:

@@ -26,6 +26,7 @@ from fedgen.errors import DataError, require
 KEY = "--pipeline"
 MEBIBYTE = 1 << 20
 TEXT = ["text_encoder/config.json", "text_encoder/model*.safetensors", "tokenizer/*.json"]
+TEXT_FETCHED = [*(f"text_encoder/{name}" for name in ("config.json", *WEIGHTS)), *(f"tokenizer/{n}" for n in TOKENIZER)]
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,8 @@ class PipelineFiles:
     @cached_property
     def folder(self) -> Path:
         """The folder with all that is loaded, which is fetched if need be."""
-        exact = [f"{part}/{name}" for part in (self.kind.part, "vae") for name in DIFFUSION_WEIGHTS]
-        return find(
-            self.model, self.revision, KEY, [*self._configs, *self._weights], [*self._configs, *exact], self._advised
-        )
+        needed, fetched = [*self._configs, *self._weights], [*self._configs, *self._fetched]
+        return find(self.model, self.revision, KEY, needed, fetched, self._advised)
 
     @property
     def _configs(self) -> list[str]:
@@ -121,10 +120,13 @@ class PipelineFiles:
         return [f"{part}/diffusion_pytorch_model*.safetensors" for part in (self.kind.part, "vae")]
 
     @property
+    def _fetched(self) -> list[str]:
+        return [f"{part}/{name}" for part in (self.kind.part, "vae") for name in DIFFUSION_WEIGHTS]
+
+    @property
     def _advised(self) -> list[str]:
         """What to fetch on another machine, for any setting."""
-        texts = [*TEXT, "tokenizer/*.txt"] if self.target == "sd" else []
-        return [*self._configs, *self._weights, *texts]
+        return [*self._configs, *self._fetched, *(TEXT_FETCHED if self.target == "sd" else [])]
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -215,12 +217,8 @@ class PipelineFiles:
         DataError
             There is no text encoder, and none can be fetched.
         """
-        fetched = [
-            *(f"text_encoder/{name}" for name in ("config.json", *WEIGHTS)),
-            *(f"tokenizer/{n}" for n in TOKENIZER),
-        ]
         try:
-            folder = find(self.model, self.revision, KEY, TEXT, fetched, self._advised)
+            folder = find(self.model, self.revision, KEY, TEXT, TEXT_FETCHED, self._advised)
         except DataError as error:
             raise DataError(
                 f"--guidance above 1 needs the pipeline's own text encoder, for the empty prompt ({error}); or set "

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import CLIP_LENGTH, WIDTH, tiny_pipeline, transformers
+from tiny_models import CLIP_LENGTH, WIDTH, downloaded, offline, tiny_pipeline, transformers
 
 from fedgen.data import clip_t5
 from fedgen.data.clip_t5 import PARTS, Prompts
@@ -238,9 +238,27 @@ def test_missing_files_are_named(settings: Settings, pipelines: dict[str, Path],
     next((folder / "text_encoder_2").glob("model-00002-of-*")).unlink()
     with pytest.raises(DataError, match=r"has no text_encoder_2/model-00002-of-"):
         prepare_targets(CLASSES, settings(model=str(folder)))
+    index = folder / "text_encoder_2" / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "../model.safetensors"}}')
+    with pytest.raises(DataError, match=r"index\.json is no index of weights"):
+        prepare_targets(CLASSES, settings(model=str(folder)))
+    index.unlink()
+    with pytest.raises(DataError, match=r"has no text_encoder_2/model\.safetensors\.index\.json\. Weights"):
+        prepare_targets(CLASSES, settings(model=str(folder)))
     shutil.rmtree(folder / "text_encoder_2")
     with pytest.raises(DataError, match=r"target\.model=.* has no text_encoder_2/config\.json, text_encoder_2/model"):
         prepare_targets(CLASSES, settings(model=str(folder)))
+
+
+def test_what_an_error_says_to_fetch_is_all_that_is_needed(
+    settings: Settings, pipelines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CLIP's merges, and the index of T5's weights in parts, among it."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(DataError, match=r"hf download organisation/flux .* set target\.model=PATH/flux") as raised:
+        prepare_targets(CLASSES, settings(model="organisation/flux"))
+    folder = downloaded(pipelines["flux"], str(raised.value), tmp_path / "flux")
+    assert prepare_targets(CLASSES, settings(model=str(folder))).heads["t5"].shape == (3, T5_TOKENS, 2 * WIDTH)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import WIDTH, tiny_ast, tiny_clap, tiny_pipeline, transformers
+from tiny_models import WIDTH, downloaded, offline, tiny_ast, tiny_clap, tiny_pipeline, transformers
 
 from fedgen.data import ast_encoder
 from fedgen.data.ast_encoder import AstEncoder
@@ -137,10 +137,9 @@ def test_nothing_is_looked_for_before_it_is_needed() -> None:
         encoder.identity()
 
 
-def test_offline_it_is_said_what_to_fetch_and_where_to_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*arguments: object, **options: object) -> str:
-        raise ConnectionError("no network\nmore words")
-
+def test_offline_it_is_said_what_to_fetch_and_where_to_put_it(
+    ast: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(DataError) as raised:
         AstEncoder().identity()
@@ -154,6 +153,10 @@ def test_offline_it_is_said_what_to_fetch_and_where_to_put_it(monkeypatch: pytes
     ):
         assert words in message
     assert "\n" not in message
+    parts = shutil.copytree(ast, tmp_path / "parts", ignore=shutil.ignore_patterns("*.safetensors"))
+    transformers().ASTForAudioClassification.from_pretrained(ast).save_pretrained(parts, max_shard_size="3KB")
+    copied = AstEncoder(str(downloaded(parts, message, tmp_path / "copied")))
+    assert torch.equal(copied(clips()), AstEncoder(str(ast))(clips()))
 
 
 def test_only_what_is_needed_is_fetched_and_only_once(ast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +197,9 @@ def test_pickled_weights_are_refused_and_not_opened(ast: Path, tmp_path: Path) -
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     with pytest.raises(DataError, match=r"no model\*\.safetensors.*pytorch_model\.bin is not read.*save_pretrained"):
+        AstEncoder(str(folder))(clips())
+    (folder / "model.fp16.safetensors").touch()  # a variant is not what is loaded
+    with pytest.raises(DataError, match=r"no model\.safetensors\. pytorch_model\.bin is not read"):
         AstEncoder(str(folder))(clips())
     assert not (tmp_path / "sprung").exists()
 

@@ -15,14 +15,16 @@ import pytest
 import torch
 from rendered import SMALL, asked
 from safetensors.torch import load_file, save_file
+from tiny_models import downloaded, offline
 from tiny_pipelines import diffusers, tiny_flux
 
 from fedgen.config import to_yaml
 from fedgen.errors import ConfigError, DataError
 from fedgen.render import pictures
+from fedgen.render.painter import Manner, Painter
 from fedgen.render.picture import folder_name
 from fedgen.render.pictures import render
-from fedgen.render.pipelines import PipelineFiles
+from fedgen.render.pipelines import KINDS, PipelineFiles
 from fedgen.render.settings import RenderSettings
 from fedgen.run_folder import RunFolder
 from fedgen.saved_run import SavedRun
@@ -170,22 +172,44 @@ def test_guidance_needs_the_pipeline_s_text_encoder(runs: Path, models: Path, tm
 
 
 def test_offline_it_is_said_what_to_fetch(runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def offline(*arguments: object, **options: object) -> str:
-        raise ConnectionError("no network")
-
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(DataError) as caught:
         render(runs / "flux", asked("flux", pipeline="organisation/other-flux"))
     words = str(caught.value)
     assert "cannot be fetched (no network)" in words
     assert "hf download organisation/other-flux" in words
-    assert "--include 'transformer/diffusion_pytorch_model*.safetensors'" in words
+    assert "--include 'transformer/diffusion_pytorch_model.safetensors'" in words
     assert "set --pipeline=PATH/other-flux" in words
-    with pytest.raises(DataError, match=r"--include 'text_encoder/model\*\.safetensors'.*set --pipeline=PATH/other"):
+    with pytest.raises(DataError, match=r"--include 'text_encoder/model\.safetensors'.*set --pipeline=PATH/other"):
         render(runs / "sd", asked("sd", pipeline="organisation/other"))
     with pytest.raises(DataError, match=r"--check=organisation/clip is not on this machine.*set --check=PATH/clip"):
         render(runs / "flux", asked("flux", check="organisation/clip", out=tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", list(KINDS))
+def test_what_an_error_says_to_fetch_is_all_that_is_needed(
+    target: str, models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of weights in parts their index among it, and of Stable Diffusion the text encoder for its guidance."""
+    kind = KINDS[target]
+    whole = shutil.copytree(models / target, tmp_path / "whole")
+    for part, class_name in ((kind.part, kind.denoiser), ("vae", "AutoencoderKL")):
+        model = getattr(diffusers(), class_name).from_pretrained(models / target / part)
+        shutil.rmtree(whole / part)
+        model.save_pretrained(whole / part, max_shard_size="9KB")
+        assert (whole / part / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(DataError) as caught:
+        PipelineFiles(target, "organisation/other").refuse_unless_it_fits({})
+    folder = downloaded(whole, str(caught.value), tmp_path / "copied")
+    files = PipelineFiles(target, str(folder))
+    Painter(files, Manner(1, 0.0, (16, 16), "float32", torch.device("cpu")))
+    if target == "sd":
+        assert files.empty_prompt("cpu").shape == (24, 12)
+    (folder / kind.part / "diffusion_pytorch_model.safetensors.index.json").unlink()
+    with pytest.raises(DataError, match=rf"has no {kind.part}/diffusion_pytorch_model\.safetensors\.index\.json"):
+        _ = PipelineFiles(target, str(folder)).folder
 
 
 def test_the_right_kind_is_made_sure_of_before_weights_are_fetched(
