@@ -126,15 +126,14 @@ def _resume(config: Config, overrides: Sequence[str]) -> int:
 
 def prepare_command(options: argparse.Namespace, overrides: list[str]) -> None:
     """``fedgen prepare``: encode clips and class prompts, once; with ``data=nodes`` the prompts of ``data.classes``."""
-    from fedgen.data.store import prepare
     from fedgen.data.targets import cache_folder, prepare_targets
-    from fedgen.task import embedding_sources, use_hardware
+    from fedgen.task import prepare_store, use_hardware
 
     _log_to_terminal()
     config = load_config(overrides)
     folder, classes = cache_folder(config.target), config.data.classes
     if not (config.data.on_nodes and folder and classes):
-        store = prepare(*embedding_sources(config), progress=not quiet())
+        store = prepare_store(config, verify=True)
         logger.info("%d clips of %d classes, tokens %s, in %s", len(store), len(store.classes), store.shape, store.path)
         classes = store.classes
     if folder:

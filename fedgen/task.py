@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from fedgen.data.datasets import Dataset, open_dataset
 from fedgen.data.encoders import Encoder, differences, open_encoder
 from fedgen.data.partition import partition
 from fedgen.data.store import Store, identity_of, open_store, prepare, store_folder, without_clips
-from fedgen.data.targets import Targets, open_targets, prepare_targets
+from fedgen.data.targets import Targets, check_targets, open_targets, prepare_targets
 from fedgen.data.tokens import MappedTokens, TensorTokens, TokenSource, held_as
 from fedgen.errors import ConfigError, DataError, require
 from fedgen.memory import MemoryPlan, batch_bytes, plan_memory
@@ -125,18 +126,36 @@ def prepare_task(config: Config) -> Task:
     """
     if config.data.on_nodes:
         return _without_clips(config)
-    dataset, encoder, folder = embedding_sources(config)
-    try:
-        store = open_store(folder, identity_of(dataset, encoder))
-    except DataError:  # not there, not complete, or not ours: preparing makes it or says why it cannot
-        store = prepare(dataset, encoder, folder, progress=not quiet())
-    del dataset, encoder  # a model is freed before text encoders are loaded
-    device = use_hardware(config)
+    store, device = prepare_store(config), use_hardware(config)
     targets = prepare_targets(store.classes, config.target, device)
     root = config.data.root and str(Path(config.data.root).expanduser().absolute())  # so that any folder can go on
     run_dir = config.run_dir and str(Path(config.run_dir).absolute())
-    config = replace(config, data=replace(config.data, root=root, store=str(folder)), run_dir=run_dir)
+    config = replace(config, data=replace(config.data, root=root, store=str(store.path)), run_dir=run_dir)
     return Task(config, store, targets, device)
+
+
+def prepare_store(config: Config, verify: bool = False) -> Store:
+    """Encode the clips of ``config`` that this machine misses, and return their store; the encoder is freed.
+
+    What the targets need is looked for first: hours of encoding do not end with a model that is not there.
+
+    Parameters
+    ----------
+    config : Config
+    verify : bool
+        Whether every byte of a store that is there is read, and what is damaged is encoded again.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As `prepare_task`.
+    """
+    dataset, encoder, folder = embedding_sources(config)
+    if not verify:
+        with suppress(DataError):  # not there, not complete, or not ours: preparing makes it or says why it cannot
+            return open_store(folder, identity_of(dataset, encoder))
+    check_targets(dataset.classes, config.target)
+    return prepare(dataset, encoder, folder, progress=not quiet())
 
 
 def _without_clips(config: Config) -> Task:

@@ -90,6 +90,17 @@ class Prompts:
             fetched += [f"{part.tokenizer}/{name}" for name in TOKENIZER]
         return find(self.model, self.revision, KEY, needed, fetched)
 
+    def check(self, prompts: list[str]) -> None:
+        """Look for all files, which are fetched if need be, and see that prompts fit; no weights are loaded.
+
+        Raises
+        ------
+        DataError
+            Files are missing, or a prompt is longer than its encoder takes.
+        """
+        for part in PARTS[self.target]:
+            self._tokenizer(part, prompts)
+
     def digests(self) -> dict[str, str]:
         """Return a digest of the files of each text encoder and its tokenizer, by head."""
         return {part.head: digest(self._files(part)) for part in PARTS[self.target]}
@@ -119,14 +130,7 @@ class Prompts:
 
     @torch.no_grad()
     def _encoded(self, part: Part, prompts: list[str], done: Done) -> Iterator[tuple[str, Tensor]]:
-        tokenizer = load_part(part.tokenizer_class, self.folder / part.tokenizer, KEY)
-        config = load_part("CLIPTextConfig" if part.head == "clip" else "T5Config", self.folder / part.folder, KEY)
-        length = self._length(part, tokenizer, config)
-        for prompt in prompts:
-            count = len(tokenizer(prompt).input_ids)
-            if count > length:
-                key = "target.t5_tokens" if part.head == "t5" else "the text encoder's length"
-                raise DataError(f"the prompt {prompt!r} has {count} {part.head} tokens, {key} is {length}")
+        tokenizer, config, length = self._tokenizer(part, prompts)
         model = load_model(part.model_class, self.folder / part.folder, PRECISIONS[self.precision], self.device, KEY)
         masked = bool(getattr(config, "use_attention_mask", False))
 
@@ -140,6 +144,18 @@ class Prompts:
             batch = prompts[start : start + PROMPTS_AT_ONCE]
             yield from zip(batch, torch.cat(in_batches(batch, len(batch), compute)), strict=True)
             done(part.head, len(batch))
+
+    def _tokenizer(self, part: Part, prompts: list[str]) -> tuple[Any, Any, int]:
+        """Return the tokenizer, the encoder's configuration, and the length in tokens, which no prompt exceeds."""
+        tokenizer = load_part(part.tokenizer_class, self.folder / part.tokenizer, KEY)
+        config = load_part("CLIPTextConfig" if part.head == "clip" else "T5Config", self.folder / part.folder, KEY)
+        length = self._length(part, tokenizer, config)
+        for prompt in prompts:
+            count = len(tokenizer(prompt).input_ids)
+            if count > length:
+                key = "target.t5_tokens" if part.head == "t5" else "the text encoder's length"
+                raise DataError(f"the prompt {prompt!r} has {count} {part.head} tokens, {key} is {length}")
+        return tokenizer, config, length
 
     def _length(self, part: Part, tokenizer: Any, config: Any) -> int:
         if part.head == "t5":

@@ -67,6 +67,14 @@ class TargetCache:
         heads = found[0][1]
         return {head: torch.stack([tensors[head] for _, tensors in found]) for head in heads}
 
+    def check(self, prompts: list[str], encoders: Prompts) -> None:
+        """Raise what `fill` would before it encodes: soon, and not after all that comes before."""
+        makers, missing = self._found(prompts)
+        if missing:
+            encoders.check(missing)
+        if missing and makers:
+            self._maker(makers, encoders)
+
     def fill(self, prompts: list[str], encoders: Prompts, progress: bool = True) -> None:
         """Encode those of ``prompts`` that are missing or damaged; interrupted, it goes on where it was.
 
@@ -77,23 +85,33 @@ class TargetCache:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder):
-            makers, todo = [], []
-            for prompt in prompts:
-                try:
-                    makers.append(self._load(prompt)[0])
-                except DataError as error:
-                    if self._file(prompt).exists():
-                        log.warning("%s: it is written again", error)
-                    todo.append(prompt)
+            makers, todo = self._found(prompts)
             if not todo:  # another process has made them meanwhile
                 return
-            maker = {**self.facts, "digests": encoders.digests()}
-            if any(other != maker for other in makers):
-                raise DataError(
-                    f"{self.folder} holds targets of other text encoders than {encoders.folder}: delete it, or give "
-                    "the model's folder another name and set target.model"
-                )
-            self._encode(todo, encoders, maker, progress and sys.stderr.isatty())
+            for prompt in todo:
+                if self._file(prompt).exists():
+                    log.warning("%s is damaged, or of other targets: it is written again", self._file(prompt))
+            self._encode(todo, encoders, self._maker(makers, encoders), progress and sys.stderr.isatty())
+
+    def _found(self, prompts: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return what made those that are there, and the prompts that are missing or damaged."""
+        makers, missing = [], []
+        for prompt in prompts:
+            try:
+                makers.append(self._load(prompt)[0])
+            except DataError:
+                missing.append(prompt)
+        return makers, missing
+
+    def _maker(self, makers: list[dict[str, Any]], encoders: Prompts) -> dict[str, Any]:
+        """Return what will have made the rest; `DataError` unless it is what made those that are there."""
+        maker = {**self.facts, "digests": encoders.digests()}
+        if any(other != maker for other in makers):
+            raise DataError(
+                f"{self.folder} holds targets of other text encoders than {encoders.folder}: delete it, or give "
+                "the model's folder another name and set target.model"
+            )
+        return maker
 
     def _encode(self, prompts: list[str], encoders: Prompts, maker: dict[str, Any], bar: bool) -> None:
         log.info("encoding %d prompts into %s", len(prompts), self.folder)

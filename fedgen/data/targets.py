@@ -86,6 +86,10 @@ class TargetSettings:
         names = ("source", "target", "model", "revision", "t5_tokens", "precision")
         return TargetCache(dict(zip(names, facts, strict=True)))
 
+    def text_encoders(self, device: torch.device | str = "cpu") -> Prompts:
+        """Return what makes the targets of ``clip_t5``; no files are looked for yet."""
+        return Prompts(self.name, self.t5_tokens, self.pipeline, self.revision, self.precision, device)
+
     def prompts(self, classes: list[str]) -> list[str]:
         """Return what the text encoders are given for each class, with spaces for underscores."""
         return [self.template.replace("{}", name.replace("_", " ")) for name in classes]
@@ -135,6 +139,21 @@ def open_targets(classes: list[str], settings: TargetSettings) -> Targets:
     return Targets(list(classes), settings.cache.read(settings.prompts(classes)))
 
 
+def check_targets(classes: list[str], settings: TargetSettings) -> None:
+    """See that `prepare_targets` can encode what is missing: soon, where clips are encoded first, which takes hours.
+
+    Files of text encoders are fetched if need be.
+
+    Raises
+    ------
+    DataError
+        As `prepare_targets`.
+    """
+    _check_words(classes)
+    if settings.source != "words":
+        settings.cache.check(settings.prompts(classes), settings.text_encoders())
+
+
 def prepare_targets(
     classes: list[str], settings: TargetSettings, device: torch.device | str = "cpu", progress: bool = True
 ) -> Targets:
@@ -158,8 +177,7 @@ def prepare_targets(
     try:
         return open_targets(classes, settings)
     except DataError:  # not there, or damaged: filling the cache makes it or says why it cannot
-        chosen = settings.pipeline, settings.revision, settings.precision, device
-        settings.cache.fill(settings.prompts(classes), Prompts(settings.name, settings.t5_tokens, *chosen), progress)
+        settings.cache.fill(settings.prompts(classes), settings.text_encoders(device), progress)
         return open_targets(classes, settings)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from federations import Federate
@@ -14,6 +16,8 @@ from tiny_models import WIDTH, tiny_ast, tiny_pipeline
 from fedgen.cli import main
 from fedgen.config import load_config
 from fedgen.data import clip_t5, frozen
+from fedgen.data.pretrained import load_model
+from fedgen.data.targets import prepare_targets
 from fedgen.errors import DataError
 from fedgen.task import open_task, prepare_task
 
@@ -35,15 +39,35 @@ def overrides(tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.Mon
     return [*(text for text in tiny_overrides if not text.startswith("encoder.")), *models]
 
 
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, weakref.ref]]:
+    """The models that were loaded, in order; none may be there when the next one comes."""
+    found: list[tuple[str, weakref.ref]] = []
+
+    def watched(class_name: str, *arguments: Any) -> Any:
+        still = [name for name, model in found if model() is not None]
+        assert not still, f"{class_name} is loaded beside {still}"
+        model = load_model(class_name, *arguments)
+        found.append((class_name, weakref.ref(model)))
+        return model
+
+    monkeypatch.setattr(frozen, "load_model", watched)
+    monkeypatch.setattr(clip_t5, "load_model", watched)
+    return found
+
+
 def test_prepare_does_it_all_and_a_federation_learns_from_it(
     overrides: list[str],
     tmp_path: Path,
     federate: Federate,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    loaded: list[tuple[str, weakref.ref]],
 ) -> None:
     caplog.set_level("INFO")
     assert main(["prepare", *overrides]) == 0
+    assert [name for name, _ in loaded] == ["ASTModel", "CLIPTextModel", "T5EncoderModel"]
+    assert not any(model() for _, model in loaded)
     assert f"36 clips of 6 classes, tokens (17, {WIDTH})" in caplog.text
     assert f"targets of 6 classes, clip ({WIDTH},), t5 (30, {2 * WIDTH})" in caplog.text
 
@@ -66,9 +90,36 @@ def test_prepare_does_it_all_and_a_federation_learns_from_it(
     assert node.targets.fingerprint() == task.targets.fingerprint()
 
 
-def test_the_class_token_alone_is_a_sequence_too(overrides: list[str], tmp_path: Path, federate: Federate) -> None:
+def test_the_class_token_alone_is_a_sequence_too(
+    overrides: list[str], tmp_path: Path, federate: Federate, loaded: list[tuple[str, weakref.ref]]
+) -> None:
+    """Prepared by the run itself, which frees each model as well."""
     results = federate(load_config([*overrides, "encoder.tokens=cls", "mode=one_shot"]), tmp_path / "run")
     assert set(results["heads"]) == {"clip", "t5"}
+    assert [name for name, _ in loaded] == ["ASTModel", "CLIPTextModel", "T5EncoderModel"]
+    assert not any(model() for _, model in loaded)
+
+
+def test_what_targets_need_is_looked_for_before_clips_are_encoded(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else hours of encoding would end with what could have been said at once."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(frozen, "load_model", refuse)
+    assert main(["prepare", *overrides, "target.t5_tokens=9"]) == 1
+    assert "target.t5_tokens is 9" in capsys.readouterr().err
+    prepare_targets(["dog"], load_config(overrides).target)
+    assert main(["prepare", *overrides, f"target.model={tiny_pipeline(tmp_path / 'other' / 'flux', 'flux', 1)}"]) == 1
+    assert "holds targets of other text encoders" in capsys.readouterr().err
+    (tmp_path / "models" / "flux" / "tokenizer" / "merges.txt").unlink()
+    assert main(["prepare", *overrides]) == 1
+    assert "target.model: CLIPTokenizer cannot be loaded" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "models" / "flux" / "text_encoder_2")
+    with pytest.raises(DataError, match=r"has no text_encoder_2/config\.json"):
+        prepare_task(load_config(overrides))
 
 
 def test_prompts_of_classes_that_only_nodes_have(
