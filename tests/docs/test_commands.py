@@ -36,7 +36,8 @@ def found() -> list[tuple[str, str]]:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         blocks = re.findall(r"^```(?:console|sh)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
         lines = [line for block in blocks for line in block.splitlines()]
-        inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+        rest = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        inline = re.findall(r"`([^`\n]+)`", re.sub(r"^\| \*.*? \|", "", rest, flags=re.MULTILINE))  # no quoted messages
         pairs += [(page.name, m[1]) for line in lines if (m := re.match(rf"(?:[$#] )?((?:{TOOLS}) .*)", line))]
         pairs += [(page.name, code) for code in inline if re.match(rf"(?:{TOOLS}) ", code) and not NAME.fullmatch(code)]
     return list(dict.fromkeys(pairs))

@@ -31,6 +31,7 @@ CHECKPOINTS = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
 ELSEWHERE = {
     "tensorboard/",  # tests/tracking
     "wandb/",
+    "wandb.json",
     "optimization_results.yaml",  # tests/test_sweeps.py
     "momentum_vector.{n}",  # tests/test_resume.py: these strategies remember something
     "m_t.…",
@@ -104,12 +105,10 @@ def header_of(file: Path) -> dict[str, str]:
 
 
 def failing(request: Message, reply: Message, number: int) -> Message | None:
-    """In the second round one node dies, and one sends what it must not."""
-    if request.metadata.message_type != "train" or request.content["config"]["round"] != 2:
-        return None
-    if number == 1:
-        return Message(Error(code=0, reason="gone"), reply_to=request)
-    if number == 2:
+    """One node cannot start, and in the second round one sends what it must not."""
+    if request.metadata.message_type == "query.describe" and number == 2:
+        return Message(Error(code=0, reason="it has no store"), reply_to=request)
+    if request.metadata.message_type == "train" and request.content["config"]["round"] == 2 and number == 1:
         next(iter(reply.content.array_records.values())).popitem()
     return reply
 
@@ -170,9 +169,11 @@ def test_metrics(runs: Path, run: Path) -> None:
         for folder in (run, runs / "private", runs / "shared")
         for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
-    for first, own in (("key of a node's line", True), ("key of the server's line", False)):
-        written = {key for line in lines if ("node" in line) == own for key in flat(line)}
-        hold(patterns(PAGE, "metrics.jsonl", first), written)
+    refused = [line for line in lines if "server/refused_nodes" in line]
+    own = [line for line in lines if "node" in line]
+    server = [line for line in lines if line not in refused and line not in own]
+    for kind, alike in (("a line about such nodes", refused), ("a node's line", own), ("the server's line", server)):
+        hold(patterns(PAGE, "metrics.jsonl", f"key of {kind}"), {key for line in alike for key in flat(line)})
 
 
 def test_adapters(run: Path) -> None:
