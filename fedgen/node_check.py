@@ -195,7 +195,7 @@ def embeddings(facts: Mapping[str, Any], config: Config | None) -> str:
     require(path.is_absolute(), f"store={path} must be an absolute path: Flower works in another folder")
     store = open_store(path)
     store.verify()
-    made_by = store.identity["encoder"]
+    made_by = store.encoder
     if config is not None and (wanted := differences(config.encoder, made_by)):
         raise DataError(f"{path} was made by encoder {made_by}, the run's has {wanted}: make it with `fedgen prepare`")
     names = own_settings({"classes": facts["classes"]}).classes if isinstance(facts.get("classes"), str) else None

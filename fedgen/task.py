@@ -206,9 +206,8 @@ def open_task(config: Config, own_store: str | None = None) -> Task:
 def _opened(config: Config, folder: Path) -> Store:
     """Return the store in ``folder``, which must be of the run's encoder."""
     store = open_store(folder)
-    made_by = store.identity["encoder"]
-    if wanted := differences(config.encoder, made_by):
-        raise DataError(f"{store.path} was made by encoder {made_by}, the run's encoder is {wanted}")
+    if wanted := differences(config.encoder, store.encoder):
+        raise DataError(f"{store.path} was made by encoder {store.encoder}, the run's encoder is {wanted}")
     return store
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedgen.data.ast_encoder import AstEncoder
 from fedgen.data.clap_encoder import ClapEncoder
 from fedgen.data.frozen import TOKENS, FrozenEncoder
+from fedgen.data.identity import differing
 from fedgen.data.patches import PATCH, PatchEncoder
 from fedgen.errors import choose, require
 
@@ -113,8 +114,9 @@ def open_encoder(settings: EncoderSettings, device: torch.device | str = "cpu") 
 def differences(settings: EncoderSettings, identity: dict[str, Any]) -> dict[str, Any]:
     """Return what ``settings`` ask for and an encoder of ``identity`` is not; empty if it suits them.
 
-    What only a model's files tell, their digest, is not compared: who reads a store does not need them.
+    What only a model's files tell, their digest, is not compared: who reads a store does not need them. Nor is a
+    revision that the store does not say.
     """
     encoder = open_encoder(settings)
     asked = encoder.asked() if isinstance(encoder, FrozenEncoder) else encoder.identity()
-    return {key: value for key, value in asked.items() if identity.get(key) != value}
+    return {key: asked[key] for key in differing(asked, identity, asked)}

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fedgen.data.batching import in_batches
-from fedgen.data.pretrained import WEIGHTS, digest, find, load_model, load_part, name_of, weights
+from fedgen.data.identity import REVISION, USUAL_REVISION
+from fedgen.data.pretrained import WEIGHTS, at_hub, digest, find, load_model, load_part, name_of, weights
 from fedgen.errors import DataError
 
 TOKENS = ("all", "cls")
@@ -94,11 +95,13 @@ class FrozenEncoder(ABC):
         return int(self.extractor.sampling_rate)
 
     def asked(self) -> dict[str, str | int]:
-        """Return what of the identity the settings alone say."""
-        return {"name": self.name, "model": name_of(self.model), "tokens": self.tokens}
+        """Return what of the identity the settings alone say; a model in a folder has no revision."""
+        revision = self.revision or (USUAL_REVISION if at_hub(self.model) else None)
+        said = {REVISION: revision} if revision else {}
+        return {"name": self.name, "model": name_of(self.model), "tokens": self.tokens, **said}
 
     def identity(self) -> dict[str, str | int]:
-        """Return the model's name, a digest of its files, what computes the features, and which tokens are kept."""
+        """Return the model's name, revision and digest, what computes the features, and which tokens are kept."""
         files = [*(self.folder / name for name in SETTINGS), *weights(self.folder)]
         return {**self.asked(), "digest": digest(files), "features": self.backend()}
 

@@ -80,10 +80,16 @@ def find(
         own = "--revision" if key.startswith("--") else f"{key.rpartition('.')[0]}.revision"
         require(revision is None, f"{own}={revision}: {key}={model} is a folder, which has no revisions; leave it out")
         return _complete(folder, model, key, needed)
-    if model.startswith(("/", ".", "~")) or model.count("/") != 1:
+    if not at_hub(model):
         remedy = _remedy(key, advised or fetched)
         raise DataError(f"{key}={model} is neither a folder here nor a name ORGANISATION/NAME: {remedy}")
     return _from_hub(model, revision, key, needed, list(fetched), advised or fetched)
+
+
+def at_hub(model: str) -> bool:
+    """Return whether ``model`` is a name at Hugging Face, and no folder here."""
+    named = not model.startswith(("/", ".", "~")) and model.count("/") == 1
+    return named and not Path(model).expanduser().is_dir()
 
 
 def _from_hub(

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedgen.data.identity import differing
 from fedgen.errors import DataError
 from fedgen.files import write_atomically
 
@@ -69,8 +70,7 @@ def check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]
     """Raise `DataError`, naming each difference, unless the store was made by the expected data and encoder."""
     for part in ("encoder", "data"):
         there, here = found.get(part, {}), expected.get(part, {})
-        keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-        if keys:
+        if keys := differing(there, here, {**there, **here}):
             differ = ", ".join(f"{part}.{key} is {there.get(key)!r}, not {here.get(key)!r}" for key in keys)
             raise DataError(
                 f"the store {folder} was made by other data or another encoder: {differ}. "

@@ -24,6 +24,7 @@ from torch import Tensor
 from fedgen.data.audio import resample
 from fedgen.data.datasets import Clip, Dataset, DataSettings
 from fedgen.data.encoders import Encoder
+from fedgen.data.identity import REVISION, USUAL_REVISION, content
 from fedgen.data.shards import (
     FORMAT,
     PREPARE,
@@ -60,12 +61,15 @@ class Store:
     shape : tuple[int, int]
         ``(S, D)`` of a clip's tokens.
     identity : dict
-        What made the store: ``{"data": ..., "encoder": ...}``.
+        What the tokens are of: ``{"data": ..., "encoder": ...}``, without the revision of the encoder's model.
+    encoder : dict
+        The encoder's identity, with the revision where the store says one.
     """
 
     def __init__(self, path: Path, index: dict[str, Any]) -> None:
         self.path, self._index = path, index
-        self.identity: dict[str, Any] = index["identity"]
+        self.encoder: dict[str, Any] = index["identity"]["encoder"]
+        self.identity: dict[str, Any] = {**index["identity"], "encoder": content(self.encoder)}
         self.classes: list[str] = index["classes"]
         self.groups: dict[str, list[str]] = index["groups"]
         self.names = [clip["name"] for clip in index["clips"]]
@@ -161,7 +165,10 @@ def store_folder(settings: DataSettings, dataset: Dataset, encoder: Encoder) -> 
     """Return ``data.store`` if given, else ``$FEDGEN_HOME/stores/<data>-<encoder>-<hash>`` (``~/.cache/fedgen``)."""
     if settings.store:
         return Path(settings.store).expanduser()
-    text = json.dumps([FORMAT, identity_of(dataset, encoder)], sort_keys=True)
+    identity = identity_of(dataset, encoder)
+    if identity["encoder"].get(REVISION) == USUAL_REVISION:
+        identity["encoder"] = content(identity["encoder"])
+    text = json.dumps([FORMAT, identity], sort_keys=True)
     return home() / "stores" / f"{dataset.name}-{encoder.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

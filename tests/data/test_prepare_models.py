@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,22 @@ def test_prompts_of_classes_that_only_nodes_have(
     assert "data=nodes names no audio" in capsys.readouterr().err
 
 
-def test_a_store_of_another_model_is_refused(overrides: list[str], tmp_path: Path) -> None:
-    config = prepare_task(load_config(overrides)).config
+def test_a_store_of_another_model_or_revision_is_refused(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models" / "ast"
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(folder))
+    fetched = load_config([*overrides, "encoder.model=tiny/ast"])
+    task = prepare_task(fetched)
+    config = task.config
+    assert task.store.encoder["revision"] == "main"
+    assert prepare_task(load_config(overrides)).config.data.store == config.data.store  # a folder with the same files
+    assert "revision" not in task.identity()["encoder"]  # which a node with a folder has not
+    pinned = replace(config, encoder=replace(config.encoder, revision="v2"))
+    with pytest.raises(DataError, match=r"was made by encoder .*the run's encoder is \{'revision': 'v2'\}"):
+        open_task(pinned)
+    with pytest.raises(DataError, match=r"encoder\.revision is 'main', not 'v2'"):
+        prepare_task(pinned)
     other = tiny_ast(tmp_path / "other" / "another-ast", seed=1)
     changed = load_config([*overrides, f"encoder.model={other}", f"data.store={config.data.store}"])
     with pytest.raises(DataError, match=r"was made by encoder .*the run's encoder is \{'model': 'another-ast'\}"):

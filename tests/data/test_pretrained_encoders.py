@@ -131,6 +131,19 @@ def test_who_reads_a_store_needs_no_model(ast: Path) -> None:
     assert differences(EncoderSettings(), identity)["name"] == "patches"
 
 
+def test_another_revision_than_a_store_says_is_another_encoder(ast: Path) -> None:
+    """A folder has none, and a store may say none: then the digest alone tells."""
+    identity = AstEncoder(str(ast)).identity()
+    assert "revision" not in identity
+    assert AstEncoder("MIT/ast").asked()["revision"] == "main"
+    asked = [EncoderSettings("ast", model="MIT/ast", revision=revision) for revision in (None, "main", "v2")]
+    asked.append(EncoderSettings("ast", model="/models/ast"))
+    found = {said: [differences(one, {**identity, "revision": said}) for one in asked] for said in ("main", "v2")}
+    assert found["main"] == [{}, {}, {"revision": "v2"}, {}]
+    assert found["v2"] == [{"revision": "main"}, {"revision": "main"}, {}, {}]
+    assert [differences(one, identity) for one in asked] == [{}, {}, {}, {}]
+
+
 def test_nothing_is_looked_for_before_it_is_needed() -> None:
     encoder = open_encoder(EncoderSettings("ast", model="/no/such/folder"))
     with pytest.raises(DataError, match=r"encoder\.model=/no/such/folder is neither a folder here nor a name"):

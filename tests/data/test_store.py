@@ -42,15 +42,16 @@ class Means:
 
     name, shape, sample_rate = "means", (3, 2), 8000
 
-    def __init__(self, version: int = 1) -> None:
-        self.version, self.encoded = version, 0
+    def __init__(self, version: int = 1, revision: str | None = None) -> None:
+        self.version, self.revision, self.encoded = version, revision, 0
 
     def __call__(self, waveforms: list[np.ndarray]) -> Tensor:
         self.encoded += len(waveforms)
         return torch.tensor([w.mean() for w in waveforms]).half()[:, None, None].expand(-1, 3, 2)
 
     def identity(self) -> dict[str, str | int]:
-        return {"name": self.name, "version": self.version}
+        said = {"revision": self.revision} if self.revision else {}
+        return {"name": self.name, "version": self.version, **said}
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +153,16 @@ def test_another_encoder_or_data_set_is_refused_with_the_difference(tmp_path: Pa
         open_store(tmp_path, identity_of(other, Means()))
 
 
+def test_a_store_says_the_revision_of_its_encoder(tmp_path: Path) -> None:
+    store = prepare(Tones(), Means(revision="v1"), tmp_path)
+    assert store.encoder == {"name": "means", "version": 1, "revision": "v1"}
+    assert store.identity == identity_of(Tones(), Means())  # what nodes must agree on, wherever their models are from
+    for same in (Means(revision="v1"), Means()):
+        assert prepare(Tones(), same, tmp_path).encoder == store.encoder
+    with pytest.raises(DataError, match=r"encoder\.revision is 'v1', not 'v2'"):
+        prepare(Tones(), Means(revision="v2"), tmp_path)
+
+
 def test_a_damaged_shard_is_found_and_written_again(tmp_path: Path) -> None:
     store = prepare(Tones(), Means(), tmp_path)
     store.verify()
@@ -205,6 +216,8 @@ def test_the_folder_follows_setting_home_and_content(tmp_path: Path, monkeypatch
     assert folder.name.startswith("tones-means-")
     assert folder == store_folder(DataSettings(), Tones(), Means())
     assert folder != store_folder(DataSettings(), Tones(), Means(version=2))
+    assert folder == store_folder(DataSettings(), Tones(), Means(revision="main"))
+    assert folder != store_folder(DataSettings(), Tones(), Means(revision="v2"))
     assert store_folder(DataSettings(store=str(tmp_path / "mine")), Tones(), Means()) == tmp_path / "mine"
 
 
