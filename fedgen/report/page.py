@@ -172,7 +172,7 @@ def html_table(table: Table) -> dict[str, Any]:
 
 
 def matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
-    """Return a confusion matrix with how dark each cell is: its share of its row."""
+    """Return a confusion matrix with how much colour each cell has: its share of its row."""
     rows = []
     for name, row in zip(classes, counts, strict=True):
         total = max(1, sum(row))
