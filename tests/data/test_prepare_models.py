@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from federations import Federate
+from test_readme import SMALL, write_sounds
 from tiny_models import WIDTH, tiny_ast, tiny_pipeline
 
 from fedgen.cli import main
@@ -21,6 +22,9 @@ from fedgen.data.pretrained import load_model
 from fedgen.data.targets import prepare_targets
 from fedgen.errors import DataError
 from fedgen.task import open_task, prepare_task
+
+PAGE = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^(fedgen (?:prepare|run) .*?)(?: +# (.*))?$", PAGE, re.MULTILINE)  # each with its comment
 
 pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter")
 
@@ -159,11 +163,36 @@ def test_a_store_of_another_model_or_revision_is_refused(
         prepare_task(changed)
 
 
-def test_the_commands_of_the_page_mean_what_there_is() -> None:
-    """They need downloads; here their configurations are composed, and every key and choice is known."""
-    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^fedgen (?:prepare|run) (.*?)(?: +#.*)?$", page, re.MULTILINE)
-    assert len(commands) > 8
+def test_commands_with_a_download_mean_what_there_is() -> None:
+    """Their configurations are composed: every key and choice is known."""
+    commands = [command for command, comment in COMMANDS if "download" in comment]
+    assert len(commands) >= 8
     for command in commands:
-        config = load_config(shlex.split(command))
+        config = load_config(shlex.split(command)[2:])
         assert (config.encoder.name, config.target.source) != ("patches", "words")
+
+
+def test_commands_without_a_download_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None, loaded: list[tuple[str, weakref.ref]]
+) -> None:
+    """With tiny models in the folders; what the first command fetches is faked, and the run loads none of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDGEN_HOME", str(tmp_path / "home"))
+    write_sounds()
+    folders = {"ast": tiny_ast(Path("path/to/ast")), "FLUX": tiny_pipeline(Path("path/to/FLUX.1-dev"), "flux")}
+    hub = {"MIT/ast-finetuned-audioset-10-10-0.4593": "ast", "black-forest-labs/FLUX.1-schnell": "FLUX"}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(folders[hub[name]]))
+    prepared, *others = [command for command, comment in COMMANDS if "download" not in comment]
+    assert [prepared.split()[1], len(others)] == ["run", 2]
+    run(COMMANDS[0][0])
+    before = len(loaded)
+    run(prepared)
+    assert len(loaded) == before == 3
+    for command in others:
+        run(f"{command} data.classes=[dog,rain]")
+    assert len(list((tmp_path / "home" / "stores").iterdir())) == 3
+
+
+def run(command: str) -> None:
+    own = [text for text in SMALL if not text.startswith("encoder.")]
+    assert main([*shlex.split(command)[1:], *own, "rounds=1", "target.t5_tokens=30", "device=cpu"]) == 0, command
