@@ -24,6 +24,7 @@ from fedgen.models.samples import SyntheticTokens
 from fedgen.node import Node
 from fedgen.phases import Generators, Phase, plan
 from fedgen.private_node import PrivateNode
+from fedgen.progress import show_own_step
 from fedgen.secure_aggregation.node import check_asked, check_node, masked
 from fedgen.settings import Config, NodeConfig
 from fedgen.task import open_task
@@ -42,9 +43,11 @@ def train(message: Message, context: Context) -> Message:
     if order.phase.mode.trains_adapters:
         check_asked(order.config.strategy.secure, message)
         received = next(iter(message.content.array_records.values())).to_torch_state_dict()
+        show_own_step("training adapters")
         weights, losses = node.train(received, order.round, order.phase, order.proximal_mu, order.filled)
         arrays = ArrayRecord(weights)
     if order.phase.mode.generators is Generators.TRAIN and order.config.sharing.name == "local":
+        show_own_step("fitting generators")
         history = node.fit_generators(order.round)
     metrics = MetricRecord({"num-examples": len(node.indices), **losses, **generator_loss(history)})
     metrics["seconds"] = time.monotonic() - started

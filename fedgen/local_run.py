@@ -10,6 +10,7 @@ from fedgen.client_app import app as client_app
 from fedgen.config import to_yaml
 from fedgen.local_grid import LocalGrid, run_server
 from fedgen.phases import plan
+from fedgen.progress import clear
 from fedgen.references import run_reference
 from fedgen.run_folder import RunFolder
 from fedgen.server_app import app as server_app
@@ -25,9 +26,12 @@ def run(config: Config) -> dict[str, Any]:
         What went wrong, in words for the user.
     """
     logging.getLogger("flwr").setLevel(logging.ERROR)  # our own progress lines say it shorter
-    if not plan(config.phase_list)[0].mode.federated:
-        return run_reference(config)
-    values = {"config": to_yaml(config)}
-    grid = LocalGrid(client_app, config.partition.nodes, values)
-    run_server(server_app, grid, values)
+    try:
+        if not plan(config.phase_list)[0].mode.federated:
+            return run_reference(config)
+        values = {"config": to_yaml(config)}
+        grid = LocalGrid(client_app, config.partition.nodes, values)
+        run_server(server_app, grid, values)
+    finally:
+        clear()
     return RunFolder(Path(str(config.run_dir))).results()

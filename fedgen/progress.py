@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import atexit
 import logging
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO, TypeGuard
+from typing import ClassVar, TextIO, TypeGuard
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 QUIET = "FEDGEN_QUIET"  # in the environment, so that processes that a run starts know it too
@@ -46,7 +48,9 @@ def hush() -> None:
 
 
 class RoundsBar:
-    """Shows how many rounds are done where standard output is a terminal; log lines appear above it.
+    """Shows how many rounds are done, and where a round is, where standard output is a terminal.
+
+    Log lines appear above it. A terminal has room for one bar: the latest.
 
     Parameters
     ----------
@@ -56,30 +60,49 @@ class RoundsBar:
         What is counted, where it is not rounds.
     """
 
+    shown: ClassVar[RoundsBar | None] = None
+
     def __init__(self, rounds: int, what: str = "rounds") -> None:
         self.rounds, self.what = rounds, what
         self._bar: Progress | None = None
+        self._nodes = ""
         self._streams: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
 
     def start(self, done: int) -> None:
-        """Show the bar, unless it is there, nobody looks, or it is to be quiet."""
-        if self._bar is not None or quiet() or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        """Show the bar, unless it is there, nobody looks, others would write over it, or it is to be quiet."""
+        if self._bar is not None:
             return
-        columns = (TextColumn(self.what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, transient=True, refresh_per_second=2)
-        self._bar.add_task(self.what, total=self.rounds, completed=done)
+        if RoundsBar.shown is not None:  # of a run that an error has ended
+            RoundsBar.shown.stop()
+        looks = sys.stdout.isatty() and sys.stderr.isatty() and multiprocessing.parent_process() is None
+        if quiet() or not looks:
+            return
+        times = TimeElapsedColumn(), TimeRemainingColumn()
+        columns = TextColumn(self.what), BarColumn(20), MofNCompleteColumn(), *times, TextColumn("{task.fields[step]}")
+        self._bar = Progress(*columns, console=Console(), transient=True, refresh_per_second=2)
+        self._bar.add_task(self.what, total=self.rounds, completed=done, step="")
         before = {sys.stdout, sys.stderr}
         self._bar.start()  # puts proxies in place of both streams, which write above the bar
         for handler in [*own.handlers, *logging.getLogger().handlers]:
             if _writes_to_terminal(handler) and handler.stream in before:
                 self._streams.append((handler, handler.stream))
                 handler.setStream(sys.stdout)
+        RoundsBar.shown = self
         atexit.register(self.stop)  # a cursor that stays hidden after an error is a nuisance
 
     def show(self, done: int) -> None:
         """Move the bar to ``done`` rounds."""
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, refresh=True)
+            self._bar.update(self._bar.task_ids[0], completed=done, step="", refresh=True)
+
+    def tell(self, step: str, nodes: str | None = None) -> None:
+        """Say beside the bar where a round is; ``nodes`` are those that have done it, as before by default.
+
+        The terminal is written to when the bar next moves, twice a second: this costs nothing.
+        """
+        if self._bar is not None:
+            self._nodes = self._nodes if nodes is None else nodes
+            self._bar.update(self._bar.task_ids[0], step=f"{step} {self._nodes}")
 
     def stop(self) -> None:
         """Take the bar away; every stream is as before."""
@@ -88,7 +111,26 @@ class RoundsBar:
             for handler, stream in self._streams:
                 handler.setStream(stream)
             atexit.unregister(self.stop)
-            self._bar, self._streams = None, []
+            self._bar, self._streams, RoundsBar.shown = None, [], None
+
+
+def show_step(step: str, done: int = 0, nodes: int = 0) -> None:
+    """Say on the terminal, if it shows a bar, which step of a round has begun, and how many nodes have done it."""
+    if RoundsBar.shown is not None:
+        RoundsBar.shown.tell(step, f"{done}/{nodes} nodes" if nodes else "")
+
+
+def show_own_step(step: str) -> None:
+    """Say the same of a node that works in this process; how many have done it stays."""
+    if RoundsBar.shown is not None:
+        RoundsBar.shown.tell(step)
+
+
+def clear() -> None:
+    """Take away the bar, and close the log, of a run that an error has ended."""
+    if RoundsBar.shown is not None:
+        RoundsBar.shown.stop()
+    leave_log()
 
 
 class _RunLog(logging.FileHandler):

@@ -12,6 +12,7 @@ from fedgen.errors import ConfigError
 from fedgen.evaluation.zero_shot import Scores, mean_scores, zero_shot
 from fedgen.node import Node
 from fedgen.phases import Phase, plan
+from fedgen.progress import show_step
 from fedgen.recorder import Recorder, RoundReport
 from fedgen.run_folder import RunFolder
 from fedgen.run_state import RunState
@@ -63,7 +64,8 @@ def _round(
     """Train every node's own ``weights`` for one round, in place, and return the mean scores."""
     started = time.monotonic()
     report, scores = RoundReport(round_number), []
-    for node in nodes:
+    for done, node in enumerate(nodes):
+        show_step("training adapters", done, len(nodes))
         weights[node.number], losses = node.train(weights[node.number], round_number, phase)
         report.metrics[node.number] = {"num-examples": len(node.indices), **losses}
         report.answered.append(node.number)

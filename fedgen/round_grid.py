@@ -14,9 +14,21 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedgen.models.seeds import seeded
+from fedgen.progress import show_step
 
 SHORTEST, LONGEST, SHARE = 0.02, 3.0, 0.05  # seconds between two looks for replies; the share of the waiting so far
 LATE = "no reply in time"
+STEPS = {  # what nodes do, as the terminal has it
+    "train": "training",
+    "evaluate": "testing",
+    "query.moments": "summing clips up",
+    "query.codec": "taking the codec",
+    "query.fill": "taking others' samples",
+    "query.fit": "training generators",
+    "query.adopt": "taking generators",
+    "query.synthesize": "making samples",
+    "query.assess": "judging samples",
+}
 TIMES_TIMEOUT = 2  # how long a message lives: a node that comes back later does not work on it
 
 
@@ -101,10 +113,12 @@ class RoundGrid(Grid):
                 pending[sent[0]].content = RecordDict()
             else:
                 yield _error(message, ErrorCode.MESSAGE_UNAVAILABLE, "Flower did not take the message to it")
-        waited = 0.0
+        waited, nodes = 0.0, len(pending)
         while pending:
             before = len(pending)
             for name, message in list(pending.items()):
+                kind = message.metadata.message_type
+                show_step(STEPS.get(kind, kind), nodes - len(pending), nodes)
                 started = time.monotonic()
                 reply = self._pull(name, message)
                 seconds = time.monotonic() - started

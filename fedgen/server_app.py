@@ -25,6 +25,7 @@ from fedgen.meeting import Meeting, agreed
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.phases import Phase, plan
+from fedgen.progress import show_step
 from fedgen.recorder import Recorder, RoundReport
 from fedgen.remote import RemoteMeasures
 from fedgen.run_folder import RunFolder
@@ -136,6 +137,7 @@ class Server:
             last = max((p.last for p in plan(self.config.phase_list, self.finished) if p.mode.synthesizes), default=0)
             assessment = self._remote().assessment(counts, self.task.classes, last)
         else:
+            show_step("measuring samples")
             assessment = assess(self.task, self.pool, self.recorder.nodes, chosen.probes, chosen.quality)
         results = self.recorder.finish(assessment)
         if assessment is not None and assessment.leak is not None:
@@ -282,6 +284,7 @@ class Server:
         if self.test is None:
             heads = list(self.task.targets.heads)
             return self._remote().scores(arrays, self.task.classes, heads, report.round, report.lost)
+        show_step("testing")
         self.adapters.load_state_dict(arrays.to_torch_state_dict())
         return zero_shot(self.adapters, self.test, self.task.targets.heads, self.task.classes)
 

@@ -29,6 +29,7 @@ from fedgen.limits import change, check_records, excessive
 from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.phases import Generators, Phase
+from fedgen.progress import show_step
 from fedgen.recorder import REFUSED, RoundReport
 from fedgen.round_grid import RoundGrid
 from fedgen.secure_grid import SecureGrid
@@ -224,6 +225,7 @@ class SyntheticPooling(Strategy):
     def _aggregate(self, number: int, replies: list[Message]) -> tuple[ArrayRecord, MetricRecord | None]:
         if not self.phase.mode.trains_adapters:
             return self._arrays, None
+        show_step("averaging")
         keep_shared_metrics(replies)
         arrays, metrics = self.strategy.aggregate_train(number, replies)
         if arrays is None or set(arrays) != set(self._arrays):
@@ -252,6 +254,7 @@ class SyntheticPooling(Strategy):
         self.report.samples = pool.counts()
         if self.train_on_pool is None:
             return arrays
+        show_step("training on the server")
         arrays, self.report.global_losses = self.train_on_pool(self.report.round, arrays, pool, teachers)
         return arrays
 
