@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -11,12 +11,12 @@ from fedgen.evaluation.plots import KINDS
 
 WIDTH, HEIGHT = 440, 250  # of a chart; text of 12 is legible where a phone shows it at 320
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 38
-COLOURS = 8  # that the style sheet has; more lines than that are summed up
+DIGIT, TURNED = 7.7, 22  # width of a digit in wide fonts at that size; of the turned y label with the gaps beside it
+COLOURS, DASHES = 8, 3  # that the style sheet has; more lines of nodes than colours are summed up
+LARGEST, SMALLEST = 1e100, 1e-100  # that is drawn; ranges below the least are none
 SIDE = 150  # of a class in the picture of samples
 
 Points = Sequence[tuple[float, float]]
-Place = Callable[[float, float], tuple[float, float]]
-"""Where a point of the data is in a chart."""
 
 
 def line_chart(
@@ -29,57 +29,63 @@ def line_chart(
     title : str
         For those who cannot see it.
     series : Mapping
-        Points (round, value) by name; what is not finite is left out.
+        Points (round, value) by name; what is not finite is left out. A name's place decides its looks.
     y_label : str
     limits : tuple[float, float], optional
         Of the y axis; by default what the values need.
     """
-    lines = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
+    lines = {name: drawn(points) for name, points in series.items()}
     everything = [point for points in lines.values() for point in points]
     if not everything:
         return Markup("<p>No figures.</p>")
     xs, ys = [x for x, _ in everything], [y for _, y in everything]
-    x_ticks = _ticks(min(xs), max(xs), 8, whole=True)
-    y_ticks = _ticks(*(limits or (min(ys), max(ys))), 5)
+    start, end, rounds = _rounds(min(xs), max(xs))
+    ticks = _ticks(*(limits or (min(ys), max(ys))), 5)
+    numbers = tick_labels(ticks)
+    left = max(LEFT, math.ceil(TURNED + DIGIT * max(map(len, numbers))))
 
     def at(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        across = (x - start) / (end - start) if end > start else 0.5  # a single round is in the middle
+        up = (y - ticks[0]) / (ticks[-1] - ticks[0])
+        return left + across * (WIDTH - left - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    parts = [_axes(x_ticks, y_ticks, at, y_label)]
+    parts = [
+        *(_level(number, left, at(start, tick)[1]) for number, tick in zip(numbers, ticks, strict=True)),
+        *(_text("mid", at(x, ticks[0])[0], HEIGHT - BOTTOM + 16, str(x)) for x in rounds),
+        _text("mid", (left + WIDTH - RIGHT) / 2, HEIGHT - 4, "round"),
+        _text("mid turned", -(TOP + HEIGHT - BOTTOM) / 2, 12, y_label),
+    ]
     for index, (name, points) in enumerate(lines.items()):
-        parts.append(_line(name, [at(*point) for point in points], index % COLOURS, len(points) <= 40))
+        if points:
+            parts.append(_line(name, [at(*point) for point in points], looks(index), len(points) <= 40))
     about = f"{title}. " + "; ".join(f"{name} ends at {points[-1][1]:.3g}" for name, points in lines.items() if points)
     return _svg(WIDTH, HEIGHT, title, about, Markup("").join(parts))
 
 
-def _axes(x_ticks: list[float], y_ticks: list[float], at: Place, y_label: str) -> Markup:
-    parts = []
-    for tick in y_ticks:
-        y = at(x_ticks[0], tick)[1]
-        parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(LEFT, WIDTH - RIGHT, y, y)
-        )
-        parts.append(Markup('<text class="end" x="{}" y="{:.1f}">{}</text>').format(LEFT - 6, y + 4, f"{tick:.3g}"))
-    for tick in x_ticks:
-        x = at(tick, y_ticks[0])[0]
-        parts.append(
-            Markup('<text class="mid" x="{:.1f}" y="{}">{}</text>').format(x, HEIGHT - BOTTOM + 16, f"{tick:g}")
-        )
-    parts.append(Markup('<text class="mid" x="{}" y="{}">round</text>').format((LEFT + WIDTH) / 2, HEIGHT - 4))
-    turned = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(
-        Markup('<text class="mid" transform="rotate(-90)" x="{:.1f}" y="11">{}</text>').format(-turned, y_label)
-    )
-    return Markup("").join(parts)
+def drawn(points: Points) -> list[tuple[float, float]]:
+    """Return the points that a chart has room for: nodes may have sent any number."""
+    return [(x, y) for x, y in points if math.isfinite(x) and abs(y) <= LARGEST]
 
 
-def _line(name: str, places: list[tuple[float, float]], colour: int, dots: bool) -> Markup:
+def looks(index: int) -> str:
+    """Return the classes of the line with that index: colours first, then the same ones dashed."""
+    return f"s{index % COLOURS} dash{index // COLOURS % DASHES}"
+
+
+def _level(number: str, left: int, y: float) -> Markup:
+    line = Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(left, WIDTH - RIGHT, y, y)
+    return line + _text("end", left - 6, y + 4, number)
+
+
+def _text(kind: str, x: float, y: float, words: str) -> Markup:
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(kind, x, y, words)
+
+
+def _line(name: str, places: list[tuple[float, float]], kind: str, dots: bool) -> Markup:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    drawn = Markup('<g class="s{}"><title>{}</title><polyline points="{}"/>').format(colour, name, path)
+    line = Markup('<g class="{}"><title>{}</title><polyline points="{}"/>').format(kind, name, path)
     marks = Markup("").join(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.6"/>').format(x, y) for x, y in places)
-    return drawn + (marks if dots or len(places) == 1 else Markup("")) + Markup("</g>")
+    return line + (marks if dots else Markup("")) + Markup("</g>")
 
 
 def summed_up(series: Mapping[str, Points]) -> dict[str, Points]:
@@ -88,12 +94,13 @@ def summed_up(series: Mapping[str, Points]) -> dict[str, Points]:
         return dict(series)
     by_x: dict[float, list[float]] = {}
     for points in series.values():
-        for x, y in points:
-            if math.isfinite(y):
-                by_x.setdefault(x, []).append(y)
+        for x, y in drawn(points):
+            by_x.setdefault(x, []).append(y)
     order = sorted(by_x)
     return {
-        f"mean of {len(series)}": [(x, sum(by_x[x]) / len(by_x[x])) for x in order],
+        f"mean of {sum(bool(drawn(points)) for points in series.values())}": [
+            (x, sum(by_x[x]) / len(by_x[x])) for x in order
+        ],
         "lowest": [(x, min(by_x[x])) for x in order],
         "highest": [(x, max(by_x[x])) for x in order],
     }
@@ -128,13 +135,30 @@ def _svg(width: int, height: int, title: str, about: str, content: Markup) -> Ma
     return opening.format(width, height, title, about) + content + Markup("</svg>")
 
 
-def _ticks(low: float, high: float, wanted: int, whole: bool = False) -> list[float]:
+def _rounds(low: float, high: float) -> tuple[int, int, list[int]]:
+    """Return the first and the last round of an axis, and those of them that are named, at most 8."""
+    start, end = math.floor(low), math.ceil(high)
+    size = 10 ** max(0, math.floor(math.log10(max(1, (end - start) / 8))))
+    step = next(size * factor for factor in (1, 2, 5, 10) if (end - start) <= 7 * size * factor or factor == 10)
+    return start, end, list(range(-(-start // step) * step, end + 1, step))
+
+
+def _ticks(low: float, high: float, wanted: int) -> list[float]:
     """Return round numbers that span ``low`` to ``high``."""
-    span = (high - low) or abs(high) or 1.0
-    raw = span / wanted
-    size = 10.0 ** math.floor(math.log10(raw))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * 0.999)
-    if whole:
-        step = max(1.0, round(step))
+    largest = max(abs(low), abs(high))
+    span = high - low if high - low > 1e-9 * largest else largest  # what differs less is level
+    raw = (span if span > SMALLEST else 1.0) / wanted
+    exponent = math.floor(math.log10(raw))
+    step = next(factor * 10.0**exponent for factor in (1, 2, 2.5, 5, 10) if factor * 10.0**exponent >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(step * number, 12) for number in range(first, max(last, first + 1) + 1)]
+    return [round(step * number, 2 - exponent) for number in range(first, max(last, first + 1) + 1)]
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Return ``ticks`` as text, with as many digits as tell them apart."""
+    step, largest = ticks[1] - ticks[0], max(map(abs, ticks))
+    finest = math.floor(math.log10(step) + 1e-9)
+    finest -= round(step / 10.0**finest, 6) % 1 > 0  # steps of 2.5 have one digit more
+    if 1e-4 <= largest < 1e7:
+        return [f"{tick:.{max(0, -finest)}f}" for tick in ticks]
+    return [f"{tick:.{math.floor(math.log10(largest)) - finest}e}" if tick else "0" for tick in ticks]

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +17,15 @@ from PIL import Image, UnidentifiedImageError
 from rich.table import Table
 
 from fedgen.evaluation.tables import comparison_table, distribution_table, quality_table
-from fedgen.report.charts import COLOURS, Points, line_chart, samples_chart, summed_up
-from fedgen.report.record import RunRecord
+from fedgen.phases import MODES, Generators
+from fedgen.report.charts import Points, drawn, line_chart, looks, samples_chart, summed_up
+from fedgen.report.record import RunRecord, told_apart
+from fedgen.report.values import counted, digits_for, figure, flattened, of_nodes
 
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
+MOST_ROUNDS = 40  # whose figures stand below a chart
 MOST_REASONS = 200  # rows of replies that are missing
 MOST_IMAGES = 60
 IMAGE_SIDE = 384  # pixels; larger images are made smaller for the page
@@ -55,6 +57,8 @@ OVERVIEW = (
     "privacy.name",
     "seed",
 )
+OF_GENERATORS = ("generator.kind", "granularity.name", "sharing.name")
+OF_SAMPLES = ("global_training.name", "synthesis.samples_per_class")
 
 
 def render(runs: Sequence[RunRecord], references: Sequence[RunRecord] = ()) -> str:
@@ -64,40 +68,48 @@ def render(runs: Sequence[RunRecord], references: Sequence[RunRecord] = ()) -> s
     )
     environment.filters["figure"] = figure
     compared = [*runs, *references]
-    finished = {run.name: run.results for run in compared if run.results is not None}
+    names = told_apart(compared)
+    finished = {name: run.results for name, run in zip(names, compared, strict=True) if run.results is not None}
+    accuracy = {name: run.accuracy for name, run in zip(names, compared, strict=True)}
     values = {
         "style": Markup((HERE / "style.css").read_text(encoding="utf-8")),  # ours: it needs no escaping
-        "runs": [section(run, number) for number, run in enumerate(runs)],
+        "runs": [section(run, names[number], number) for number, run in enumerate(runs)],
         "comparison": html_table(comparison_table(finished)) if len(finished) > 1 else None,
-        "accuracy": chart("Accuracy after each round", {run.name: run.accuracy for run in compared}, (0, 1), False),
-        "references": [run.name for run in references],
+        "accuracy": chart("Accuracy after each round", accuracy, (0, 1), False),
+        "references": names[len(runs) :],
     }
     return environment.get_template("page.html").render(values)
 
 
-def section(run: RunRecord, number: int) -> dict[str, Any]:
-    """Return all that the page says of one run."""
+def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
+    """Return all that the page says of one run; ``name`` is its own among those of the page."""
     done, asked = run.rounds
     flat = flattened(asdict(run.config))
+    privacy = (run.results or {}).get("privacy") or {}
     return {
         "id": f"run{number}",
-        "name": run.name,
+        "name": name,
         "path": str(run.path.absolute()),
         "mode": run.mode,
         "state": _state(run),
         "unfinished": run.results is None,
         "tiles": _tiles(run, done, asked),
-        "overview": {key: flat[key] for key in OVERVIEW if key in flat},
+        "overview": _overview(run, flat),
         "config": flat,
         "nodes": html_table(distribution_table(run.nodes, run.classes)) if run.nodes else None,
         "losses": _losses(run),
+        "epochs": any(
+            x % 1 for series in run.generator_losses().values() for points in series.values() for x, _ in points
+        ),
         "confusion": matrix(run.results["confusion"], run.classes) if run.results else None,
         "per_class": {name: value for name, value in run.results["per_class"].items()} if run.results else {},
         "samples": _samples(run.points) if run.points and run.points["classes"] else None,
         "quality": html_table(quality_table(run.evaluation)) if run.evaluation else None,
         "gate": (run.evaluation or {}).get("gate"),
         "by_class": _by_class(run.evaluation or {}),
-        "privacy": flattened(run.results["privacy"]) if run.results and run.results.get("privacy") else {},
+        "privacy": flattened({key: value for key, value in privacy.items() if key != "nodes"}),
+        "spent": of_nodes(privacy["nodes"]) if privacy.get("nodes") else None,
+        "done": done,
         "phases": run.phases(),
         "missing": [(*place, why[:LONGEST]) for *place, why in run.missing()[:MOST_REASONS]],
         "more_missing": max(0, len(run.missing()) - MOST_REASONS),
@@ -105,13 +117,24 @@ def section(run: RunRecord, number: int) -> dict[str, Any]:
     }
 
 
+def _overview(run: RunRecord, flat: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings that runs differ in most, of those that are of any use in its modes."""
+    modes = [MODES[phase.mode] for phase in run.config.phase_list]
+    idle: list[str] = []
+    if all(mode.generators is Generators.NONE for mode in modes):
+        idle += OF_GENERATORS
+    if not any(mode.synthesizes for mode in modes):
+        idle += OF_SAMPLES
+    return {key: flat[key] for key in OVERVIEW if key in flat and key not in idle}
+
+
 def _state(run: RunRecord) -> str:
     done, asked = run.rounds
     if run.results is not None:
-        return f"finished after {done} rounds"
+        return f"finished after {counted(done, 'round')}"
     if run.stopped is not None:
-        return f"stopped after {done} of {asked} rounds: {run.stopped[:LONGEST]}"
-    return f"not finished: {done} of {asked} rounds"
+        return f"stopped after {done} of {counted(asked, 'round')}: {run.stopped[:LONGEST]}"
+    return f"not finished: {done} of {counted(asked, 'round')}"
 
 
 def _tiles(run: RunRecord, done: int, asked: int) -> dict[str, str]:
@@ -127,8 +150,9 @@ def _tiles(run: RunRecord, done: int, asked: int) -> dict[str, str]:
         tiles["gate"] = str(run.evaluation["gate"]["verdict"])
     if run.config.privacy.used:
         tiles["epsilon"] = f"{run.config.privacy.epsilon:g}"
-    tiles["MB sent"] = f"{sum(phase['bytes_sent'] for phase in run.phases()) / 1e6:.1f}"
-    tiles["MB received"] = f"{sum(phase['bytes_received'] for phase in run.phases()) / 1e6:.1f}"
+    if done:
+        tiles["MB sent"] = f"{sum(phase['bytes_sent'] for phase in run.phases()) / 1e6:.1f}"
+        tiles["MB received"] = f"{sum(phase['bytes_received'] for phase in run.phases()) / 1e6:.1f}"
     if run.results is not None:
         tiles["seconds"] = f"{run.results['seconds']['total']:.0f}"
     return tiles
@@ -149,14 +173,17 @@ def chart(
 ) -> dict[str, Any]:
     """Return a chart, its legend of names and colours, and its figures by round where they are few."""
     shown = summed_up(series) if shorten else dict(series)
-    rounds = sorted({x for points in shown.values() for x, _ in points})
-    rows = [(f"{x:g}", [figure(dict(points).get(x)) for points in shown.values()]) for x in rounds]
+    points = {name: dict(found) for name, all_of_it in shown.items() if (found := drawn(all_of_it))}
+    rounds = sorted({x for by_round in points.values() for x in by_round})
+    digits = digits_for([y for by_round in points.values() for y in by_round.values()])
+    rows = [(f"{x:.4g}", [figure(by_round.get(x), digits) for by_round in points.values()]) for x in rounds]
     return {
         "title": title,
         "svg": line_chart(title, shown, "accuracy" if limits else "loss", limits),
-        "legend": [(name, number % COLOURS) for number, name in enumerate(shown)],
-        "rows": rows if len(rows) <= 40 else [],
-        "names": list(shown),
+        "legend": [(name, looks(number)) for number, name in enumerate(shown) if name in points],
+        "without": [name for name in series if not drawn(series[name])] if points else [],
+        "rows": rows if len(rows) <= MOST_ROUNDS else [],
+        "names": list(points),
     }
 
 
@@ -164,7 +191,7 @@ def html_table(table: Table) -> dict[str, Any]:
     """Return title, heads and rows of a table for the terminal, with which columns hold numbers."""
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     return {
-        "title": str(table.title),
+        "title": str(table.title)[:1].upper() + str(table.title)[1:],
         "heads": [(str(column.header), column.justify == "right") for column in table.columns],
         "rows": list(zip(*columns, strict=True)),
         "ends": {number for number, row in enumerate(table.rows) if row.end_section},
@@ -236,22 +263,3 @@ def _about(file: Path) -> str:
         return ""
     facts = json.loads(beside.read_text(encoding="utf-8"))
     return ", ".join(f"{k} {v}" for k, v in facts.items() if isinstance(v, str | int | float))[:LONGEST]
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return values by dotted names, as text."""
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= flattened(value, f"{prefix}{key}.")
-        else:
-            empty = value is None or value in ([], {})
-            found[prefix + str(key)] = "·" if empty else f"{value:g}" if isinstance(value, float) else str(value)
-    return found
-
-
-def figure(value: Any) -> str:
-    """Return a number with three digits after the point, a count as it is, and a dot for what is not there."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "·"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

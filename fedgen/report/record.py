@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -64,11 +64,6 @@ class RunRecord:
         files = (_json(path / name) for name in ("results.json", "partition.json", "evaluation.json", SAMPLES))
         results, nodes, evaluated, points = files
         return cls(path, config, _lines(path / "metrics.jsonl"), results, nodes or {}, evaluated, points)
-
-    @property
-    def name(self) -> str:
-        """The last two parts of the folder's path, which tell the runs of a sweep apart."""
-        return "/".join(self.path.absolute().parts[-2:])
 
     @property
     def mode(self) -> str:
@@ -130,7 +125,7 @@ class RunRecord:
             if name.endswith("_loss") and name != "generator_loss":
                 head = found.setdefault(name.removesuffix("_loss"), {})
                 head.setdefault(f"node {node}", []).append((float(line["round"]), number(value)))
-        return found
+        return {head: self._every_node(series) for head, series in found.items()}
 
     def generator_losses(self) -> dict[str, Series]:
         """Return losses over epochs by component, by node: the mean over a node's generators.
@@ -151,7 +146,7 @@ class RunRecord:
                     (line["round"] - 1 + (epoch + 1) / epochs, _mean(entries, epoch, component))
                     for epoch in range(epochs)
                 ]
-        return found
+        return {component: self._every_node(series) for component, series in found.items()}
 
     def global_losses(self) -> Series:
         """Return the losses of the training on the pool over rounds, by component."""
@@ -193,11 +188,27 @@ class RunRecord:
         same = all(getattr(mine, part) == getattr(theirs, part) for part in ("data", "encoder", "target", "seed"))
         return same and mine.partition == theirs.partition
 
+    def _every_node(self, series: Series) -> Series:
+        """Return ``series`` with all nodes that have metrics, in their order: one has the same place in every chart."""
+        nodes = sorted({node for _, node, _, _ in self._node_metrics()})
+        return {name: series.get(name, []) for name in (f"node {node}" for node in nodes)}
+
     def _node_metrics(self) -> Iterator[tuple[dict[str, Any], int, str, Any]]:
         for line in self.lines:
             for key, value in line.items():
                 if found := NODE_METRIC.fullmatch(key):
                     yield line, int(found[1]), found[2], value
+
+
+def told_apart(runs: Sequence[RunRecord]) -> list[str]:
+    """Return a name for each run: the last two parts of its folder's path, or as many more as tell all apart."""
+    paths = [run.path.absolute().parts for run in runs]
+    longest = max(map(len, paths), default=0)
+    for parts in range(2, longest):
+        names = ["/".join(path[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(run.path.absolute()) for run in runs]
 
 
 COSTS = ("bytes_sent", "bytes_received", "seconds")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from fedgen.evaluation.plots import draw_run, draw_samples
 from fedgen.files import write_atomically
 from fedgen.report.page import render
 from fedgen.report.record import RunRecord
+
+logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 MOST_BESIDE = 7  # references that a chart has colours for, beside the run itself
@@ -32,7 +35,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     ConfigError
         A folder is none of a run.
     """
-    runs = [RunRecord.read(folder) for folder in folders]
+    runs = [RunRecord.read(folder) for folder in {folder.absolute(): folder for folder in folders}.values()]
     references = beside(runs[0]) if len(runs) == 1 else []
     file = out or Path(os.path.commonpath([folder.absolute() for folder in folders])) / PAGE
     write_atomically(file, render(runs, references).encode())
@@ -51,6 +54,8 @@ def beside(run: RunRecord) -> list[RunRecord]:
             continue
         if other.accuracy and run.comparable(other):
             found.append(other)
+    if len(found) > MOST_BESIDE:
+        logger.warning("%s: %d of %d comparable runs beside it are drawn", run.path, MOST_BESIDE, len(found))
     return found[:MOST_BESIDE]
 
 

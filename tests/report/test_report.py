@@ -7,17 +7,21 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
 from fedgen.cli import main
 from fedgen.errors import ConfigError
 from fedgen.local_run import run
+from fedgen.report.charts import line_chart
 from fedgen.report.page import images
-from fedgen.report.writing import write_report
+from fedgen.report.record import RunRecord
+from fedgen.report.writing import beside, write_report
 from fedgen.settings import Config
 
 HOSTILE = "<script>alert(1)</script>"
@@ -32,7 +36,34 @@ CHROMIUM = [
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
+    "--allow-file-access-from-files",
 ]
+AWKWARD = [(0.855, 0.86), (-0.0125, 0.01), (1000.001, 1000.002), (-1e100, 1e100), (0.0, 1e-5)]
+FRAME = """<!doctype html><body style="margin:0">
+<iframe src="{source}" style="display:block;border:0;width:{width}px;height:1600px"></iframe>
+<script>window.onload = () => {{ document.title = JSON.stringify(({measure})(frames[0])) }}</script></body>"""
+MEASURE = """page => {
+  const all = (selector, inside) => [...(inside || page.document).querySelectorAll(selector)]
+  for (const details of all("details")) details.open = true
+  const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom
+  const clipped = [], overlapping = []
+  for (const chart of all("svg")) {
+    const edge = chart.getBoundingClientRect()
+    const texts = all("text", chart).map(text => [text.textContent, text.getBoundingClientRect()])
+    for (const [words, at] of texts)
+      if (at.left < edge.left || at.right > edge.right || at.top < edge.top || at.bottom > edge.bottom)
+        clipped.push(words)
+    texts.forEach(([words, at], n) => {
+      for (const [other, there] of texts.slice(n + 1)) if (meet(at, there)) overlapping.push([words, other])
+    })
+  }
+  const sticky = all("th, td").filter(cell => page.getComputedStyle(cell).position === "sticky")
+  return {
+    inner: page.innerWidth, content: page.document.documentElement.scrollWidth, clipped, overlapping,
+    charts: all("svg text.turned").length, sticky: sticky.length,
+    without_line: sticky.filter(cell => page.getComputedStyle(cell).borderBottomWidth === "0px").length,
+  }
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +125,60 @@ def test_a_run_that_has_not_finished(runs: Path) -> None:
     assert "not finished: 2 of 2 rounds" in page.text
 
 
+def test_a_run_without_a_round(runs: Path, tmp_path: Path) -> None:
+    """It is named, but in no legend, and nobody's reply is said to have been used."""
+    folder = tmp_path / "early"
+    folder.mkdir()
+    shutil.copy(runs / "federate" / "config.yaml", folder)
+    file = write_report([folder, runs / "federate"], tmp_path / "page.html")
+    page = Page(file)
+    assert f"Without figures: {tmp_path.name}/early" in page.text
+    assert "No round has been done." in page.text
+    legends = re.findall(r'<ul class="legend">(.*?)</ul>', file.read_text())
+    assert f"{runs.name}/federate" in legends[0]
+    assert "early" not in "".join(legends)
+
+
+def test_settings_that_a_mode_has_no_use_for_are_not_in_front(runs: Path) -> None:
+    def overview(mode: str) -> str:
+        return write_report([runs / mode]).read_text().partition("<summary>All")[0]
+
+    for key in ("generator.kind", "global_training.name"):
+        assert key in overview("one_shot")
+        assert key not in overview("federate")
+
+
+def test_what_was_spent_is_a_table_with_a_column_for_each_node(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "private"
+    shutil.copytree(runs / "federate", folder)
+    results = json.loads((folder / "results.json").read_text())
+    spent = {"epsilon": 7.9, "mechanisms": [{"name": "means", "sensitivity": 8.07}]}
+    results["privacy"] = {"epsilon": 8.0, "nodes": {"0": spent, "1": spent}}
+    (folder / "results.json").write_text(json.dumps(results))
+    text = write_report([folder]).read_text()
+    assert '<th scope="row">mechanisms.means.sensitivity</th><td class="n">8.07</td><td class="n">8.07</td>' in text
+    assert "{&#39;" not in text  # no Python
+
+
+def test_runs_of_the_same_name_are_told_apart(runs: Path, tmp_path: Path) -> None:
+    for sweep in ("first", "second"):
+        shutil.copytree(runs / "federate", tmp_path / sweep / "today" / "0")
+    text = write_report([tmp_path / sweep / "today" / "0" for sweep in ("first", "second", "first")]).read_text()
+    assert "<h1>2 runs</h1>" in text
+    assert text.count("first/today/0</li>") == text.count("second/today/0</li>") == 1
+
+
+def test_runs_beside_it_that_are_too_many_are_told_of(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(9):
+        (tmp_path / str(number)).mkdir()
+        for name in ("config.yaml", "metrics.jsonl"):
+            shutil.copy(runs / "federate" / name, tmp_path / str(number))
+    assert len(beside(RunRecord.read(tmp_path / "0"))) == 7
+    assert "7 of 8 comparable runs beside it are drawn" in caplog.text
+
+
 def test_what_nodes_say_stays_text(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "hostile"
     shutil.copytree(runs / "one_shot", folder)
@@ -117,35 +202,38 @@ def test_no_run_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
-@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("width", [360, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(width: int, scheme: str, runs: Path, tmp_path: Path) -> None:
     """Nothing is wider than the window, nothing is fetched or complained of, and the picture shows something."""
     page = write_report([runs / "one_shot", runs / "federate"], tmp_path / "page.html")
-    probe = "<script>document.title = document.documentElement.scrollWidth + ' of ' + window.innerWidth</script></body>"
-    measured = tmp_path / "measured.html"
-    policy = "default-src 'none'"  # of the page, under which no script runs, not even ours
-    assert policy in page.read_text()
-    measured.write_text(
-        page.read_text().replace("</body>", probe).replace(policy, f"{policy}; script-src 'unsafe-inline'")
-    )
-    browser = [*CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1600"]
+    charts = Markup("").join(line_chart("it", {"a": [(1, low), (30, high)]}, "accuracy") for low, high in AWKWARD)
+    page.write_text(page.read_text().replace("</main>", f"{charts}</main>"))
+    frame = tmp_path / "frame.html"  # a window of its own would be 500 wide at least
+    frame.write_text(FRAME.format(width=width, source=page.name, measure=MEASURE))
+    browser = [*CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={max(width, 500)},1600"]
     browser += ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     dumped = subprocess.run(
-        [*browser, "--enable-logging=stderr", "--dump-dom", measured.as_uri()],
+        [*browser, "--enable-logging=stderr", "--dump-dom", frame.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    found = re.search(r"<title>(\d+) of (\d+)</title>", dumped.stdout)
+    found = re.search(r"<title>(.+)</title>", dumped.stdout)
     assert found is not None
-    assert int(found[1]) <= int(found[2])
+    measured = json.loads(unescape(found[1]))
+    assert measured["inner"] == width
+    assert measured["content"] <= width
+    assert measured["charts"] > len(AWKWARD)
+    assert (measured["clipped"], measured["overlapping"]) == ([], [])
+    assert measured["sticky"] > 50
+    assert measured["without_line"] == 0  # such a cell is painted over what its row has
     assert "CONSOLE" not in dumped.stderr
     picture = tmp_path / "page.png"
-    subprocess.run([*browser, f"--screenshot={picture}", page.as_uri()], capture_output=True, timeout=120, check=True)
+    subprocess.run([*browser, f"--screenshot={picture}", frame.as_uri()], capture_output=True, timeout=120, check=True)
     with Image.open(picture) as opened:
-        grey = opened.convert("L")
+        grey = opened.convert("L").crop((0, 0, width, 1600))
         assert len(grey.getcolors(256)) > 50
         background = grey.getpixel((2, 2))
     assert (background < 100) == (scheme == "dark")
