@@ -84,7 +84,8 @@ def render(runs: Sequence[RunRecord], references: Sequence[RunRecord] = ()) -> s
 def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
     """Return all that the page says of one run; ``name`` is its own among those of the page."""
     done, asked = run.rounds
-    flat = flattened(asdict(run.config))
+    given = ("mode", "rounds") if run.config.phases else ()  # which phases take the place of
+    flat = flattened({key: value for key, value in asdict(run.config).items() if key not in given})
     privacy = (run.results or {}).get("privacy") or {}
     return {
         "id": f"run{number}",
@@ -154,7 +155,7 @@ def _tiles(run: RunRecord, done: int, asked: int) -> dict[str, str]:
         tiles["MB sent"] = f"{sum(phase['bytes_sent'] for phase in run.phases()) / 1e6:.1f}"
         tiles["MB received"] = f"{sum(phase['bytes_received'] for phase in run.phases()) / 1e6:.1f}"
     if run.results is not None:
-        tiles["seconds"] = f"{run.results['seconds']['total']:.0f}"
+        tiles["seconds in all"] = f"{run.results['seconds']['total']:.0f}"
     return tiles
 
 

@@ -149,7 +149,7 @@ class RunRecord:
         return {component: self._every_node(series) for component, series in found.items()}
 
     def global_losses(self) -> Series:
-        """Return the losses of the training on the pool over rounds, by component."""
+        """Return the losses of the training on the pool over rounds, by head."""
         found: Series = {}
         for line in self.server:
             for name, value in line.items():
@@ -157,7 +157,7 @@ class RunRecord:
                     found.setdefault(name.removeprefix(GLOBAL), []).append((float(line["round"]), number(value)))
         if len(found) == 2:  # one head, whose loss is the whole
             found.pop("loss", None)
-        return found
+        return {"all heads" if name == "loss" else name.removesuffix("_loss"): points for name, points in found.items()}
 
     def phases(self) -> list[dict[str, Any]]:
         """Return rounds, bytes and seconds of each phase."""

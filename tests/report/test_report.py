@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,8 +19,9 @@ from PIL import Image
 from fedgen.cli import main
 from fedgen.errors import ConfigError
 from fedgen.local_run import run
+from fedgen.phases import PhaseSettings
 from fedgen.report.charts import line_chart
-from fedgen.report.page import images
+from fedgen.report.page import images, section
 from fedgen.report.record import RunRecord
 from fedgen.report.writing import beside, write_report
 from fedgen.settings import Config
@@ -57,10 +59,12 @@ MEASURE = """page => {
       for (const [other, there] of texts.slice(n + 1)) if (meet(at, there)) overlapping.push([words, other])
     })
   }
-  const sticky = all("th, td").filter(cell => page.getComputedStyle(cell).position === "sticky")
+  const sticks = cell => page.getComputedStyle(cell).position === "sticky"
+  const sticky = all("th, td").filter(sticks)
   return {
     inner: page.innerWidth, content: page.document.documentElement.scrollWidth, clipped, overlapping,
     charts: all("svg text.turned").length, sticky: sticky.length,
+    loose: all(".scroll tr").filter(row => !sticks(row.firstElementChild)).length,
     without_line: sticky.filter(cell => page.getComputedStyle(cell).borderBottomWidth === "0px").length,
   }
 }"""
@@ -148,6 +152,29 @@ def test_settings_that_a_mode_has_no_use_for_are_not_in_front(runs: Path) -> Non
         assert key not in overview("federate")
 
 
+def test_the_loss_of_all_heads_has_a_name_of_its_own(runs: Path) -> None:
+    record = RunRecord.read(runs / "one_shot")
+    assert list(record.global_losses()) == ["text"]
+    line = {"round": 1, "server/accuracy": 0.5} | {f"server/global_{n}": 1.0 for n in ("clip_loss", "t5_loss", "loss")}
+    assert list(replace(record, lines=[line]).global_losses()) == ["clip", "t5", "all heads"]
+
+
+def test_phases_take_the_place_of_mode_and_rounds(runs: Path) -> None:
+    record = RunRecord.read(runs / "one_shot")
+    phases = [PhaseSettings("train_generators", 1), PhaseSettings("generate", 2)]
+    given = section(replace(record, config=replace(record.config, phases=phases)), "it", 0)["config"]
+    assert (given["phases.0.mode"], given["phases.1.rounds"]) == ("train_generators", "2")
+    assert not {"mode", "rounds"} & set(given)
+    assert section(record, "it", 0)["config"]["rounds"] == "2"
+
+
+def test_nodes_have_the_same_colour_in_every_chart(runs: Path) -> None:
+    record = RunRecord.read(runs / "federate")
+    lines = [{"round": 1, "train/node_2/text_loss": 1.0}, {"round": 1, "train/node_0/generator": [{"kl": 0.5}]}]
+    record = replace(record, lines=lines)
+    assert list(record.adapter_losses()["text"]) == list(record.generator_losses()["kl"]) == ["node 0", "node 2"]
+
+
 def test_what_was_spent_is_a_table_with_a_column_for_each_node(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "private"
     shutil.copytree(runs / "federate", folder)
@@ -192,6 +219,7 @@ def test_what_nodes_say_stays_text(runs: Path, tmp_path: Path) -> None:
         file.write_text(file.read_text().replace("crickets", HOSTILE.replace("/", "\\/")))
     page = Page(write_report([folder]))
     assert HOSTILE in page.text
+    assert "node 12missing<script>" in page.text  # in the second round
     assert "script" not in {tag for tag, _ in page.tags}
 
 
@@ -228,6 +256,7 @@ def test_in_a_browser(width: int, scheme: str, runs: Path, tmp_path: Path) -> No
     assert measured["charts"] > len(AWKWARD)
     assert (measured["clipped"], measured["overlapping"]) == ([], [])
     assert measured["sticky"] > 50
+    assert measured["loose"] == 0
     assert measured["without_line"] == 0  # such a cell is painted over what its row has
     assert "CONSOLE" not in dumped.stderr
     picture = tmp_path / "page.png"
