@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from fedgen.config import from_yaml, to_yaml
 from fedgen.errors import CheckpointError, ConfigError
 from fedgen.exchange.files import load_tensors, save_tensors
 from fedgen.files import write_atomically, writing
+from fedgen.progress import LOG
 from fedgen.run_state import RunState, RunStates
 from fedgen.settings import Config
 
 logger = logging.getLogger(__name__)
 
 ADAPTERS = "adapters.safetensors"
+FAILED = " failed: "  # in the log of a sweep's job, after its folder and before the reason
 
 
 class RunFolder:
@@ -113,7 +116,9 @@ class RunFolder:
         """
         file = self.path / "config.yaml"
         if not file.is_file():
-            raise ConfigError(f"{self.path} is no run folder: it has no config.yaml")
+            reason = self.failure()
+            why = f"; its job failed: {reason}" if reason else ""
+            raise ConfigError(f"{self.path} is no run folder: it has no config.yaml{why}")
         return from_yaml(file.read_text(encoding="utf-8"))
 
     def results(self) -> dict[str, Any]:
@@ -126,8 +131,23 @@ class RunFolder:
         """
         file = self.path / "results.json"
         if not file.is_file():
-            raise ConfigError(f"{self.path} has no results.json: not a run folder, or a run that has not finished")
+            reason = self.failure()
+            why = f"the run failed: {reason}" if reason else "not a run folder, or a run that has not finished"
+            raise ConfigError(f"{self.path} has no results.json: {why}")
         return dict(json.loads(file.read_text(encoding="utf-8")))
+
+    def failure(self) -> str | None:
+        """Return why the run failed, if its metrics or the log of its sweep tell."""
+        try:
+            last = json.loads((self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        except (OSError, ValueError, IndexError):  # none yet, or half a line
+            last = {}
+        if "server/stopped" in last:
+            return str(last["server/stopped"])
+        log = self.path / LOG
+        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        reasons = re.findall(rf"{re.escape(self.path.absolute().name)}{FAILED}(.*)", text)
+        return str(reasons[-1]) if reasons else None
 
     def log_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
@@ -173,3 +193,37 @@ class RunFolder:
         for difference in differ:
             logger.warning("%s: %s", file, difference)
         return weights, int(metadata["round"])
+
+
+def run_folders(paths: Sequence[Path], finished: bool = False) -> list[RunFolder]:
+    """Return the run folders among ``paths``; a warning names those that are left out, and why.
+
+    Files that lie in the folder of a sweep, such as ``multirun.yaml``, are passed over.
+
+    Parameters
+    ----------
+    paths : Sequence[Path]
+    finished : bool
+        Whether runs without results are left out.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    found, left_out = [], []
+    for path in paths:
+        folder = RunFolder(path)
+        try:
+            if not path.is_file():
+                folder.config()
+                if finished:
+                    folder.results()
+                found.append(folder)
+        except ConfigError as error:
+            left_out.append(str(error))
+    if not found:
+        raise ConfigError("; ".join(left_out) or f"no run folder among {', '.join(map(str, paths))}")
+    for reason in left_out:
+        logger.warning("left out: %s", reason)
+    return found

@@ -19,9 +19,12 @@ from omegaconf import DictConfig
 
 from fedgen.config import config_dir, from_dictconfig
 from fedgen.errors import FedgenError
+from fedgen.run_folder import FAILED
 from fedgen.task import available_cores
 
 logger = logging.getLogger(__name__)
+
+LONGEST = 1000  # characters that are kept of a reason
 
 
 class Failures:
@@ -36,20 +39,25 @@ class Failures:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def add(self, folder: str, error: BaseException) -> None:
+    def add(self, folder: str, reason: str) -> None:
         """Note a job by its folder."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([folder, str(error)]) + "\n")
+            file.write(json.dumps([folder, " ".join(reason.split())[:LONGEST]]) + "\n")
 
     def all(self) -> list[str]:
         """Return a line for each job that failed."""
         lines = self.path.read_text(encoding="utf-8").splitlines()
         return [": ".join(json.loads(line)) for line in sorted(lines)]
 
+    def summary(self) -> str:
+        """Return which jobs failed, and why, in one line; nothing if none did."""
+        told = self.all()
+        return f"{len(told)} jobs of the sweep failed: " + "; ".join(told) if told else ""
+
 
 @contextmanager
 def failures() -> Iterator[Failures]:
-    """Collect what fails, and raise it together at the end.
+    """Collect what fails, and raise it together at the end; what else ends the block passes, with it in the log.
 
     Raises
     ------
@@ -59,20 +67,25 @@ def failures() -> Iterator[Failures]:
     with tempfile.TemporaryDirectory(prefix="fedgen-") as folder:
         found = Failures(Path(folder) / "failed")
         found.path.touch()
-        yield found
-        if told := found.all():
-            raise FedgenError(f"{len(told)} jobs of the sweep failed: " + "; ".join(told))
+        try:
+            yield found
+        except BaseException:  # what ends a sweep, such as Ctrl-C, hides no job that failed before
+            if told := found.summary():
+                logger.error("%s", told)
+            raise
+        if told := found.summary():
+            raise FedgenError(told)
 
 
 def objective(values: DictConfig, hydra: HydraConf, failed: Failures) -> float:
     """Run one composed configuration and return its accuracy, which a sweeper may maximise.
 
-    A job of a sweep that fails is noted, and the rest go on: its objective is NaN, or, for a sweeper that searches and
-    would stop at that, 0, the least accuracy there is.
+    A job of a sweep that fails is noted, whatever it raises, and the rest go on: its objective is NaN, or, for a
+    sweeper that searches and would stop at that, 0, the least accuracy there is.
 
     Raises
     ------
-    FedgenError
+    Exception
         It fails, and is no job of a sweep.
     """
     from fedgen.local_run import run
@@ -82,11 +95,13 @@ def objective(values: DictConfig, hydra: HydraConf, failed: Failures) -> float:
         config = from_dictconfig(values)
         threads = config.threads or cores_of_a_job(hydra)
         return float(run(replace(config, run_dir=config.run_dir or folder, threads=threads))["accuracy"])
-    except FedgenError as error:
+    except Exception as error:
         if hydra.mode is not RunMode.MULTIRUN:
             raise
-        logger.error("%s failed: %s", folder, error)
-        failed.add(folder, error)
+        known = isinstance(error, FedgenError)
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        logger.error("%s%s%s", folder, FAILED, reason, exc_info=None if known else error)
+        failed.add(folder, reason)
         return 0.0 if searches(hydra) else math.nan
 
 
