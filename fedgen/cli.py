@@ -168,12 +168,12 @@ def submit_command(options: argparse.Namespace, overrides: list[str]) -> int:
 def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen compare``: one table of several runs."""
     from fedgen.comparison import compared
-    from fedgen.evaluation.tables import comparison_table, show
-    from fedgen.run_folder import RunFolder
+    from fedgen.evaluation.tables import comparison_table, show, terminal_width
+    from fedgen.run_folder import run_folders
 
     _refuse(rest)
-    folders = [RunFolder(folder) for folder in _run_folders(options.folders)]
-    show(comparison_table(compared(folders, options.over.split(","))))
+    runs = compared(run_folders(options.folders, finished=True), options.over.split(","))
+    show(comparison_table(runs, terminal_width()))
 
 
 def info_command(options: argparse.Namespace, rest: list[str]) -> None:
@@ -188,7 +188,7 @@ def info_command(options: argparse.Namespace, rest: list[str]) -> None:
 
 def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen evaluate``: score the saved global adapters on the held-out clips, and measure the last samples."""
-    from fedgen.evaluation.tables import comparison_table, show
+    from fedgen.evaluation.tables import comparison_table, show, terminal_width
     from fedgen.recorder import show_samples
     from fedgen.run_folder import RunFolder
     from fedgen.saved_run import evaluate_again
@@ -199,7 +199,7 @@ def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
     for path in options.folders:
         results, assessment = evaluate_again(path, options.fold)
         if not quiet():
-            show(comparison_table({str(path): results}))
+            show(comparison_table({str(path): results}, terminal_width()))
         if assessment is not None:
             show_samples(assessment, RunFolder(path))
             leaks += [f"{path}: {assessment.leak}"] if assessment.leak else []
@@ -220,22 +220,15 @@ def render_command(options: argparse.Namespace, rest: list[str]) -> None:
 def report_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen report``: one page about the runs, and the plots of those that have finished again."""
     from fedgen.report.writing import draw_again, write_report
+    from fedgen.run_folder import run_folders
 
     _refuse(rest)
     _log_to_terminal()
-    folders = _run_folders(options.folders)
+    folders = [folder.path for folder in run_folders(options.folders)]
     page = write_report(folders, options.out)
     for folder in folders:
         draw_again(folder)
     logger.info("%s", page)
-
-
-def _run_folders(paths: Sequence[Path]) -> list[Path]:
-    """Return ``paths`` without the files that lie in the folder of a sweep, such as multirun.yaml."""
-    folders = [path for path in paths if not path.is_file()]
-    if not folders:
-        raise FedgenError(f"no run folder among {', '.join(map(str, paths))}")
-    return folders
 
 
 def checkpoints_command(options: argparse.Namespace, rest: list[str]) -> int:

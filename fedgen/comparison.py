@@ -10,17 +10,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fedgen.config import OPEN_KEYS
 from fedgen.errors import choose
 from fedgen.run_folder import RunFolder
 from fedgen.settings import Config
 
 Results = Mapping[str, Any]
 NO_MATTER = ("run_dir", "resume", "threads")  # settings that results do not depend on
+APART = ("mode", "rounds")  # settings that results tell themselves
+TELLING = ("kind", "name")  # settings that say which choice of a group the rest of it belongs to
+FOLLOWING = "data.store"  # a folder that is named after other settings
 
 
 @dataclass(frozen=True)
 class _Run:
-    path: str
+    """A run, or several that are one row: what it is called, its settings by key, and those that are varied."""
+
+    name: str
+    settings: dict[str, str]
     varied: dict[str, str]
     results: Results
 
@@ -29,7 +36,7 @@ def compared(folders: Sequence[RunFolder], over: Sequence[str] = ("seed",)) -> d
     """Return the results of runs by name, the most accurate first.
 
     Runs that differ only in the settings ``over`` become one: means, and the standard deviation of accuracy as
-    ``deviation``.
+    ``deviation``. ``settings`` are those in which rows differ.
 
     Parameters
     ----------
@@ -44,12 +51,15 @@ def compared(folders: Sequence[RunFolder], over: Sequence[str] = ("seed",)) -> d
     """
     groups: dict[str, list[_Run]] = defaultdict(list)
     for folder in folders:
-        settings, varied = _split(folder.config(), over)
-        groups[settings].append(_Run(str(folder.path), varied, folder.results()))
-    runs: dict[str, Results] = {}
+        config = folder.config()
+        settings, varied = _split(config, over)
+        groups[settings].append(_Run(str(folder.path), flat(asdict(config)), varied, folder.results()))
+    rows: dict[str, _Run] = {}
     for group in groups.values():
-        for name, results in _rows(group):
-            runs[name if name not in runs else f"{name} of {group[0].path}"] = results
+        for row in _rows(group):
+            rows[row.name if row.name not in rows else f"{row.name} of {group[0].name}"] = row
+    differ = differences([row.settings for row in rows.values()])
+    runs = {name: {**row.results, "settings": own} for (name, row), own in zip(rows.items(), differ, strict=True)}
     return dict(sorted(runs.items(), key=lambda run: -run[1]["accuracy"]))
 
 
@@ -69,17 +79,57 @@ def _split(config: Config, over: Sequence[str]) -> tuple[str, dict[str, str]]:
     return json.dumps(values, sort_keys=True, default=str), varied
 
 
-def _rows(group: list[_Run]) -> list[tuple[str, Results]]:
+def _rows(group: list[_Run]) -> list[_Run]:
     """Return one row for runs that differ in what is varied; runs that are alike in it stay apart."""
     if len({tuple(run.varied.values()) for run in group}) < len(group) or len(group) == 1:
-        return [(run.path, run.results) for run in group]
+        return group
     names = []
     for key in group[0].varied:
         found = list(dict.fromkeys(run.varied[key] for run in group))
         if len(found) > 1:
             names.append(f"{'seeds' if key == 'seed' else key} {', '.join(found)}")
-    alike = os.path.commonprefix([run.path for run in group])  # noqa: RUF071 (of characters, not folders: runs/esc10_folds/federate_fold)
-    return [(f"{alike}* ({'; '.join(names)})", mean_results([run.results for run in group]))]
+    alike = os.path.commonprefix([run.name for run in group])  # noqa: RUF071 (of characters, not folders: runs/esc10_folds/federate_fold)
+    rest = {key: value for key, value in group[0].settings.items() if key not in group[0].varied}
+    return [_Run(f"{alike}* ({'; '.join(names)})", rest, {}, mean_results([run.results for run in group]))]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return settings that results depend on by their dotted keys, as one would type them."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        key = prefix + name
+        if isinstance(value, dict) and key not in OPEN_KEYS:
+            found |= flat(value, f"{key}.")
+        elif key not in (*NO_MATTER, *APART):
+            found[key] = value if isinstance(value, str) else json.dumps(value).replace('"', "")
+    return found
+
+
+def differences(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return of each row the settings in which rows differ.
+
+    Where a group's choice differs and the rest of the group follows from it, as much of ``generator=vae`` does, the
+    choice stands for all.
+    """
+
+    def values(*keys: str) -> set[tuple[str | None, ...]]:
+        return {tuple(row.get(key) for key in keys) for row in rows if keys[-1] in row}
+
+    differ = [key for key in dict.fromkeys(key for row in rows for key in row) if len(values(key)) > 1]
+    telling = [key for key in differ if key.rpartition(".")[2] in TELLING and "." in key]
+
+    def follows(key: str, others: Sequence[str]) -> bool:
+        """Say whether a value of each of ``others`` leaves one for ``key``."""
+        return bool(others) and len(values(*others, key)) == len({row[:-1] for row in values(*others, key)})
+
+    def told(key: str) -> bool:
+        groups = [name for name in telling if name != key and key.startswith(name.rpartition(".")[0] + ".")]
+        return any(follows(key, [name]) for name in groups)
+
+    chosen = [key for key in differ if not told(key)]
+    if FOLLOWING in chosen and follows(FOLLOWING, rest := [key for key in chosen if key != FOLLOWING]):
+        chosen = rest
+    return [{key: row[key] for key in chosen if key in row} for row in rows]
 
 
 def mean_results(results: Sequence[Results]) -> Results:

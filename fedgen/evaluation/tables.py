@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 WIDEST = 1000  # characters of a line where nothing limits it
+MOST, LONGEST = 6, 40  # settings of a run that are shown, and characters of each
+ROOM, BORDER = 32, 3  # characters for runs and settings on a narrow terminal, and beside a column
 
 
 def show(table: Table) -> None:
     """Print a table; where there is no terminal it gets the width it needs."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(Console(width=WIDEST).measure(table).maximum, 80))
+        console = Console(width=max(_width(table), 80))
     console.print(table)
+
+
+def _width(table: Table) -> int:
+    """Return the characters of a line that a table needs for nothing to be folded."""
+    return Console(width=WIDEST).measure(table).maximum
+
+
+def terminal_width() -> int | None:
+    """Return the characters of a line of the terminal; None: there is none."""
+    console = Console()
+    return console.width if console.is_terminal else None
 
 
 def distribution_table(nodes: Mapping[str, Mapping[str, int]], classes: list[str]) -> Table:
@@ -40,39 +54,71 @@ def distribution_table(nodes: Mapping[str, Mapping[str, int]], classes: list[str
     return table
 
 
-def comparison_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
+def comparison_table(runs: Mapping[str, Mapping[str, Any]], width: int | None = None) -> Table:
     """Return results of several runs side by side.
 
     Parameters
     ----------
     runs : Mapping
-        Contents of ``results.json`` by run name.
+        Contents of ``results.json`` by run name; ``settings``, in which runs differ, by key.
+    width : int, optional
+        Characters of a line. Where they are too few, the last figures are left out: half a figure says nothing.
     """
-    table = Table(title="zero-shot accuracy on the held-out fold")
-    table.add_column("run")
-    table.add_column("mode")
-    for name in ("rounds", "accuracy", "balanced", "worst class", "cosine", "samples", "MB sent", "MB received", "s"):
-        table.add_column(name, justify="right")
-    for name, result in runs.items():
-        table.add_row(name, *_row(result))
+    figures = [_figures(result) for result in runs.values()]
+    table = _side_by_side(runs, figures, dict.fromkeys(figures[0]))
+    if width is None or _width(table) <= width:
+        return table
+    kept: dict[str, int | None] = {}
+    room = width - ROOM
+    for name in figures[0]:
+        own = max(len(part) for part in (*name.split(), *(row[name] for row in figures)))
+        room -= own + BORDER
+        if room < 0 and "accuracy" in kept:
+            break
+        kept[name] = own
+    table = _side_by_side(runs, figures, kept)
+    if left_out := [name for name in figures[0] if name not in kept]:
+        table.caption = f"no room for {', '.join(left_out)}"
     return table
 
 
-def _row(result: Mapping[str, Any]) -> list[str]:
+def _side_by_side(
+    runs: Mapping[str, Mapping[str, Any]], figures: Sequence[Mapping[str, str]], widths: Mapping[str, int | None]
+) -> Table:
+    differ = any(result.get("settings") for result in runs.values())
+    table = Table(title="zero-shot accuracy on the held-out fold")
+    for name in ("run", "settings") if differ else ("run",):
+        table.add_column(name, overflow="fold")
+    for name, width in widths.items():
+        table.add_column(name, justify="left" if name == "mode" else "right", width=width)
+    for (name, result), row in zip(runs.items(), figures, strict=True):
+        texts = [name, _settings(result["settings"])] if differ else [name]
+        table.add_row(*map(escape, texts), *(row[key] for key in widths))
+    return table
+
+
+def _settings(values: Mapping[str, str]) -> str:
+    """Return settings as overrides, each with the end of a long value left out, and only the first of very many."""
+    told = [f"{key}={value if len(value) <= LONGEST else value[:LONGEST] + '...'}" for key, value in values.items()]
+    return " ".join(told[:MOST] + ([f"and {len(told) - MOST} more"] if len(told) > MOST else []))
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, str]:
     cosines = [head["cosine"] for head in result["heads"].values()]
-    traffic = [sum(result["bytes"][way]) / 1e6 for way in ("sent", "received")]
+    sent, received = (sum(result["bytes"][way]) / 1e6 for way in ("sent", "received"))
     samples = sum(result["samples"].values())
-    return [
-        str(result["mode"]),
-        str(sum(phase["rounds"] for phase in result["phases"])),
-        f"{result['accuracy']:.3f}" + (f" ± {result['deviation']:.3f}" if "deviation" in result else ""),
-        f"{result['balanced_accuracy']:.3f}",
-        f"{min(result['per_class'].values()):.3f}",
-        f"{sum(cosines) / len(cosines):.3f}",
-        str(samples) if samples else "·",
-        *(f"{value:.1f}" if value else "·" for value in traffic),
-        f"{result['seconds']['total']:.0f}",
-    ]
+    return {
+        "mode": str(result["mode"]),
+        "rounds": str(sum(phase["rounds"] for phase in result["phases"])),
+        "accuracy": f"{result['accuracy']:.3f}" + (f" ± {result['deviation']:.3f}" if "deviation" in result else ""),
+        "balanced": f"{result['balanced_accuracy']:.3f}",
+        "worst class": f"{min(result['per_class'].values()):.3f}",
+        "cosine": f"{sum(cosines) / len(cosines):.3f}",
+        "samples": str(samples) if samples else "·",
+        "MB sent": f"{sent:.1f}" if sent else "·",
+        "MB received": f"{received:.1f}" if received else "·",
+        "s": f"{result['seconds']['total']:.0f}",
+    }
 
 
 def quality_table(evaluation: Mapping[str, Any]) -> Table:

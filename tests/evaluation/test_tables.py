@@ -41,6 +41,30 @@ def test_comparison() -> None:
     assert cells(table, 1)[7:10] == ["·", "·", "·"]
 
 
+def test_settings_in_which_runs_differ_are_beside_their_names() -> None:
+    many = {f"key{number}": "1" for number in range(9)}
+    own = {"a": {"generator.kind": "vae", "data.classes": "[dog, rain]"}, "b": {"checkpoint.load": "x" * 99}, "c": many}
+    table = comparison_table({name: results(settings=settings) for name, settings in own.items()})
+    shown = text(table, 300)
+    assert "generator.kind=vae data.classes=[dog, rain]" in shown
+    assert f" checkpoint.load={'x' * 40}... " in shown
+    assert "key5=1 and 3 more" in shown
+    assert "settings" not in text(comparison_table({"a": results(settings={})}))
+
+
+@pytest.mark.parametrize(("width", "last"), [(50, "accuracy"), (80, "balanced"), (130, "s"), (300, "s")])
+def test_a_narrow_terminal_leaves_figures_out_and_cuts_none(width: int, last: str) -> None:
+    settings = {"generator.kind": "multimodal_vae", "synthesis.samples_per_class": "64"}
+    row = results(settings=settings, deviation=0.0123)
+    table = comparison_table({"multirun/2026-01-01/12-00-00/* (seeds 0, 1, 2)": row}, width)
+    shown = text(table, width)
+    assert "…" not in shown
+    assert "0.500 ± 0.012" in shown
+    assert table.columns[-1].header == last
+    assert ("no room for" in shown) == (last != "s")
+    assert max(map(len, shown.splitlines())) <= width
+
+
 def test_rounds_of_all_phases_are_counted() -> None:
     phases = [{"mode": "train_generators", "rounds": 2}, {"mode": "generate", "rounds": 3}]
     assert cells(comparison_table({"a": results(phases=phases)}), 0)[2] == "5"
