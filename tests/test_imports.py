@@ -34,9 +34,9 @@ LAYERS = [
         "remote",
         "server_app",
     ],
-    ["local_grid", "simulate", "superlink", "references", "node_check", "report", "saved_run", "render"],
+    ["local_grid", "simulate", "superlink", "references", "node_check", "comparison", "report", "saved_run", "render"],
     ["local_run", "migrate"],
-    ["sweeps", "api", "info", "comparison"],
+    ["sweeps", "api", "info"],
     ["cli"],
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 from rich.table import Table
 
+from fedgen.comparison import differences, flat
 from fedgen.evaluation.tables import comparison_table, distribution_table, quality_table
 from fedgen.phases import MODES, Generators
 from fedgen.report.charts import Points, drawn, line_chart, looks, samples_chart, summed_up
@@ -69,23 +70,35 @@ def render(runs: Sequence[RunRecord], references: Sequence[RunRecord] = ()) -> s
     environment.filters["figure"] = figure
     compared = [*runs, *references]
     names = told_apart(compared)
-    finished = {name: run.results for name, run in zip(names, compared, strict=True) if run.results is not None}
     accuracy = {name: run.accuracy for name, run in zip(names, compared, strict=True)}
     values = {
         "style": Markup((HERE / "style.css").read_text(encoding="utf-8")),  # ours: it needs no escaping
         "runs": [section(run, names[number], number) for number, run in enumerate(runs)],
-        "comparison": html_table(comparison_table(finished)) if len(finished) > 1 else None,
+        "comparison": _comparison(dict(zip(names, compared, strict=True))),
         "accuracy": chart("Accuracy after each round", accuracy, (0, 1), False),
         "references": names[len(runs) :],
     }
     return environment.get_template("page.html").render(values)
 
 
+def _comparison(runs: Mapping[str, RunRecord]) -> dict[str, Any] | None:
+    """Return the results of finished runs with the settings in which they differ, the most accurate first."""
+    finished = {name: run for name, run in runs.items() if run.results is not None}
+    if len(finished) < 2:
+        return None
+    differ = differences([flat(asdict(run.config)) for run in finished.values()])
+    rows = {
+        name: {**(run.results or {}), "settings": own}
+        for (name, run), own in zip(finished.items(), differ, strict=True)
+    }
+    return html_table(comparison_table(dict(sorted(rows.items(), key=lambda row: -row[1]["accuracy"]))))
+
+
 def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
     """Return all that the page says of one run; ``name`` is its own among those of the page."""
     done, asked = run.rounds
     given = ("mode", "rounds") if run.config.phases else ()  # which phases take the place of
-    flat = flattened({key: value for key, value in asdict(run.config).items() if key not in given})
+    settings = flattened({key: value for key, value in asdict(run.config).items() if key not in given})
     privacy = (run.results or {}).get("privacy") or {}
     return {
         "id": f"run{number}",
@@ -95,8 +108,8 @@ def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
         "state": _state(run),
         "unfinished": run.results is None,
         "tiles": _tiles(run, done, asked),
-        "overview": _overview(run, flat),
-        "config": flat,
+        "overview": _overview(run, settings),
+        "config": settings,
         "nodes": html_table(distribution_table(run.nodes, run.classes)) if run.nodes else None,
         "losses": _losses(run),
         "epochs": any(
@@ -118,7 +131,7 @@ def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
     }
 
 
-def _overview(run: RunRecord, flat: Mapping[str, str]) -> dict[str, str]:
+def _overview(run: RunRecord, settings: Mapping[str, str]) -> dict[str, str]:
     """Return the settings that runs differ in most, of those that are of any use in its modes."""
     modes = [MODES[phase.mode] for phase in run.config.phase_list]
     idle: list[str] = []
@@ -126,7 +139,7 @@ def _overview(run: RunRecord, flat: Mapping[str, str]) -> dict[str, str]:
         idle += OF_GENERATORS
     if not any(mode.synthesizes for mode in modes):
         idle += OF_SAMPLES
-    return {key: flat[key] for key in OVERVIEW if key in flat and key not in idle}
+    return {key: settings[key] for key in OVERVIEW if key in settings and key not in idle}
 
 
 def _state(run: RunRecord) -> str:
@@ -190,7 +203,7 @@ def chart(
 
 def html_table(table: Table) -> dict[str, Any]:
     """Return title, heads and rows of a table for the terminal, with which columns hold numbers."""
-    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    columns = [[str(cell).replace("\\[", "[") for cell in column.cells] for column in table.columns]  # as it is printed
     return {
         "title": str(table.title)[:1].upper() + str(table.title)[1:],
         "heads": [(str(column.header), column.justify == "right") for column in table.columns],

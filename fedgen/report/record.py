@@ -41,6 +41,8 @@ class RunRecord:
         ``evaluation.json``, what `fedgen evaluate` found later.
     points : dict, optional
         ``samples.json``, the picture of real and synthetic embeddings.
+    stopped : str, optional
+        Why it stopped or failed, if it has not finished and its metrics or the log of its sweep tell.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class RunRecord:
     nodes: dict[str, dict[str, int]]
     evaluated: dict[str, Any] | None
     points: dict[str, Any] | None
+    stopped: str | None
 
     @classmethod
     def read(cls, path: Path) -> RunRecord:
@@ -60,10 +63,12 @@ class RunRecord:
         ConfigError
             It is no run folder.
         """
-        config = RunFolder(path).config()
+        folder = RunFolder(path)
+        config = folder.config()
         files = (_json(path / name) for name in ("results.json", "partition.json", "evaluation.json", SAMPLES))
         results, nodes, evaluated, points = files
-        return cls(path, config, _lines(path / "metrics.jsonl"), results, nodes or {}, evaluated, points)
+        stopped = folder.failure() if results is None else None
+        return cls(path, config, _lines(path / "metrics.jsonl"), results, nodes or {}, evaluated, points, stopped)
 
     @property
     def mode(self) -> str:
@@ -84,11 +89,6 @@ class RunRecord:
     def rounds_lines(self) -> list[dict[str, Any]]:
         """The server's lines without the evaluation before the first round."""
         return [line for line in self.server if line.get("server/answered")]
-
-    @property
-    def stopped(self) -> str | None:
-        """Why the run stopped in its last round, if it did and has not gone on since."""
-        return str(self.lines[-1]["server/stopped"]) if self.lines and "server/stopped" in self.lines[-1] else None
 
     @property
     def accuracy(self) -> list[tuple[float, float]]:
