@@ -27,6 +27,7 @@ REASONS = {  # functions whose texts become parts of messages
     "limits": ["excessive"],
     "node_check": ["read_node_config"],
     "remote": ["assessment"],
+    "sweeps": ["summary"],
 }
 CARRIERS = {  # functions with a message in which nothing is always the same: all its words come from elsewhere
     "border._facts",
@@ -46,7 +47,10 @@ CARRIERS = {  # functions with a message in which nothing is always the same: al
     "remote._ask",
     "round_grid._pull",
     "run_folder.load_adapters",
+    "run_folder.run_folders",
     "secure_aggregation/round._exchange",
+    "sweeps.failures",
+    "sweeps.objective",
 }
 NOT_THERE = {  # messages that no user meets, by the reason
     "they only carry words of other messages": [
@@ -142,13 +146,16 @@ def texts(value: ast.expr, names: Mapping[str, list[ast.expr]], depth: int = 0) 
     if isinstance(value, ast.Constant) and isinstance(value.value, str):
         return [value.value]
     if isinstance(value, ast.FormattedValue):
-        return texts(value.value, names, depth)
+        return [ANY] if isinstance(value.value, ast.BoolOp) else texts(value.value, names, depth)
     if isinstance(value, ast.JoinedStr):
         return ["".join(parts) for parts in product(*(texts(part, names, depth) for part in value.values))]
     if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
         return [one + other for one in texts(value.left, names, depth) for other in texts(value.right, names, depth)]
     if isinstance(value, ast.IfExp):
         return texts(value.body, names, depth) + texts(value.orelse, names, depth)
+    if isinstance(value, ast.BoolOp):
+        found = [text for one in value.values for text in texts(one, names, depth)]
+        return [text for text in found if text == ANY or " " in text]
     if isinstance(value, ast.Name) and depth < 3:
         return [text for one in names.get(value.id, []) for text in texts(one, names, depth + 1)] or [ANY]
     return [ANY]
