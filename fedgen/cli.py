@@ -23,6 +23,7 @@ from fedgen.sweeps import failures, objective
 
 logger = logging.getLogger(__name__)
 
+LOUD = ("run", "prepare", "simulate", "submit", "evaluate", "render", "report")  # what has a --quiet
 QUIET_LOGS = [f"++hydra.{name}_logging.handlers.console.level=WARNING" for name in ("job", "hydra")]
 
 
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         own_help = name not in ("run", "prepare")  # theirs is Hydra's
         sub = commands.add_parser(name, help=about, description=about, add_help=own_help)
         sub.set_defaults(command=command)
-        if name in ("run", "prepare", "evaluate", "render", "report"):
+        if name in LOUD:
             sub.add_argument("--quiet", action="store_true", help="print warnings and errors alone")
         if folders:
             sub.add_argument("folders", nargs=folders, type=Path, metavar="RUN", help="run folder")

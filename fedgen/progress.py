@@ -6,6 +6,7 @@ import atexit
 import logging
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,27 @@ def hush() -> None:
     for handler in logging.getLogger().handlers:
         if _writes_to_terminal(handler):
             handler.setLevel(logging.WARNING)
+
+
+def show_lines() -> None:
+    """Print fedgen's own log lines where nobody has set up logging, as in Flower's server process."""
+    if not logging.getLogger().handlers and not own.handlers:
+        handler = logging.StreamHandler()
+        handler.addFilter(_with_kind)
+        handler.setFormatter(logging.Formatter("[%(asctime)s] %(kind)s%(message)s", "%H:%M:%S"))
+        own.addHandler(handler)
+        own.setLevel(logging.INFO)
+
+
+def _with_kind(record: logging.LogRecord) -> bool:
+    """Say of warnings and errors that they are: their line may stand among many of Flower's."""
+    record.kind = f"{record.levelname} " if record.levelno >= logging.WARNING else ""
+    return True
+
+
+def warns(line: str) -> bool:
+    """Say whether `show_lines` has printed a line as a warning or an error."""
+    return re.match(r"\[\d\d:\d\d:\d\d\] (WARNING|ERROR|CRITICAL) ", line) is not None
 
 
 class RoundsBar:

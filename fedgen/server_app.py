@@ -25,7 +25,7 @@ from fedgen.meeting import Meeting, agreed
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.phases import Phase, plan
-from fedgen.progress import show_step
+from fedgen.progress import show_lines, show_step
 from fedgen.recorder import Recorder, RoundReport
 from fedgen.remote import RemoteMeasures
 from fedgen.run_folder import RunFolder
@@ -47,7 +47,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run what ``overrides`` (text, as on the command line) or ``config`` (resolved YAML) of the run config say."""
-    show_progress()
+    show_lines()
     values = context.run_config
     if "config" in values:
         config = from_yaml(str(values["config"]))
@@ -58,16 +58,6 @@ def main(grid: Grid, context: Context) -> None:
             config, run_dir=str(home() / "runs" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{context.run_id}")
         )
     federate(grid, config)
-
-
-def show_progress() -> None:
-    """Print fedgen's own log lines where nobody has set up logging, as in Flower's server process."""
-    own = logging.getLogger("fedgen")
-    if not logging.getLogger().handlers and not own.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
-        own.addHandler(handler)
-        own.setLevel(logging.INFO)
 
 
 def federate(grid: Grid, config: Config) -> dict[str, Any]:

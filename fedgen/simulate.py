@@ -21,6 +21,7 @@ import tomllib
 from pathlib import Path
 
 from fedgen.errors import ConfigError, choose, require
+from fedgen.progress import quiet, warns
 from fedgen.superlink import CONNECTION, environment, running_superlink, spawn, work_folder
 
 logger = logging.getLogger(__name__)
@@ -169,6 +170,8 @@ def _exit_code(command: list[str], connection: str, home: Path, log: Path) -> in
     code, lines = _stream(command, home, log)
     started = re.search(r"Successfully started run (\d+)", "".join(lines))
     if started is None:
+        if quiet():
+            sys.stdout.writelines(lines)
         logger.error("`flwr run` started no run (exit code %d): its message is above", code)
         return code or 1
     status, details = _outcome(started[1], connection, home)
@@ -181,7 +184,10 @@ def _exit_code(command: list[str], connection: str, home: Path, log: Path) -> in
 
 
 def _stream(command: list[str], home: Path, log: Path) -> tuple[int, list[str]]:
-    """Run a command of Flower and pass its output through, and to ``log``; return its exit code and the lines."""
+    """Run a command of Flower and pass its output through, and to ``log``; return its exit code and the lines.
+
+    With ``--quiet`` only the server's warnings and errors pass; what it says of a failure is said at the end.
+    """
     lines: list[str] = []
     process = spawn(command, home, subprocess.PIPE)
     assert process.stdout is not None
@@ -189,7 +195,7 @@ def _stream(command: list[str], home: Path, log: Path) -> tuple[int, list[str]]:
         with log.open("w", encoding="utf-8") as copy:  # not `with process`: after a signal it would wait for the run
             for raw in process.stdout:
                 lines.append(raw.decode("utf-8", errors="replace"))
-                for stream in (sys.stdout, copy):
+                for stream in (sys.stdout, copy) if not quiet() or warns(lines[-1]) else (copy,):
                     stream.write(lines[-1])
                     stream.flush()
         return process.wait(), lines

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fedgen.cli import main
+from fedgen.progress import quiet
 from fedgen.references import run_reference
 from fedgen.run_folder import RunFolder
 from fedgen.settings import Config
@@ -181,6 +182,24 @@ def test_submitting_what_cannot_run(
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
     assert fedgen("submit", "hospitals", *overrides) == 1
     assert words in last_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["simulate", "submit"])
+def test_flowers_runs_are_quiet_too(
+    command: str, fedgen: Fedgen, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[bool] = []
+
+    def start(*arguments: object) -> int:
+        seen.append(quiet())
+        return 0
+
+    monkeypatch.setattr(f"fedgen.simulate.{command}", start)
+    name = ["hospitals"] if command == "submit" else []
+    assert fedgen(command, "--quiet", *name, "mode=federate") == 0
+    assert fedgen(command, *name, "mode=federate") == 0
+    assert seen == [True, False]
+    assert capsys.readouterr().out == ""
 
 
 def test_prepare_twice(fedgen: Fedgen, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
