@@ -6,15 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fedgen.cli import main
-from fedgen.progress import quiet
-from fedgen.references import run_reference
 from fedgen.run_folder import RunFolder
-from fedgen.settings import Config
 
 Fedgen = Callable[..., int]
 
@@ -71,44 +67,6 @@ def test_a_sweep_over_granularities(fedgen: Fedgen, tmp_path: Path) -> None:
         folder = RunFolder(tmp_path / "sweep" / name)
         assert folder.config().granularity.name == name
         assert sum(folder.results()["samples"].values()) == 36
-
-
-def test_a_sweep_names_the_runs_that_fail_and_goes_on(
-    fedgen: Fedgen, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def reference(config: Config) -> dict[str, Any]:
-        if config.partition.nodes == 2:
-            raise RuntimeError("no memory\nto be had")
-        return run_reference(config)
-
-    monkeypatch.setattr("fedgen.local_run.run_reference", reference)
-    assert fedgen("run", "-m", "mode=standalone", "rounds=1", "partition.nodes=99,2,3", "hydra.sweep.dir=sweep") == 1
-    assert "2 jobs of the sweep failed" in (line := last_line(capsys))
-    assert "sweep/0: partition.nodes=99 is more than the 6 classes" in line
-    assert "sweep/1: RuntimeError: no memory to be had" in line
-    log = (tmp_path / "sweep" / "1" / "fedgen.log").read_text()
-    assert "sweep/1 failed: RuntimeError: no memory\nto be had\nTraceback" in log
-    assert "Traceback" not in (tmp_path / "sweep" / "0" / "fedgen.log").read_text()
-    assert RunFolder(tmp_path / "sweep" / "2").results()["mode"] == "standalone"
-    assert RunFolder(tmp_path / "sweep" / "1").failure() == "RuntimeError: no memory"
-
-
-def test_ctrl_c_ends_a_sweep_and_what_failed_before_is_told(
-    fedgen: Fedgen, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[int] = []
-
-    def reference(config: Config) -> dict[str, Any]:
-        started.append(config.partition.nodes)
-        raise RuntimeError("no memory") if config.partition.nodes == 1 else KeyboardInterrupt
-
-    monkeypatch.setattr("fedgen.local_run.run_reference", reference)
-    assert fedgen("run", "-m", "mode=standalone", "partition.nodes=1,2,3", "hydra.sweep.dir=sweep") == 1
-    assert started == [1, 2]
-    told = capsys.readouterr()
-    assert told.err.strip().splitlines()[-1] == "error: interrupted"
-    assert "1 jobs of the sweep failed" in told.out
-    assert told.out.count("sweep/0: RuntimeError: no memory") == 1
 
 
 def test_groups_on_the_command_line(fedgen: Fedgen, tmp_path: Path) -> None:
@@ -182,24 +140,6 @@ def test_submitting_what_cannot_run(
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
     assert fedgen("submit", "hospitals", *overrides) == 1
     assert words in last_line(capsys)
-
-
-@pytest.mark.parametrize("command", ["simulate", "submit"])
-def test_flowers_runs_are_quiet_too(
-    command: str, fedgen: Fedgen, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seen: list[bool] = []
-
-    def start(*arguments: object) -> int:
-        seen.append(quiet())
-        return 0
-
-    monkeypatch.setattr(f"fedgen.simulate.{command}", start)
-    name = ["hospitals"] if command == "submit" else []
-    assert fedgen(command, "--quiet", *name, "mode=federate") == 0
-    assert fedgen(command, *name, "mode=federate") == 0
-    assert seen == [True, False]
-    assert capsys.readouterr().out == ""
 
 
 def test_prepare_twice(fedgen: Fedgen, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:

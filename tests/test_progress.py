@@ -18,7 +18,9 @@ import pytest
 
 import fedgen
 from fedgen.cli import main
-from fedgen.progress import LOG, RoundsBar, clear, show_step
+from fedgen.progress import LOG, RoundsBar, clear, quiet, show_step
+from fedgen.simulate import _stream
+from fedgen.superlink import work_folder
 
 Fedgen = Callable[..., int]
 
@@ -204,3 +206,45 @@ def test_who_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(sys, "stderr", nowhere)
             assert not shows()
     assert "nobody looks" not in opened.text
+
+
+@pytest.mark.parametrize("command", ["simulate", "submit"])
+def test_flowers_runs_are_quiet_too(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[bool] = []
+
+    def start(*arguments: object) -> int:
+        seen.append(quiet())
+        return 0
+
+    monkeypatch.setattr(f"fedgen.simulate.{command}", start)
+    name = ["hospitals"] if command == "submit" else []
+    assert main([command, "--quiet", *name, "mode=federate"]) == 0
+    assert main([command, *name, "mode=federate"]) == 0
+    assert seen == [True, False]
+    assert capsys.readouterr().out == ""
+
+
+def test_of_flowers_lines_quiet_passes_on_warnings_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home, log = tmp_path / "home", tmp_path / "log"
+    work_folder(home).mkdir(parents=True)
+    say = """
+import logging
+from fedgen.progress import quiet, show_lines
+show_lines()
+print("INFO: Flower's own", quiet())
+for level in (logging.INFO, logging.WARNING):
+    logging.getLogger("fedgen.server_app").log(level, "round 1 of level %d", level)
+"""
+    for wanted in ("", "1"):
+        monkeypatch.setenv("FEDGEN_QUIET", wanted)
+        code, lines = _stream([sys.executable, "-c", say], home, log)
+        assert code == 0
+        assert log.read_text() == "".join(lines)
+        assert lines[-1].endswith("] WARNING round 1 of level 30\n")
+        assert f"INFO: Flower's own {bool(wanted)}\n" in lines  # the processes that it starts know it
+        assert any(re.fullmatch(r"\[\d\d:\d\d:\d\d\] round 1 of level 20\n", line) for line in lines)
+        assert capfd.readouterr().out == (lines[-1] if wanted else log.read_text())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedgen import superlink
 from fedgen.errors import ConfigError, FedgenError
-from fedgen.simulate import _stream, root_error, run_config_toml, simulate, submit
+from fedgen.simulate import root_error, run_config_toml, simulate, submit
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -160,30 +160,6 @@ def test_the_environment_keeps_flower_to_itself(tmp_path: Path, monkeypatch: pyt
     assert values["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"  # Flower would install torch once more
     assert values["OPENBLAS_NUM_THREADS"] == "1"  # more can hang for ever
     assert values["PATH"].startswith(str(Path(sys.executable).parent))
-
-
-def test_quiet_passes_on_warnings_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-):
-    home, log = tmp_path / "home", tmp_path / "log"
-    superlink.work_folder(home).mkdir(parents=True)
-    say = """
-import logging
-from fedgen.progress import quiet, show_lines
-show_lines()
-print("INFO: Flower's own", quiet())
-for level in (logging.INFO, logging.WARNING):
-    logging.getLogger("fedgen.server_app").log(level, "round 1 of level %d", level)
-"""
-    for wanted in ("", "1"):
-        monkeypatch.setenv("FEDGEN_QUIET", wanted)
-        code, lines = _stream([sys.executable, "-c", say], home, log)
-        assert code == 0
-        assert log.read_text() == "".join(lines)
-        assert lines[-1].endswith("] WARNING round 1 of level 30\n")
-        assert f"INFO: Flower's own {bool(wanted)}\n" in lines  # the processes that it starts know it
-        assert any(re.fullmatch(r"\[\d\d:\d\d:\d\d\] round 1 of level 20\n", line) for line in lines)
-        assert capfd.readouterr().out == (lines[-1] if wanted else log.read_text())
 
 
 def test_stop_all_ends_detached_and_stubborn_processes_of_its_home_only(

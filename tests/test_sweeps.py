@@ -16,7 +16,9 @@ from omegaconf import OmegaConf
 
 from fedgen.cli import main
 from fedgen.errors import ConfigError
+from fedgen.references import run_reference
 from fedgen.run_folder import RunFolder
+from fedgen.settings import Config
 from fedgen.sweeps import Failures, cores_of_a_job, objective
 from fedgen.task import available_cores
 
@@ -61,6 +63,44 @@ def test_a_search_maximises_accuracy(sweep: Sweep, tmp_path: Path) -> None:
     tried = {(run.config().adapter.training.lr, run.config().synthesis.fill) for run in runs}
     assert len(tried) == 3
     assert (best["best_params"]["adapter.training.lr"], best["best_params"]["synthesis.fill"]) in tried
+
+
+def test_a_sweep_names_the_runs_that_fail_and_goes_on(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reference(config: Config) -> dict[str, Any]:
+        if config.partition.nodes == 2:
+            raise RuntimeError("no memory\nto be had")
+        return run_reference(config)
+
+    monkeypatch.setattr("fedgen.local_run.run_reference", reference)
+    assert sweep("mode=standalone", "rounds=1", "partition.nodes=99,2,3") == 1
+    assert "2 jobs of the sweep failed" in (line := capsys.readouterr().err.strip().splitlines()[-1])
+    assert "sweep/0: partition.nodes=99 is more than the 6 classes" in line
+    assert "sweep/1: RuntimeError: no memory to be had" in line
+    log = (tmp_path / "sweep" / "1" / "fedgen.log").read_text()
+    assert "sweep/1 failed: RuntimeError: no memory\nto be had\nTraceback" in log
+    assert "Traceback" not in (tmp_path / "sweep" / "0" / "fedgen.log").read_text()
+    assert RunFolder(tmp_path / "sweep" / "2").results()["mode"] == "standalone"
+    assert RunFolder(tmp_path / "sweep" / "1").failure() == "RuntimeError: no memory"
+
+
+def test_ctrl_c_ends_a_sweep_and_what_failed_before_is_told(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    def reference(config: Config) -> dict[str, Any]:
+        started.append(config.partition.nodes)
+        raise RuntimeError("no memory") if config.partition.nodes == 1 else KeyboardInterrupt
+
+    monkeypatch.setattr("fedgen.local_run.run_reference", reference)
+    assert sweep("mode=standalone", "partition.nodes=1,2,3") == 1
+    assert started == [1, 2]
+    told = capsys.readouterr()
+    assert told.err.strip().splitlines()[-1] == "error: interrupted"
+    assert "1 jobs of the sweep failed" in told.out
+    assert told.out.count("sweep/0: RuntimeError: no memory") == 1
 
 
 def test_a_failed_job_is_the_worst_to_a_search_and_nothing_to_a_sweep(tmp_path: Path) -> None:
