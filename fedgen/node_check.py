@@ -33,7 +33,7 @@ from fedgen.errors import ConfigError, DataError, FedgenError, choose, require, 
 from fedgen.secure_aggregation.node import OWN_KEY, fewest
 from fedgen.settings import DEVICES, Config
 from fedgen.task import use_hardware
-from fedgen.training.bank import GRANULARITIES
+from fedgen.training.granularity import GRANULARITIES
 
 PACKAGES = ("flwr", "torch")
 SIGNED = (400, 401, 415, 422)  # what a SuperLink answers to a request that no node has signed

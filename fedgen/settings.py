@@ -19,7 +19,7 @@ from fedgen.phases import MODES, PhaseSettings
 from fedgen.strategy_settings import StrategyConfig
 from fedgen.tracking.settings import TrackingSettings
 from fedgen.training.adapters import GlobalTrainingSettings, TrainingSettings
-from fedgen.training.bank import GRANULARITIES, GranularitySettings
+from fedgen.training.granularity import GRANULARITIES, GranularitySettings
 
 DEVICES = ["auto", "cpu", "cuda"]
 MEMORY = ["auto", "low", "high"]

@@ -20,7 +20,7 @@ from fedgen.models.projected import ProjectedTokens
 from fedgen.models.states import exact_digest
 from fedgen.settings import Config, NodeConfig
 from fedgen.task import Task
-from fedgen.training.bank import GranularitySettings, slots
+from fedgen.training.granularity import GranularitySettings, slots
 
 
 class Site:

@@ -25,7 +25,7 @@ from fedgen.models.adapters import Adapters, build_adapters
 from fedgen.models.seeds import seeded
 from fedgen.progress import quiet
 from fedgen.settings import Config
-from fedgen.training.bank import GranularitySettings
+from fedgen.training.granularity import GranularitySettings
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fedgen.config import choices, config_dir, from_dictconfig, from_yaml, known
 from fedgen.errors import ConfigError
 from fedgen.phases import MODES, PhaseSettings
 from fedgen.settings import Config
-from fedgen.training.bank import GRANULARITIES
+from fedgen.training.granularity import GRANULARITIES
 
 FILES = sorted(path.relative_to(config_dir()) for path in config_dir().glob("*/*.yaml"))
 NEEDED = {"privacy=dp": ["privacy.epsilon=8", "privacy.delta=0.001"]}  # without a default, on purpose

@@ -8,7 +8,8 @@ from typing import Any
 
 from fedgen.errors import choose
 from fedgen.exchange.manifest import Checkpoint
-from fedgen.training.bank import Bank, slots
+from fedgen.training.bank import Bank
+from fedgen.training.granularity import slots
 
 CHECKS = ("strict", "warn")
 WARNINGS = ("encoder", "target", "dataset", "split")  # metadata that may differ with ``check=warn``

@@ -17,7 +17,8 @@ from fedgen.exchange.parts import read_part
 from fedgen.files import readable
 from fedgen.models.codec import Codec
 from fedgen.models.generators import Generator
-from fedgen.training.bank import Bank, slots
+from fedgen.training.bank import Bank
+from fedgen.training.granularity import slots
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from fedgen.data.tokens import TensorTokens
 from fedgen.exchange.checkpoint import load_bank
 from fedgen.models.codec import CodecSettings
 from fedgen.models.generators import GeneratorSettings, GeneratorTraining
-from fedgen.training.bank import Bank, GranularitySettings
+from fedgen.training.bank import Bank
+from fedgen.training.granularity import GranularitySettings
 
 NAMES = ["rain", "train", "sea waves", "dog/cat"]
 FIFTEEN = [f"class{number}" for number in range(15)]

@@ -13,7 +13,7 @@ from fedgen.errors import CheckpointError
 from fedgen.exchange.checkpoint import has_bank, load_tensors, save_bank, save_tensors
 from fedgen.exchange.manifest import Manifest
 from fedgen.models.generators import KINDS
-from fedgen.training.bank import GRANULARITIES
+from fedgen.training.granularity import GRANULARITIES
 
 
 def names(folder: Path) -> set[str]:

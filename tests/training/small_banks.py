@@ -18,7 +18,8 @@ from fedgen.exchange.checkpoint import load_bank
 from fedgen.exchange.files import save_tensors
 from fedgen.models.codec import CodecSettings
 from fedgen.models.generators import KINDS, GeneratorSettings, GeneratorTraining
-from fedgen.training.bank import GRANULARITIES, Bank, GranularitySettings
+from fedgen.training.bank import Bank
+from fedgen.training.granularity import GRANULARITIES, GranularitySettings
 
 NAMES = ["cow", "dog", "rain", "wind"]
 PRESENT = [0, 1, 2]  # ids of the classes that the node has

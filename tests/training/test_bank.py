@@ -10,7 +10,8 @@ from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError
 from fedgen.models.codec import CodecSettings
 from fedgen.models.generators import GeneratorSettings, GeneratorTraining
-from fedgen.training.bank import GRANULARITIES, Bank, GranularitySettings, slots
+from fedgen.training.bank import Bank
+from fedgen.training.granularity import GRANULARITIES, GranularitySettings, slots
 
 NAMES = ["cow", "dog", "rain", "wind", "siren"]
 GROUPS = {"animals": ["dog", "cow"], "weather": ["rain", "wind"], "machines": ["engine"]}

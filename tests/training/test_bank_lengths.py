@@ -13,7 +13,8 @@ from fedgen.exchange.checkpoint import load_bank, save_bank
 from fedgen.exchange.payload import samples_from_record, samples_to_record
 from fedgen.models.codec import CodecSettings
 from fedgen.models.generators import KINDS, GeneratorSettings, GeneratorTraining
-from fedgen.training.bank import Bank, GranularitySettings
+from fedgen.training.bank import Bank
+from fedgen.training.granularity import GranularitySettings
 
 NAMES = ["rain", "dog"]
 CONDITIONS = Conditions({"clip": torch.eye(2), "t5": torch.randn(2, 3, 4)})

@@ -14,7 +14,8 @@ from small_banks import COMBINATIONS, base_name, draw, open_bank, source
 from fedgen.exchange.checkpoint import load_tensors, save_bank
 from fedgen.models.generators import KINDS
 from fedgen.models.schedule import Schedule
-from fedgen.training.bank import GRANULARITIES, Bank
+from fedgen.training.bank import Bank
+from fedgen.training.granularity import GRANULARITIES
 
 Losses = list[dict[str, float | str]]
 KEYS = {"unified": ["unified"], "per_class": ["cow", "dog", "rain"], "per_group": ["animals", "weather"]}
