@@ -65,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "evaluation.gate=warn",
         *arguments.overrides,
     ]
-    prepare_task(load_config(common))
+    prepare_task(load_config([*common, f"data.test_fold={arguments.folds[0]}"]))  # others may be left out
     cells = [(fold, seed, way) for fold in arguments.folds for seed in arguments.seeds for way in arguments.ways]
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(arguments.jobs) as pool:

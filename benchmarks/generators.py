@@ -48,6 +48,7 @@ from fedgen.models.codec import Codec
 from fedgen.models.generators import KINDS, GeneratorSettings
 from fedgen.models.samples import PooledTokens, SyntheticTokens, class_counts
 from fedgen.models.seeds import seeded
+from fedgen.settings import Config
 from fedgen.task import Task, prepare_task
 from fedgen.training.bank import Bank
 
@@ -108,12 +109,16 @@ class Benchmark:
         )
         self.native = self.task(arguments.folds[0], 0).store.shape[0]
         kinds = {REFERENCE, *arguments.kinds}
-        self.generators = {kind: load_config([f"generator={kind}", *self.overrides]).generator for kind in kinds}
+        self.generators = {kind: self.config(arguments.folds[0], 0, f"generator={kind}").generator for kind in kinds}
         self.setup = {"overrides": self.overrides, "samples": arguments.samples, "adapter": arguments.adapter}
 
     def task(self, fold: int, seed: int) -> Task:
         """Return the clips of a block, dealt to nodes, with everything that is the same for all ways."""
-        return prepare_task(load_config([*self.overrides, f"data.test_fold={fold}", f"seed={seed}"]))
+        return prepare_task(self.config(fold, seed))
+
+    def config(self, fold: int, seed: int, *more: str) -> Config:
+        """Return the configuration of a block; a fold that is left out cannot be held out."""
+        return load_config([*more, *self.overrides, f"data.test_fold={fold}", f"seed={seed}"])
 
     @cached_property
     def rows(self) -> list[tuple[str, int]]:

@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "evaluation.gate=off",
         *arguments.overrides,
     ]
-    prepare_task(load_config(common))
+    prepare_task(load_config([*common, f"data.test_fold={arguments.folds[0]}"]))  # others may be left out
     budgets = [OPEN, *map(str, sorted(arguments.epsilons))]
     cells = [
         (fold, seed, mode, epsilon)
