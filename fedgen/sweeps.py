@@ -52,7 +52,7 @@ class Failures:
     def summary(self) -> str:
         """Return which jobs failed, and why, in one line; nothing if none did."""
         told = self.all()
-        return f"{len(told)} jobs of the sweep failed: " + "; ".join(told) if told else ""
+        return f"{len(told)} job{'s' * (len(told) > 1)} of the sweep failed: {'; '.join(told)}" if told else ""
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -22,6 +24,11 @@ from fedgen.run_folder import RunFolder
 from fedgen.server_app import app as server_app
 from fedgen.settings import Config
 from fedgen.task import Task, prepare_task
+
+with contextlib.suppress(ImportError):  # dp-accounting's: it closes its stream where it may, also pytest's own
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 TINY = [
     "data=sounds",

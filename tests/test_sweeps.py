@@ -41,7 +41,7 @@ def test_jobs_at_once_share_the_store_and_the_cores(
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     assert sweep(*parallel, "mode=federate", "partition.nodes=2,99,3") == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "1 jobs of the sweep failed" in error
+    assert "1 job of the sweep failed" in error
     assert "sweep/1" in error
     assert "partition.nodes=99 is more than the 6 classes" in error
     for number, nodes in ((0, 2), (2, 3)):
@@ -99,7 +99,7 @@ def test_ctrl_c_ends_a_sweep_and_what_failed_before_is_told(
     assert started == [1, 2]
     told = capsys.readouterr()
     assert told.err.strip().splitlines()[-1] == "error: interrupted"
-    assert "1 jobs of the sweep failed" in told.out
+    assert "1 job of the sweep failed" in told.out
     assert told.out.count("sweep/0: RuntimeError: no memory") == 1
 
 
