@@ -72,18 +72,20 @@ def test_memory(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> 
     assert results["ratios"]["gaussian"]["cpu_seconds"] == low["cpu_seconds"] / high["cpu_seconds"]
 
 
+LEFT_OUT = [
+    *SMALL,
+    "rounds=1",
+    "adapter.width=8",
+    "adapter.hidden=16",
+    "adapter.training.epochs=1",
+    "data.leave_out=[3]",
+]
+
+
 def test_accuracy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
     ways = ["--ways", "one_shot", "centralised", "--folds", "1", "--seeds", "0", "1"]
-    sizes = [
-        *SMALL,
-        "rounds=1",
-        "adapter.width=8",
-        "adapter.hidden=16",
-        "adapter.training.epochs=1",
-        "data.leave_out=[3]",
-    ]
     benchmark = benchmark_file("accuracy").main
-    benchmark(["sounds", *sizes, *ways, "--out", str(tmp_path)])
+    benchmark(["sounds", *LEFT_OUT, *ways, "--out", str(tmp_path)])
     found = json.loads((tmp_path / "accuracy.json").read_text())
     assert len(found["runs"]) == 4
     one_shot, centralised = found["ways"]
@@ -94,22 +96,14 @@ def test_accuracy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -
     assert sum(one_shot["per_class"].values()) / len(one_shot["per_class"]) == pytest.approx(one_shot["accuracy"][0])
     assert one_shot["by_fold"] == {"1": pytest.approx(one_shot["accuracy"][0])}
     before = (tmp_path / "fold1_seed0" / "centralised" / "results.json").stat().st_mtime
-    benchmark(["sounds", *sizes, *ways, "--out", str(tmp_path)])
+    benchmark(["sounds", *LEFT_OUT, *ways, "--out", str(tmp_path)])
     assert (tmp_path / "fold1_seed0" / "centralised" / "results.json").stat().st_mtime == before
 
 
 def test_privacy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")
     cells = ["--modes", "one_shot", "--epsilons", "30", "--delta", "0.01", "--folds", "1", "--seeds", "0", "1"]
-    sizes = [
-        *SMALL,
-        "rounds=1",
-        "adapter.width=8",
-        "adapter.hidden=16",
-        "adapter.training.epochs=1",
-        "data.leave_out=[3]",
-    ]
-    benchmark_file("privacy").main(["sounds", *sizes, *cells, "--out", str(tmp_path)])
+    benchmark_file("privacy").main(["sounds", *LEFT_OUT, *cells, "--out", str(tmp_path)])
     found = json.loads((tmp_path / "privacy.json").read_text())
     assert [row["epsilon"] for row in found["table"]] == ["none", "30.0"]
     own = [row["accuracy"] for row in found["runs"] if row["epsilon"] == "30.0"]
