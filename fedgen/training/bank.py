@@ -1,4 +1,4 @@
-"""A node's generators: which serves which class, fitted and sampled together in one codec."""
+"""A node's generators, fitted and sampled together in one codec."""
 
 from __future__ import annotations
 
