@@ -58,9 +58,20 @@ def compared(folders: Sequence[RunFolder], over: Sequence[str] = ("seed",)) -> d
     for group in groups.values():
         for row in _rows(group):
             rows[row.name if row.name not in rows else f"{row.name} of {group[0].name}"] = row
-    differ = differences([row.settings for row in rows.values()])
-    runs = {name: {**row.results, "settings": own} for (name, row), own in zip(rows.items(), differ, strict=True)}
-    return dict(sorted(runs.items(), key=lambda run: -run[1]["accuracy"]))
+    return with_differences({name: (row.settings, row.results) for name, row in rows.items()})
+
+
+def with_differences(runs: Mapping[str, tuple[Mapping[str, str], Results]]) -> dict[str, Results]:
+    """Return results by name, the most accurate first, each with the ``settings`` in which runs differ.
+
+    Parameters
+    ----------
+    runs : Mapping
+        Settings, as `flat` gives them, and results, by name.
+    """
+    differ = differences([settings for settings, _ in runs.values()])
+    rows = {name: {**results, "settings": own} for (name, (_, results)), own in zip(runs.items(), differ, strict=True)}
+    return dict(sorted(rows.items(), key=lambda row: -row[1]["accuracy"]))
 
 
 def _split(config: Config, over: Sequence[str]) -> tuple[str, dict[str, str]]:

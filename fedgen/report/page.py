@@ -16,7 +16,7 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 from rich.table import Table
 
-from fedgen.comparison import differences, flat
+from fedgen.comparison import flat, with_differences
 from fedgen.evaluation.tables import comparison_table, distribution_table, quality_table
 from fedgen.phases import MODES, Generators
 from fedgen.report.charts import Points, drawn, line_chart, looks, samples_chart, summed_up
@@ -83,15 +83,8 @@ def render(runs: Sequence[RunRecord], references: Sequence[RunRecord] = ()) -> s
 
 def _comparison(runs: Mapping[str, RunRecord]) -> dict[str, Any] | None:
     """Return the results of finished runs with the settings in which they differ, the most accurate first."""
-    finished = {name: run for name, run in runs.items() if run.results is not None}
-    if len(finished) < 2:
-        return None
-    differ = differences([flat(asdict(run.config)) for run in finished.values()])
-    rows = {
-        name: {**(run.results or {}), "settings": own}
-        for (name, run), own in zip(finished.items(), differ, strict=True)
-    }
-    return html_table(comparison_table(dict(sorted(rows.items(), key=lambda row: -row[1]["accuracy"]))))
+    finished = {name: (flat(asdict(run.config)), run.results) for name, run in runs.items() if run.results is not None}
+    return html_table(comparison_table(with_differences(finished))) if len(finished) > 1 else None
 
 
 def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
