@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from fedgen.config import config_dir, explain, load_config, opened, resume_config
-from fedgen.errors import FedgenError, LeakError, require
+from fedgen.errors import FedgenError, require
 from fedgen.progress import hush, made_quiet, quiet
 from fedgen.render.options import add_options
 from fedgen.settings import Config
@@ -191,21 +191,25 @@ def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen evaluate``: score the saved global adapters on the held-out clips, and measure the last samples."""
     from fedgen.evaluation.tables import comparison_table, show, terminal_width
     from fedgen.recorder import show_samples
-    from fedgen.run_folder import RunFolder
+    from fedgen.run_folder import run_folders
     from fedgen.saved_run import evaluate_again
 
     _refuse(rest)
     _log_to_terminal()
-    leaks = []
-    for path in options.folders:
-        results, assessment = evaluate_again(path, options.fold)
+    wrong = []
+    for folder in run_folders(options.folders, finished=True):
+        try:
+            results, assessment = evaluate_again(folder.path, options.fold)
+        except FedgenError as error:  # the other runs are evaluated all the same
+            wrong.append(f"{folder.path}: {error}")
+            continue
         if not quiet():
-            show(comparison_table({str(path): results}, terminal_width()))
+            show(comparison_table({str(folder.path): results}, terminal_width()))
         if assessment is not None:
-            show_samples(assessment, RunFolder(path))
-            leaks += [f"{path}: {assessment.leak}"] if assessment.leak else []
-    if leaks:
-        raise LeakError("\n".join(leaks))
+            show_samples(assessment, folder)
+            wrong += [f"{folder.path}: {assessment.leak}"] if assessment.leak else []
+    if wrong:
+        raise FedgenError("\n".join(wrong))
 
 
 def render_command(options: argparse.Namespace, rest: list[str]) -> None:

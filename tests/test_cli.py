@@ -182,6 +182,20 @@ def test_evaluate_gives_the_same_scores(fedgen: Fedgen, done: Path) -> None:
     assert evaluation == {key: results[key] for key in evaluation}
 
 
+def test_evaluate_goes_on_after_a_run_that_it_cannot_evaluate(
+    fedgen: Fedgen, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, sound = tmp_path / "broken", tmp_path / "sound"
+    for folder in (broken, sound):
+        shutil.copytree(done, folder)
+        (folder / "evaluation.json").unlink(missing_ok=True)
+    (broken / "checkpoints" / "adapters.safetensors").unlink()
+    assert fedgen("evaluate", str(tmp_path / "nowhere"), str(broken), str(sound)) == 1
+    assert last_line(capsys).startswith(f"error: {broken}: ")
+    assert not (broken / "evaluation.json").exists()
+    assert (sound / "evaluation.json").is_file()
+
+
 def test_evaluate_on_another_fold(fedgen: Fedgen, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fedgen("evaluate", str(done), "--fold", "1") == 0
     assert json.loads((done / "evaluation.json").read_text())["test_fold"] == 1

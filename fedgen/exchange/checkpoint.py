@@ -135,8 +135,8 @@ def _stage(
 def _parts(bank: Bank, codec: Codec) -> Iterator[tuple[Part, dict[str, Tensor]]]:
     state = codec.state()
     yield Part("codec", "", [], _numbers(state), []), state
-    for key, generator in bank.generators.items():
-        state = generator.state()
+    for key in bank.generators:
+        state = bank.state(key)
         statistics = [name for name in STATISTICS if name in state]
         yield Part("generator", key, list(bank.classes[key]), _numbers(state), statistics), state
 

@@ -17,6 +17,7 @@ from fedgen.exchange.parts import read_part
 from fedgen.files import readable
 from fedgen.models.codec import Codec
 from fedgen.models.generators import Generator
+from fedgen.models.marginals import Marginals
 from fedgen.training.bank import Bank
 from fedgen.training.granularity import slots
 
@@ -67,13 +68,13 @@ def load_bank(
         problems, warnings = disagreements(checkpoint, bank, classes, expected, check)
         states = _read(folder, checkpoint, problems)
     codec = _codec(checkpoint, states, problems)
-    generators = _generators(checkpoint, states, codec, bank, problems)
+    generators, marginals = _generators(checkpoint, states, codec, bank, problems)
     name = f"checkpoint {checkpoint_name(base_name, node, round)} in {folder}"
     if problems:
         raise CheckpointError(f"{name}: {'; '.join(problems)}")
     for warning in warnings:
         log.warning("%s: %s", name, warning)
-    bank.codec, bank.generators, bank.classes = codec, generators, checkpoint.classes
+    bank.codec, bank.generators, bank.marginals, bank.classes = codec, generators, marginals, checkpoint.classes
     return checkpoint.metadata
 
 
@@ -137,22 +138,25 @@ def _generators(
     codec: Codec | None,
     bank: Bank,
     problems: list[str],
-) -> dict[str, Generator]:
+) -> tuple[dict[str, Generator], dict[str, Marginals]]:
     """Return new generators with the states; without their codec or of another kind they cannot be told to fit."""
     generators: dict[str, Generator] = {}
+    marginals: dict[str, Marginals] = {}
     if codec is None or checkpoint.kind != bank.settings.kind:
-        return generators
+        return generators, marginals
     faults = []
     for file in (file for file in checkpoint.generators if file in states):
-        generator = bank.new_generator(codec.size)
+        key = checkpoint.files[file].key
         try:
-            generator.load_state(states[file])
+            generators[key], own = bank.of_state(codec, states[file])
         except FedgenError as error:
             faults.append(f"{file}: {error}")
-        generators[checkpoint.files[file].key] = generator
+            continue
+        if own is not None:
+            marginals[key] = own
     if faults:  # what a user can change, before the tensors that show it
         here = model_sizes(bank)
         names = ("width", "latents")
         problems += differ({f"generator.{name}": (checkpoint.sizes.get(name), here[name]) for name in names})
     problems += faults
-    return generators
+    return generators, marginals

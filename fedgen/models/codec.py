@@ -151,7 +151,11 @@ class Codec:
         """
         if tuple(tokens.shape[1:]) != self._encodes:
             raise DataError(f"the codec encodes sequences {self._encodes}, got {tuple(tokens.shape[1:])}")
-        centred = self.bases.project(tokens) - self.mean  # (B, A * B')
+        return self.of_cores(self.bases.project(tokens))
+
+    def of_cores(self, cores: Tensor) -> Tensor:
+        """Return latents ``(B, k)`` of ``cores`` ``(B, A, B')``: `cores` the other way round."""
+        centred = cores.flatten(1) - self.mean  # (B, A * B')
         return (centred if self.components is None else centred @ self.components.T) / self.scale
 
     def encode_all(self, source: TokenSource, batch_size: int = 64) -> Tensor:
@@ -208,6 +212,11 @@ class Codec:
         parts = {name: value.float() for name, value in state.items()}
         bases = Bases(parts["positions"], parts.get("channels"), parts.get("analysis"))
         return cls(bases, parts["mean"], parts["scale"], parts.get("components"), parts.get("residual"))
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """What makes cores of sequences of positions again, in least squares ``(A, O)``."""
+        return torch.linalg.pinv(self.positions)
 
     @cached_property
     def _encodes(self) -> tuple[int, int]:

@@ -13,10 +13,14 @@ from fedgen.errors import ConfigError, DataError, choose
 from fedgen.models.batches import BatchLimit
 from fedgen.models.codec import Codec
 from fedgen.models.generators import KINDS, Generator, GeneratorSettings, Part, open_generator
+from fedgen.models.marginals import Marginals
 from fedgen.models.samples import SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.models.seeds import seeded
+from fedgen.models.states import exact_digest
 from fedgen.training.granularity import GranularitySettings, slots
+
+MARGINALS = "marginals."  # how the names of their tensors begin
 
 
 class Bank:
@@ -74,12 +78,32 @@ class Bank:
         self.encode = encode
         self.codec: Codec | None = None
         self.generators: dict[str, Generator] = {}
+        self.marginals: dict[str, Marginals] = {}  # of each generator, with `GeneratorSettings.marginals`
         self.classes: dict[str, list[str]] = {}  # what each generator was fitted to
 
     @property
     def condition_sizes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each embedding that the generators are conditioned on, by name; empty for unconditioned kinds."""
         return self.conditions.sizes if self.conditions else {}
+
+    def state(self, key: str) -> dict[str, Tensor]:
+        """Return everything that defines a generator and the map of its samples, by name."""
+        marginals = self.marginals[key].state() if key in self.marginals else {}
+        return self.generators[key].state() | {f"{MARGINALS}{name}": value for name, value in marginals.items()}
+
+    def of_state(self, codec: Codec, state: Mapping[str, Tensor]) -> tuple[Generator, Marginals | None]:
+        """Return what `state` came from; the bank stays as it is.
+
+        Raises
+        ------
+        DataError
+            A tensor is missing, unknown, of another shape or not finite.
+        """
+        own = {name: value for name, value in state.items() if not name.startswith(MARGINALS)}
+        rest = {name.removeprefix(MARGINALS): value for name, value in state.items() if name not in own}
+        generator = self.new_generator(codec.size)
+        generator.load_state(own)
+        return generator, Marginals.from_state(rest, codec) if rest else None
 
     def new_generator(self, size: int) -> Generator:
         """Return an unfitted generator of the bank's settings for latents of ``size`` coefficients."""
@@ -106,7 +130,13 @@ class Bank:
             self.codec = codec or Codec.fit(source, self.settings.codec, self.settings.lengths)
         size = self.codec.size
         chosen = {key: self.generators.get(key) or self.new_generator(size) for key in classes}
-        losses = self._train(chosen, self._parts(source, self.codec, classes, seed))
+        parts = self._parts(source, self.codec, classes, seed)
+        fitting = self.marginals if self.settings.marginals else {}  # a generator that stays what it is keeps its own
+        before = {key: exact_digest(chosen[key].state()) for key in fitting if key in chosen}
+        losses = self._train(chosen, parts)
+        changed = {key: part for key, part in parts.items() if exact_digest(chosen[key].state()) != before.get(key)}
+        kept = {key: marginals for key, marginals in self.marginals.items() if key not in changed}
+        self.marginals = kept | self._marginals(self.codec, chosen, changed)
         self.generators |= chosen
         self.classes |= classes
         return losses
@@ -152,7 +182,7 @@ class Bank:
         classes = self._slots(source)
         chosen = {key: self._shared(codec, states.get(key), _slot_seed(init_seed, key)) for key in classes}
         losses = self._train(chosen, self._parts(source, codec, classes, seed), schedule)
-        self.codec, self.generators, self.classes = codec, chosen, classes
+        self.codec, self.generators, self.classes, self.marginals = codec, chosen, classes, {}
         return losses
 
     def shared_states(self) -> dict[str, dict[str, Tensor]]:
@@ -174,8 +204,10 @@ class Bank:
         if missing:
             raise DataError(f"no shared state for {', '.join(missing)}; there is one for {', '.join(sorted(states))}")
         chosen = {key: self._shared(codec, states[key], 0) for key in classes}
-        for key, part in self._parts(source, codec, classes, seed=0).items():
+        parts = self._parts(source, codec, classes, seed=0)
+        for key, part in parts.items():
             chosen[key].settle(part.latents, part.labels)
+        self.marginals = self._marginals(codec, chosen, parts)
         self.codec, self.generators, self.classes = codec, chosen, classes
 
     def sample(
@@ -210,8 +242,9 @@ class Bank:
         owners = {name: key for key, names in self.classes.items() for name in names}
         drawn, labels = [torch.zeros(0, self.codec.size)], [torch.zeros(0, dtype=torch.long)]
         for label, count in sorted(counts.items()):
-            generator = self.generators[self._owner(owners, label)]
-            drawn.append(generator.sample(label, count, seeded(seed, label), absent).cpu())
+            key = self._owner(owners, label)
+            latents = self.generators[key].sample(label, count, seeded(seed, label), absent).cpu()
+            drawn.append(self.marginals[key].match(self.codec, label, latents) if key in self.marginals else latents)
             labels.append(torch.full((count,), label))
         return SyntheticTokens(self.codec, torch.cat(drawn), torch.cat(labels), seed, device)
 
@@ -227,6 +260,17 @@ class Bank:
             seeds = _slot_seed(seed, key), _slot_seed(self.split_seed, key)
             parts[key] = Part(latents[rows.to(latents.device)], source.labels[rows], *seeds)
         return parts
+
+    def _marginals(
+        self, codec: Codec, generators: Mapping[str, Generator], parts: Mapping[str, Part]
+    ) -> dict[str, Marginals]:
+        """Return what maps each generator's samples, if the settings want it."""
+        if not self.settings.marginals:
+            return {}
+        return {
+            key: Marginals.fit(codec, part.latents, part.labels, generators[key].sample, part.seed)
+            for key, part in parts.items()
+        }
 
     def _train(
         self, generators: Mapping[str, Generator], parts: Mapping[str, Part], schedule: Schedule | None = None

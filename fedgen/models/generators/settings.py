@@ -60,6 +60,8 @@ class GeneratorSettings:
         Width of a condition as conditioned kinds see it.
     shrinkage : float
         Share of the tied covariance in each class's, from 0 (own) to 1 (tied).
+    marginals : bool
+        Whether samples are mapped to the distribution of single values in the clips: see `fedgen.models.marginals`.
     conditions : list[str]
         Embeddings of the target that conditioned kinds see, such as ``clip``; all of the target's if empty.
     training_length, output_length : int, optional
@@ -73,6 +75,7 @@ class GeneratorSettings:
     latents: int = 64
     embedding: int = 64
     shrinkage: float = 0.3
+    marginals: bool = False
     conditions: list[str] = field(default_factory=list)
     training_length: int | None = None
     output_length: int | None = None
