@@ -117,7 +117,13 @@ def test_a_kind_wins_by_what_it_gains_and_does_not_lose(
 
 def test_generators(modules: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     benchmark = modules["generators"].main
-    words = ["sounds", *SMALL, "generator.training.epochs=1", "generator.codec.components=4"]
+    words = [
+        "sounds",
+        *SMALL,
+        "generator.training.epochs=1",
+        "generator.codec.components=4",
+        "generator.marginals=false",
+    ]
     sizes = ["--lengths", "4", "--samples", "6", "--epochs", "1", "--folds", "1", "--out", str(tmp_path)]
     benchmark([*words, *sizes, "--kinds", "gaussian", "vae"])
     found = json.loads((tmp_path / "generators.json").read_text())["rows"]

@@ -74,8 +74,8 @@ class GeneratorSettings:
     width: int = 512
     latents: int = 64
     embedding: int = 64
-    shrinkage: float = 0.3
-    marginals: bool = False
+    shrinkage: float = 0.6
+    marginals: bool = True
     conditions: list[str] = field(default_factory=list)
     training_length: int | None = None
     output_length: int | None = None
