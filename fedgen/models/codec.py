@@ -214,11 +214,6 @@ class Codec:
         return cls(bases, parts["mean"], parts["scale"], parts.get("components"), parts.get("residual"))
 
     @cached_property
-    def inverse(self) -> Tensor:
-        """What makes cores of sequences of positions again, in least squares ``(A, O)``."""
-        return torch.linalg.pinv(self.positions)
-
-    @cached_property
     def _encodes(self) -> tuple[int, int]:
         """``(S, D)`` of the sequences that it encodes; positions serve in place of an analysis if orthonormal."""
         analysis = self.bases.analysis

@@ -17,6 +17,7 @@ LEVELS = 100  # quantiles that describe a distribution
 POINTS = 256  # of the map that follows from them
 DRAWS = 256  # samples that tell what a generator's own distribution is
 VALUES = 2**15  # of a channel, of all that there are, that quantiles are taken of
+POSITIONS = 600  # of a sequence that are mapped, at most; its basis has far fewer vectors
 AT_ONCE = 64  # samples whose values are held at a time
 TINY = torch.finfo(torch.float32).tiny
 
@@ -120,10 +121,15 @@ class Marginals:
         return found
 
 
+def _positions(codec: Codec) -> Tensor:
+    """Return every n-th row of the basis of positions, at most `POSITIONS` of them, ``(P, A)``."""
+    return codec.positions[:: -(-len(codec.positions) // POSITIONS)]
+
+
 def _values(codec: Codec, latents: Tensor, mean: Tensor) -> Tensor:
-    """Return how the basis channels deviate from those of the latents ``mean`` ``(k,)``, ``(channels, N * O)``."""
+    """Return how the basis channels deviate from those of the latents ``mean`` ``(k,)``, ``(channels, N * P)``."""
     cores = codec.cores(latents) - codec.cores(mean[None])  # (N, A, channels)
-    return (codec.positions @ cores).permute(2, 0, 1).flatten(1)
+    return (_positions(codec) @ cores).permute(2, 0, 1).flatten(1)
 
 
 def _quantiles(values: Tensor) -> Tensor:
@@ -148,11 +154,11 @@ def _table(drawn: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _mapped(codec: Codec, latents: Tensor, mean: Tensor, low: Tensor, step: Tensor, table: Tensor) -> Tensor:
     """Return latents ``(N, k)`` whose channels are mapped by a table."""
-    values = _values(codec, latents, mean)  # (channels, N * O)
+    values = _values(codec, latents, mean)  # (channels, N * P)
     low, step = low[:, None], step[:, None]
     place = ((values - low) / step.clamp(min=TINY)).clamp(0, POINTS - 1)
     left = place.long().clamp(max=POINTS - 2)
     within = torch.lerp(table.gather(1, left), table.gather(1, left + 1), place - left)
     beyond = (values - low).clamp(max=0) + (values - low - step * (POINTS - 1)).clamp(min=0)
-    new = (within + beyond).view(len(values), len(latents), -1).permute(1, 2, 0)  # (N, O, channels)
-    return codec.of_cores(codec.cores(mean[None]) + codec.inverse @ new)
+    new = (within + beyond).view(len(values), len(latents), -1).permute(1, 2, 0)  # (N, P, channels)
+    return codec.of_cores(codec.cores(mean[None]) + torch.linalg.pinv(_positions(codec)) @ new)
