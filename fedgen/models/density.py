@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedgen.errors import DataError
-from fedgen.models.states import check_tensors
+from fedgen.models.states import check_tensors, length_of
 
 FEW = 8  # samples below which a class has no covariance of its own
 
@@ -81,7 +81,7 @@ class ClassStatistics:
         DataError
             A tensor is missing, unknown, not finite or of a wrong shape, classes do not ascend, or counts are below 1.
         """
-        count = _length(state, "classes")
+        count = length_of(state, "classes")
         shapes = {"classes": (count,), "counts": (count,), "means": (count, size), "scatters": (count, size, size)}
         check_tensors(state, shapes)
         found = cls(*(state[name] for name in cls.NAMES))
@@ -183,7 +183,7 @@ class ClassGaussians:
         DataError
             Names the tensor that is missing or of a wrong shape.
         """
-        count, factors = (_length(state, name) for name in ("classes", "factors"))
+        count, factors = (length_of(state, name) for name in ("classes", "factors"))
         shapes = {"classes": (count,), "means": (count, size), "factors": (factors, size, size), "factor_of": (count,)}
         check_tensors(state, shapes)
         return cls(*(state[name] for name in cls.NAMES))
@@ -195,10 +195,6 @@ def variance_within(values: Tensor, labels: Tensor) -> Tensor:
     sums = torch.zeros(len(classes), values.shape[1], device=values.device).index_add_(0, rows, values)
     centred = values - (sums / rows.bincount()[:, None])[rows]
     return centred.square().sum(dim=0) / max(1, len(values) - len(classes))
-
-
-def _length(state: Mapping[str, Tensor], name: str) -> int:
-    return len(state[name]) if name in state and state[name].dim() else 0
 
 
 def _tied(statistics: ClassStatistics) -> Tensor:

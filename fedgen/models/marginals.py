@@ -11,7 +11,7 @@ from fedgen.errors import DataError
 from fedgen.models.codec import Codec
 from fedgen.models.density import FEW
 from fedgen.models.seeds import seeded
-from fedgen.models.states import check_tensors
+from fedgen.models.states import check_tensors, length_of
 
 LEVELS = 100  # quantiles that describe a distribution
 POINTS = 256  # of the map that follows from them
@@ -75,9 +75,10 @@ class Marginals:
             own = latents[(labels == label).to(latents.device)]
             drawn = draw(label, DRAWS, seeded(seed, "marginals", label)).to(latents.device)
             table = _table(*(_quantiles(_values(codec, some, some.mean(0))) for some in (drawn, own)))
-            mapped = _mapped(codec, drawn, drawn.mean(0), *table)
+            mean = drawn.mean(0)
+            mapped = _mapped(codec, drawn, mean, *table)
             gains = drawn.std(0) / mapped.std(0).clamp(min=TINY)
-            rows.append((*table, drawn.mean(0), drawn.mean(0) - mapped.mean(0) * gains, gains))
+            rows.append((*table, mean, mean - mapped.mean(0) * gains, gains))
         if not rows:
             return cls.empty(codec)
         return cls(classes[counts >= FEW], *map(torch.stack, zip(*rows, strict=True)))
@@ -95,8 +96,7 @@ class Marginals:
             return latents.cpu()
         row, device = self._row[label], codec.mean.device
         low, step, table, mean, shift, gain = (getattr(self, name)[row].to(device) for name in self.NAMES[1:])
-        parts = latents.to(device).split(AT_ONCE)
-        return torch.cat([(_mapped(codec, part, mean, low, step, table) * gain + shift).cpu() for part in parts])
+        return (_mapped(codec, latents.to(device), mean, low, step, table) * gain + shift).cpu()
 
     def state(self) -> dict[str, Tensor]:
         """Return everything, by name."""
@@ -111,7 +111,7 @@ class Marginals:
         DataError
             Names the tensor that is missing, unknown or of a wrong shape.
         """
-        count = len(state["classes"]) if state.get("classes", torch.zeros(())).dim() else 0
+        count = length_of(state, "classes")
         channels, size = (count, codec.channels.shape[1]), (count, codec.size)
         shapes = {"classes": (count,), "lows": channels, "steps": channels, "tables": (*channels, POINTS)}
         check_tensors(state, shapes | dict.fromkeys(("means", "shifts", "gains"), size))
@@ -154,11 +154,15 @@ def _table(drawn: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _mapped(codec: Codec, latents: Tensor, mean: Tensor, low: Tensor, step: Tensor, table: Tensor) -> Tensor:
     """Return latents ``(N, k)`` whose channels are mapped by a table."""
-    values = _values(codec, latents, mean)  # (channels, N * P)
     low, step = low[:, None], step[:, None]
-    place = ((values - low) / step.clamp(min=TINY)).clamp(0, POINTS - 1)
-    left = place.long().clamp(max=POINTS - 2)
-    within = torch.lerp(table.gather(1, left), table.gather(1, left + 1), place - left)
-    beyond = (values - low).clamp(max=0) + (values - low - step * (POINTS - 1)).clamp(min=0)
-    new = (within + beyond).view(len(values), len(latents), -1).permute(1, 2, 0)  # (N, P, channels)
-    return codec.of_cores(codec.cores(mean[None]) + torch.linalg.pinv(_positions(codec)) @ new)
+    centre, inverse = codec.cores(mean[None]), torch.linalg.pinv(_positions(codec))  # (1, A, channels), (A, P)
+    found = []
+    for part in latents.split(AT_ONCE):
+        values = _values(codec, part, mean)  # (channels, n * P)
+        place = ((values - low) / step.clamp(min=TINY)).clamp(0, POINTS - 1)
+        left = place.long().clamp(max=POINTS - 2)
+        within = torch.lerp(table.gather(1, left), table.gather(1, left + 1), place - left)
+        beyond = (values - low).clamp(max=0) + (values - low - step * (POINTS - 1)).clamp(min=0)
+        new = (within + beyond).view(len(values), len(part), -1).permute(1, 2, 0)  # (n, P, channels)
+        found.append(codec.of_cores(centre + inverse @ new))
+    return torch.cat(found)

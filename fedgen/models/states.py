@@ -30,6 +30,11 @@ def exact_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def length_of(state: Mapping[str, Tensor], name: str) -> int:
+    """Return the first size of a tensor of ``state``; 0 where it is missing or a single number."""
+    return len(state[name]) if name in state and state[name].dim() else 0
+
+
 def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]]) -> None:
     """Raise `DataError` unless ``state`` has exactly the tensors of ``expected``, of these shapes, all finite."""
     for name in sorted(set(expected) | set(state)):

@@ -134,7 +134,11 @@ class Bank:
         fitting = self.marginals if self.settings.marginals else {}  # a generator that stays what it is keeps its own
         before = {key: exact_digest(chosen[key].state()) for key in fitting if key in chosen}
         losses = self._train(chosen, parts)
-        changed = {key: part for key, part in parts.items() if exact_digest(chosen[key].state()) != before.get(key)}
+        changed = {
+            key: part
+            for key, part in parts.items()
+            if key not in before or exact_digest(chosen[key].state()) != before[key]
+        }
         kept = {key: marginals for key, marginals in self.marginals.items() if key not in changed}
         self.marginals = kept | self._marginals(self.codec, chosen, changed)
         self.generators |= chosen

@@ -26,9 +26,7 @@ PRESENT = [0, 1, 2]  # ids of the classes that the node has
 GROUPS = {"animals": ["dog", "cow"], "weather": ["rain", "wind"]}
 COMBINATIONS = list(product(sorted(KINDS), GRANULARITIES, TARGETS))
 TRAINING = GeneratorTraining(epochs=2, batch_size=8, validation=0.2)
-SETTINGS = GeneratorSettings(
-    width=8, latents=3, embedding=4, marginals=True, codec=CodecSettings(4, 4, 6), training=TRAINING
-)
+SETTINGS = GeneratorSettings(width=8, latents=3, embedding=4, codec=CodecSettings(4, 4, 6), training=TRAINING)
 
 
 @cache
