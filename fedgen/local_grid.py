@@ -115,6 +115,7 @@ class LocalGrid(Grid):
         return [self._push(message) for message in messages]
 
     def _push(self, message: Message) -> str:
+        message.metadata.__dict__["_created_at"] = time.time()  # it may have been made long before, with a short life
         _stamp(message, self._run.run_id)
         _check(message, is_reply=False)
         if message.metadata.dst_node_id not in self._contexts:

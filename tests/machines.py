@@ -33,6 +33,7 @@ class Machines:
 
     def __init__(self, folder: Path, nodes: int) -> None:
         self.folder, self.nodes, self.port = folder, nodes, free_port()
+        self.run_id = ""  # of the run that was submitted last
         self.link = folder / "link"
         work_folder(self.link).mkdir(parents=True)
         names = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
@@ -63,8 +64,8 @@ class Machines:
         """Start a run and leave it to itself."""
         settings = self.link / "run.toml"
         settings.write_text(run_config_toml(overrides), encoding="utf-8")
-        command = ["flwr", "run", str(CHECKOUT), CONNECTION, "--run-config", str(settings)]
-        subprocess.run(command, cwd=work_folder(self.link), env=environment(self.link), check=True, timeout=SECONDS)
+        started = self._flwr("run", str(CHECKOUT), CONNECTION, "--run-config", str(settings), "--format", "json")
+        self.run_id = str(json.loads(started)["run-id"])
 
     def signal(self, home: Path, number: signal.Signals, only: str = "") -> None:
         """Send a signal to all processes of a Flower home, or to those whose command has ``only`` in it."""
@@ -95,8 +96,15 @@ class Machines:
         while not true():
             if time.monotonic() > deadline:
                 logs = [f"{path}:\n{path.read_text(errors='replace')[-2000:]}" for path in self.folder.glob("*/log")]
+                if self.run_id:
+                    logs.append(f"the ServerApp:\n{self._flwr('log', self.run_id, CONNECTION, '--show')[-4000:]}")
                 raise AssertionError("\n".join([f"not after {SECONDS:g} s: {what}", *logs]))
             time.sleep(0.2)
+
+    def _flwr(self, *words: str) -> str:
+        """Return what a command of Flower prints."""
+        options = {"cwd": work_folder(self.link), "env": environment(self.link), "timeout": SECONDS}
+        return subprocess.run(["flwr", *words], stdout=subprocess.PIPE, text=True, check=True, **options).stdout
 
     def _answers(self) -> bool:
         with socket.socket() as probe:

@@ -49,7 +49,7 @@ def test_a_node_that_is_killed_and_one_that_hangs(
             "synthesis.fill=0",
             "strategy.wait=120",
             "strategy.min_nodes=1",
-            "strategy.timeout=25",
+            "strategy.timeout=60",
             f"run_dir={run}",
         ]
     )

@@ -233,6 +233,14 @@ def test_a_reply_after_the_end_of_its_message_is_an_error():
     assert "TTL has expired" in str(reply.error.reason)
 
 
+def test_the_life_of_a_message_begins_when_it_is_pushed():
+    grid = make_grid(echo, num_nodes=1)
+    message = question(grid.get_node_ids()[0], ttl=0.2)
+    time.sleep(0.3)
+    (reply,) = grid.send_and_receive([message])
+    assert not reply.has_error()
+
+
 def test_a_message_to_an_unknown_node_is_refused():
     with pytest.raises(ValueError, match="no node 5; the nodes are"):
         make_grid(echo).push_messages([question(5)])

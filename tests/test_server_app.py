@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,8 +52,11 @@ def test_two_nodes_with_the_same_number(over: Callable[..., Any]) -> None:
 
 
 def test_a_node_that_does_not_answer_at_the_start(over: Callable[..., Any]) -> None:
-    with pytest.raises(DataError, match=r"nodes cannot start: no reply in time.*strategy\.timeout=0\.001 s"):
-        over("strategy.timeout=0.001")
+    def slow(message: Message, reply: Message, node: int) -> None:
+        time.sleep(1.0)
+
+    with pytest.raises(DataError, match=r"nodes cannot start: no reply in time.*strategy\.timeout=0\.9 s"):
+        over("strategy.timeout=0.9", app=Nodes(slow))
 
 
 def test_every_problem_is_named_once(over: Callable[..., Any]) -> None:
