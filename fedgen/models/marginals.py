@@ -17,7 +17,6 @@ LEVELS = 100  # quantiles that describe a distribution
 POINTS = 256  # of the map that follows from them
 DRAWS = 256  # samples that tell what a generator's own distribution is
 VALUES = 2**15  # of a channel, of all that there are, that quantiles are taken of
-POSITIONS = 600  # of a sequence that are mapped, at most; its basis has far fewer vectors
 AT_ONCE = 64  # samples whose values are held at a time
 TINY = torch.finfo(torch.float32).tiny
 
@@ -121,15 +120,10 @@ class Marginals:
         return found
 
 
-def _positions(codec: Codec) -> Tensor:
-    """Return every n-th row of the basis of positions, at most `POSITIONS` of them, ``(P, A)``."""
-    return codec.positions[:: -(-len(codec.positions) // POSITIONS)]
-
-
 def _values(codec: Codec, latents: Tensor, mean: Tensor) -> Tensor:
     """Return how the basis channels deviate from those of the latents ``mean`` ``(k,)``, ``(channels, N * P)``."""
     cores = codec.cores(latents) - codec.cores(mean[None])  # (N, A, channels)
-    return (_positions(codec) @ cores).permute(2, 0, 1).flatten(1)
+    return (codec.positions @ cores).permute(2, 0, 1).flatten(1)
 
 
 def _quantiles(values: Tensor) -> Tensor:
@@ -154,15 +148,26 @@ def _table(drawn: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _mapped(codec: Codec, latents: Tensor, mean: Tensor, low: Tensor, step: Tensor, table: Tensor) -> Tensor:
     """Return latents ``(N, k)`` whose channels are mapped by a table."""
-    low, step = low[:, None], step[:, None]
-    centre, inverse = codec.cores(mean[None]), torch.linalg.pinv(_positions(codec))  # (1, A, channels), (A, P)
+    starts, slopes = _pieces(low, step, table)
+    centre = codec.cores(mean[None])  # (1, A, channels)
+    inverse = torch.linalg.pinv(codec.positions.T @ codec.positions, hermitian=True) @ codec.positions.T  # (A, P)
     found = []
     for part in latents.split(AT_ONCE):
         values = _values(codec, part, mean)  # (channels, n * P)
-        place = ((values - low) / step.clamp(min=TINY)).clamp(0, POINTS - 1)
-        left = place.long().clamp(max=POINTS - 2)
-        within = torch.lerp(table.gather(1, left), table.gather(1, left + 1), place - left)
-        beyond = (values - low).clamp(max=0) + (values - low - step * (POINTS - 1)).clamp(min=0)
-        new = (within + beyond).view(len(values), len(part), -1).permute(1, 2, 0)  # (n, P, channels)
-        found.append(codec.of_cores(centre + inverse @ new))
+        place = (values - low[:, None]).div_(step.clamp(min=TINY)[:, None])
+        piece = place.floor_().clamp_(-1, POINTS - 1).add_(1).long()
+        new = torch.addcmul(starts.gather(1, piece), slopes.gather(1, piece), values)
+        found.append(codec.of_cores(centre + inverse @ new.view(len(new), len(part), -1).permute(1, 2, 0)))
     return torch.cat(found)
+
+
+def _pieces(low: Tensor, step: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the linear pieces of a table's map, ``(channels, POINTS + 1)``: what 0 would become, and the slope.
+
+    The first and the last piece, beyond the table, shift: their slope is 1.
+    """
+    points = low[:, None] + step[:, None] * torch.arange(POINTS, device=low.device)
+    slopes = torch.ones(len(table), POINTS + 1, device=low.device)
+    slopes[:, 1:-1] = table.diff(dim=1) / step.clamp(min=TINY)[:, None]
+    at = torch.arange(POINTS + 1, device=low.device).sub(1).clamp(min=0)  # the point at which each piece is known
+    return table[:, at] - slopes * points[:, at], slopes
