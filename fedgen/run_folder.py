@@ -24,7 +24,7 @@ from fedgen.settings import Config
 logger = logging.getLogger(__name__)
 
 ADAPTERS = "adapters.safetensors"
-FAILED = " failed: "  # in the log of a sweep's job, after its folder and before the reason
+FAILED = " failed: "  # in the log of a run, after its folder and before the reason
 
 
 class RunFolder:
@@ -117,7 +117,7 @@ class RunFolder:
         file = self.path / "config.yaml"
         if not file.is_file():
             reason = self.failure()
-            why = f"; its job failed: {reason}" if reason else ""
+            why = f"; the run failed: {reason}" if reason else ""
             raise ConfigError(f"{self.path} is no run folder: it has no config.yaml{why}")
         return from_yaml(file.read_text(encoding="utf-8"))
 
@@ -137,7 +137,7 @@ class RunFolder:
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
     def failure(self) -> str | None:
-        """Return why the run failed, if its metrics or the log of its sweep tell."""
+        """Return why the run failed, if its metrics or its log tell."""
         try:
             last = json.loads((self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         except (OSError, ValueError, IndexError):  # none yet, or half a line

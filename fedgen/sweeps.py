@@ -80,8 +80,8 @@ def failures() -> Iterator[Failures]:
 def objective(values: DictConfig, hydra: HydraConf, failed: Failures) -> float:
     """Run one composed configuration and return its accuracy, which a sweeper may maximise.
 
-    A job of a sweep that fails is noted, whatever it raises, and the rest go on: its objective is NaN, or, for a
-    sweeper that searches and would stop at that, 0, the least accuracy there is.
+    Whatever it fails with is in the log of its folder. A job of a sweep that fails is noted, and the rest go on: its
+    objective is NaN, or, for a sweeper that searches and would stop at that, 0, the least accuracy there is.
 
     Raises
     ------
@@ -96,13 +96,24 @@ def objective(values: DictConfig, hydra: HydraConf, failed: Failures) -> float:
         threads = config.threads or cores_of_a_job(hydra)
         return float(run(replace(config, run_dir=config.run_dir or folder, threads=threads))["accuracy"])
     except Exception as error:
-        if hydra.mode is not RunMode.MULTIRUN:
-            raise
         known = isinstance(error, FedgenError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
-        logger.error("%s%s%s", folder, FAILED, reason, exc_info=None if known else error)
+        told = f"{folder}{FAILED}{reason}"
+        if hydra.mode is not RunMode.MULTIRUN:
+            _log_to_files(told, None if known else error)
+            raise
+        logger.error("%s", told, exc_info=None if known else error)
         failed.add(folder, reason)
         return 0.0 if searches(hydra) else math.nan
+
+
+def _log_to_files(told: str, error: Exception | None) -> None:
+    """Log an error where it stays; the terminal gets it from whoever catches it."""
+    trace = (type(error), error, error.__traceback__) if error else None
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "%s", (told,), trace)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def launching() -> dict[str, list[str]]:

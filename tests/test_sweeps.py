@@ -85,6 +85,37 @@ def test_a_sweep_names_the_runs_that_fail_and_goes_on(
     assert RunFolder(tmp_path / "sweep" / "1").failure() == "RuntimeError: no memory"
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(ConfigError("mode=x is none"), "mode=x is none"), (RuntimeError("no memory"), "RuntimeError: no memory")],
+)
+def test_the_folder_of_a_run_that_failed_tells_why(
+    error: Exception,
+    reason: str,
+    tiny_overrides: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def fails(config: Config) -> dict[str, Any]:
+        raise error
+
+    monkeypatch.setattr("fedgen.local_run.run_reference", fails)
+    monkeypatch.setattr(sys, "argv", ["fedgen"])
+    folder = tmp_path / "run"
+    command = ["run", *tiny_overrides, "mode=standalone", f"hydra.run.dir={folder}"]
+    if isinstance(error, ConfigError):
+        assert main(command) == 1
+    else:
+        with pytest.raises(RuntimeError, match="no memory"):
+            main(command)
+    told = capsys.readouterr()
+    assert told.err.count(str(error)) <= 1
+    assert str(error) not in told.out
+    assert RunFolder(folder).failure() == reason
+    assert ("Traceback" in (folder / "fedgen.log").read_text()) == isinstance(error, RuntimeError)
+
+
 def test_ctrl_c_ends_a_sweep_and_what_failed_before_is_told(
     sweep: Sweep, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
