@@ -75,9 +75,7 @@ def test_a_node_that_hangs_is_left_out_of_its_round_and_comes_back(
 ) -> None:
     """Its late reply counts nowhere, its samples of before stay in the pool once, and it is asked again."""
     nodes = Faulty("train", 2, lambda: time.sleep(8))
-    results = federate(
-        tiny("mode=one_shot", "rounds=3", "strategy.min_nodes=2", "strategy.timeout=7"), tmp_path, nodes
-    )
+    results = federate(tiny("mode=one_shot", "rounds=3", "strategy.min_nodes=2", "strategy.timeout=7"), tmp_path, nodes)
     first, second, third = server_lines(tmp_path)[1:]
     assert "server/lost" not in first
     assert second["server/answered"] == [0, 2]
