@@ -115,7 +115,7 @@ class LocalGrid(Grid):
         return [self._push(message) for message in messages]
 
     def _push(self, message: Message) -> str:
-        message.metadata.__dict__["_created_at"] = time.time()  # it may have been made long before, with a short life
+        _begin_life(message)  # it may have been made long before
         _stamp(message, self._run.run_id)
         _check(message, is_reply=False)
         if message.metadata.dst_node_id not in self._contexts:
@@ -161,7 +161,7 @@ class LocalGrid(Grid):
     def _handle(self, message: Message) -> Message:
         """Let the node of ``message`` handle it; an exception or an unusable reply becomes an error reply."""
         node_id = message.metadata.dst_node_id
-        message.metadata.__dict__["_created_at"] = time.time()  # its life begins when the node's turn comes
+        _begin_life(message)  # and again when the node's turn comes
         context = deepcopy(self._contexts[node_id])  # kept only if the node succeeds
         try:
             # The app gets its own copy: what it changes must not reach the metadata that an error reply needs.
@@ -229,6 +229,11 @@ def _stamp(message: Any, run_id: int) -> None:
     if not isinstance(message, Message):
         raise TypeError(f"the ClientApp returned {type(message).__name__}, not a Message")
     message.metadata.__dict__.update(_message_id=str(uuid4()), _run_id=run_id)
+
+
+def _begin_life(message: Message) -> None:
+    """Let the time that a message has to live begin now."""
+    message.metadata.__dict__["_created_at"] = time.time()
 
 
 def _check(message: Message, is_reply: bool) -> None:

@@ -98,11 +98,11 @@ def objective(values: DictConfig, hydra: HydraConf, failed: Failures) -> float:
     except Exception as error:
         known = isinstance(error, FedgenError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
-        told = f"{folder}{FAILED}{reason}"
+        told, unknown = f"{folder}{FAILED}{reason}", None if known else error
         if hydra.mode is not RunMode.MULTIRUN:
-            _log_to_files(told, None if known else error)
+            _log_to_files(told, unknown)
             raise
-        logger.error("%s", told, exc_info=None if known else error)
+        logger.error("%s", told, exc_info=unknown)
         failed.add(folder, reason)
         return 0.0 if searches(hydra) else math.nan
 
