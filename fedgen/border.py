@@ -232,24 +232,6 @@ def read_spent(reply: Message) -> dict[str, Any]:
     return spent
 
 
-def read_statistics(reply: Message) -> dict[str, float]:
-    """Return the statistics of the samples that a node sends: numbers by name.
-
-    Raises
-    ------
-    PayloadError
-        They are something else.
-    """
-    found = _json(reply, "statistics", "the statistics of samples") or {}
-    if not isinstance(found, dict):
-        raise PayloadError(f"the statistics of samples are no mapping: {str(found)[:100]}")
-    numbers: dict[str, Any] = {name: value for name, value in found.items() if name != "counts"}
-    for name, value in numbers.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise PayloadError(f"the statistics of samples have no number as {name!r}: {str(value)[:100]}")
-    return numbers
-
-
 def _json(reply: Message, key: str, what: str) -> Any:
     texts = [str(record[key]) for record in reply.content.config_records.values() if key in record]
     if sum(map(len, texts)) > LONGEST:

@@ -14,10 +14,9 @@ from flwr.clientapp import ClientApp
 
 from fedgen.aggregation import clipped
 from fedgen.config import from_yaml
-from fedgen.errors import ConfigError, DataError, require
-from fedgen.exchange.moments import core_moments_to_record, moments_to_record
-from fedgen.exchange.payload import codec_fingerprint, samples_from_record, samples_to_record
-from fedgen.exchange.states import bases_from_record, shared_from_records, states_to_records
+from fedgen.errors import ConfigError, require
+from fedgen.exchange.payload import samples_from_record, samples_to_record
+from fedgen.exchange.states import states_from_records, states_to_records
 from fedgen.files import home
 from fedgen.measuring import measure_adapters, measure_samples
 from fedgen.models.samples import SyntheticTokens
@@ -68,6 +67,8 @@ def describe(message: Message, context: Context) -> Message:
     """Reply with the node's number, classes and clips, once it is sure that it can do every phase of the run."""
     order = Order.read(message)
     node = open_node(order.config, context)
+    if order.codec:
+        node.task.space.require_same(order.codec)
     node.check(order.finished, node.number in order.back)
     trains = any(item.mode.generators is Generators.TRAIN for item in plan(order.config.phase_list))
     facts = {
@@ -90,10 +91,7 @@ def synthesize(message: Message, context: Context) -> Message:
     """Reply with synthetic samples of the node's classes; no real embedding is among them."""
     order = Order.read(message)
     samples = open_node(order.config, context).synthesize(order.round)
-    known = str(message.content.config_records["config"].get("codecs", "")).split()
-    statistics = json.dumps(samples.statistics())
-    facts = ConfigRecord({"codec": codec_fingerprint(samples.codec), "statistics": statistics})
-    return Message(RecordDict({"samples": samples_to_record(samples, known), "facts": facts}), reply_to=message)
+    return Message(RecordDict({"samples": samples_to_record(samples)}), reply_to=message)
 
 
 @app.query("fill")
@@ -122,34 +120,12 @@ def assess(message: Message, context: Context) -> Message:
     return Message(RecordDict({"report": ConfigRecord({"privacy": json.dumps(found)})}), reply_to=message)
 
 
-@app.query("moments")
-def moments(message: Message, context: Context) -> Message:
-    """Reply with sums over the node's clips, of which the server makes the codec that shared generators need."""
-    order = Order.read(message)
-    node = open_node(order.config, context)
-    bases = message.content.array_records.get("bases")
-    if bases is None:
-        sums = moments_to_record(node.moments())
-    else:
-        sums = core_moments_to_record(node.core_moments(bases_from_record(bases)))
-    return Message(RecordDict({"moments": sums}), reply_to=message)
-
-
-@app.query("codec")
-def codec(message: Message, context: Context) -> Message:
-    """Keep the codec that all nodes share."""
-    order = Order.read(message)
-    shared, _ = shared_from_records(message.content)
-    open_node(order.config, context).keep_codec(shared)
-    return Message(RecordDict({"facts": ConfigRecord({"codec": codec_fingerprint(shared)})}), reply_to=message)
-
-
 @app.query("fit")
 def fit(message: Message, context: Context) -> Message:
     """Train shared generators, from the weights and optimiser state in the message to those in the reply."""
     order = Order.read(message)
-    shared, states = shared_from_records(message.content)
-    states, history = open_node(order.config, context).fit_shared(shared, states, order.round, order.phase)
+    states = states_from_records(message.content)
+    states, history = open_node(order.config, context).fit_shared(states, order.round, order.phase)
     content = states_to_records(states)
     content["report"] = ConfigRecord({"generators": json.dumps(history)})
     return Message(content, reply_to=message)
@@ -159,8 +135,8 @@ def fit(message: Message, context: Context) -> Message:
 def adopt(message: Message, context: Context) -> Message:
     """Keep the shared generators as they are at the end of the round."""
     order = Order.read(message)
-    shared, states = shared_from_records(message.content)
-    open_node(order.config, context).adopt(shared, states, order.round)
+    states = states_from_records(message.content)
+    open_node(order.config, context).adopt(states, order.round)
     return Message(RecordDict({"facts": ConfigRecord({"adopted": sorted(states)})}), reply_to=message)
 
 
@@ -182,6 +158,8 @@ class Order:
         Whether adapters are trained on samples of other nodes too.
     back : list[int]
         Numbers of nodes that have been in this run before.
+    codec : list[float]
+        Sketch of the server's codec; empty in a run without samples.
     """
 
     config: Config
@@ -191,6 +169,7 @@ class Order:
     proximal_mu: float
     filled: bool
     back: list[int]
+    codec: list[float]
 
     @classmethod
     def read(cls, message: Message) -> Order:
@@ -204,7 +183,8 @@ class Order:
         finished = int(number("finished"))
         phase = plan(config.phase_list, finished)[int(number("phase"))]
         back = [int(text) for text in str(values.get("back", "")).split()]
-        return cls(config, phase, int(number("round")), finished, number("proximal-mu"), bool(number("filled")), back)
+        filled, codec = bool(number("filled")), [float(value) for value in values.get("codec", [])]  # type: ignore[union-attr]
+        return cls(config, phase, int(number("round")), finished, number("proximal-mu"), filled, back, codec)
 
 
 def read_others(content: RecordDict, node: Node, round_number: int) -> dict[int, SyntheticTokens]:
@@ -212,21 +192,15 @@ def read_others(content: RecordDict, node: Node, round_number: int) -> dict[int,
 
     Raises
     ------
-    PayloadError, DataError
-        They cannot be read; their codec did not come, neither with them nor before.
+    PayloadError
+        They cannot be read.
     """
-    names = content.config_records["codecs"]
     classes, limit = range(len(node.task.classes)), node.config.synthesis.max_samples
-    codecs, samples = node.codecs_of_others(), {}
+    samples = {}
     for key, record in content.array_records.items():
-        number, name = int(key.removeprefix("samples.")), str(names[key])
-        comes = "codec.mean" in record
-        if not comes and name not in codecs:
-            raise DataError(f"node {node.number} has not got codec {name[:12]} that others' samples need")
-        seed, codec = node.task.seed("others", round_number, node.number, number), None if comes else codecs[name]
-        samples[number] = samples_from_record(record, node.task.store.shape, classes, limit, seed, codec=codec)
-        if comes:
-            codecs[codec_fingerprint(samples[number].codec)] = samples[number].codec
+        number = int(key.removeprefix("samples."))
+        seed = node.task.seed("others", round_number, node.number, number)
+        samples[number] = samples_from_record(record, node.task.space.codec, classes, limit, seed)
     return samples
 
 

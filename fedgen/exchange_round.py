@@ -16,6 +16,9 @@ from fedgen.strategy_settings import StrategyConfig
 
 logger = logging.getLogger(__name__)
 
+Ask = Callable[..., dict[int, Message]]
+"""`ExchangeRound.ask`: sends nodes their contents, checks the replies, and returns the good ones by node number."""
+
 LONGEST = 500  # characters that are kept of what a node says why it failed
 
 

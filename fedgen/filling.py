@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import RecordDict
 
 from fedgen.border import Member
-from fedgen.exchange.payload import codec_fingerprint, samples_to_record
+from fedgen.exchange.payload import samples_to_record
+from fedgen.exchange_round import Ask
 from fedgen.models.samples import SyntheticTokens
 from fedgen.models.seeds import seeded
-from fedgen.shared_codec import Ask
 
-DONORS = 4  # nodes whose samples of a class one node gets: it needs all their codecs
+DONORS = 4  # nodes whose samples of a class one node gets
 
 
 class Filling:
@@ -33,7 +32,6 @@ class Filling:
 
     def __init__(self, wanted: int, seed: int) -> None:
         self.wanted, self.seed = wanted, seed
-        self.known: dict[int, set[str]] = defaultdict(set)  # fingerprints of the codecs that each node has, by number
 
     def give(
         self,
@@ -50,14 +48,11 @@ class Filling:
         AggregationError
             Fewer than ``least`` nodes have taken it.
         """
-        contents, names = {}, {}
+        contents = {}
         for node_id, member in members.items():
             chosen = self.chosen(member, pool, round_number)
-            contents[node_id] = self._content(chosen, self.known[member.number])
-            names[member.number] = {str(name) for name in contents[node_id].config_records["codecs"].values()}
-        taken = ask(contents, "query.fill", lambda member, reply: None, least)
-        for number in names:
-            self.known[number] = names[number] if number in taken else set()
+            contents[node_id] = RecordDict({f"samples.{n}": samples_to_record(own) for n, own in chosen.items()})
+        ask(contents, "query.fill", lambda member, reply: None, least)
 
     def chosen(
         self, member: Member, pool: Mapping[int, SyntheticTokens], round_number: int
@@ -82,13 +77,3 @@ class Filling:
             for (number, samples), part in zip(others.items(), parts, strict=True)
             if part.any()
         }
-
-    @staticmethod
-    def _content(chosen: Mapping[int, SyntheticTokens], known: set[str]) -> RecordDict:
-        codecs = {f"samples.{number}": codec_fingerprint(samples.codec) for number, samples in chosen.items()}
-        content = RecordDict({"codecs": ConfigRecord(dict(codecs))})
-        sent = set(known)
-        for number, samples in chosen.items():
-            content[f"samples.{number}"] = samples_to_record(samples, sent)
-            sent.add(codecs[f"samples.{number}"])
-        return content

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from fedgen.border import Agreement, Member, read_classes, read_member
 from fedgen.config import to_yaml
 from fedgen.errors import AggregationError, DataError
+from fedgen.phases import uses_samples
 from fedgen.round_grid import LATE, RoundGrid
 from fedgen.settings import Config
 from fedgen.task import Task
@@ -98,9 +99,10 @@ class Meeting:
         agreement = Agreement(
             task.classes, task.store.shape, task.store.identity["encoder"], task.targets.fingerprint()
         )
+        codec = task.space.sketch() if uses_samples(self.config.phase_list) else []
         members: dict[int, Member] = {}
         self.refused = {}
-        for reply in self._ask(ids, "query.describe", finished, back):
+        for reply in self._ask(ids, "query.describe", finished, back, codec):
             node_id = reply.metadata.src_node_id
             try:
                 members[node_id] = read_member(reply, agreement)
@@ -151,10 +153,18 @@ class Meeting:
         for name, reason in self.refused.items():
             logger.warning("%s does not take part: %s", name, reason)
 
-    def _ask(self, ids: Sequence[int], message_type: str, finished: int, back: Sequence[int] = ()) -> Iterator[Message]:
+    def _ask(
+        self,
+        ids: Sequence[int],
+        message_type: str,
+        finished: int,
+        back: Sequence[int] = (),
+        codec: Sequence[float] = (),
+    ) -> Iterator[Message]:
         if message_type == "query.describe":
             self._known |= set(ids)
         words = ConfigRecord({"yaml": to_yaml(self.config), "finished": finished, "back": " ".join(map(str, back))})
+        words["codec"] = list(codec)
         messages = [Message(RecordDict({"config": words}), node_id, message_type) for node_id in ids]
         return RoundGrid(self.grid).send_and_receive(messages, timeout=self.config.strategy.timeout)
 

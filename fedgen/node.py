@@ -11,11 +11,6 @@ from torch import Tensor
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import CheckpointError, DataError
 from fedgen.exchange.checkpoint import has_bank, load_bank, save_bank
-from fedgen.exchange.payload import codec_fingerprint
-from fedgen.models.bases import Bases
-from fedgen.models.codec import Codec
-from fedgen.models.cores import CoreMoments
-from fedgen.models.moments import Moments
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.node_state import NodeState
@@ -159,13 +154,8 @@ class Node(Site):
         """Keep the samples of other nodes, by their numbers, that the adapters are trained on in ``round_number``."""
         self.state.save_others(samples, {"node": self.number, "round": round_number})
 
-    def codecs_of_others(self) -> dict[str, Codec]:
-        """Return the codecs of the samples that came last, by fingerprint: these do not travel again."""
-        codecs = [samples.codec for samples in self.state.others()[0].values()]
-        return {codec_fingerprint(codec): codec for codec in codecs}
-
     def _others(self, round_number: int) -> dict[int, SyntheticTokens]:
-        samples, came = self.state.others()
+        samples, came = self.state.others(self.task.space.codec)
         if came != round_number:
             raise DataError(f"node {self.number} has not got the others' samples that synthesis.fill needs")
         return {number: own.to(self.task.device) for number, own in samples.items()}
@@ -173,8 +163,7 @@ class Node(Site):
     def fit_generators(self, round_number: int) -> History:
         """Fit the node's generators to its clips, keep them, and return their losses by generator and epoch."""
         bank = self._bank_to_train(before=round_number)
-        codec = bank.codec or self._shared_codec()
-        losses = bank.fit(self.source, self.task.seed("generators", round_number, self.number), codec)
+        losses = bank.fit(self.source, self.task.seed("generators", round_number, self.number))
         self._keep(bank, round_number, losses)
         return losses
 
@@ -189,25 +178,11 @@ class Node(Site):
         """Return what has been spent of a privacy budget: there is none."""
         return {}
 
-    def moments(self) -> Moments:
-        """Return the sums over the node's clips that a codec shared by all nodes takes its bases from."""
-        return Moments.measure(self.source)
-
-    def core_moments(self, bases: Bases) -> CoreMoments:
-        """Return the sums over the node's clips that a codec shared by all nodes takes its components from."""
-        return CoreMoments.measure(self.source, bases)
-
-    def keep_codec(self, codec: Codec) -> None:
-        """Keep the codec that all nodes share, for generators that have none yet."""
-        self.state.save_codec(codec.state(), {"node": self.number})
-
-    def fit_shared(self, codec: Codec, states: States, round_number: int, phase: Phase) -> tuple[States, History]:
+    def fit_shared(self, states: States, round_number: int, phase: Phase) -> tuple[States, History]:
         """Train generators that all nodes share on the node's clips.
 
         Parameters
         ----------
-        codec : Codec
-            Shared by all nodes.
         states : dict
             Weights and optimiser state by the generator's key; a generator without a state starts anew, with the same
             weights on every node.
@@ -224,7 +199,6 @@ class Node(Site):
         bank = self._new_bank()
         losses = bank.fit_shared(
             self.source,
-            codec,
             states,
             self.task.seed("shared generators"),
             self.task.seed("generators", round_number, self.number),
@@ -232,10 +206,10 @@ class Node(Site):
         )
         return bank.shared_states(), losses
 
-    def adopt(self, codec: Codec, states: States, round_number: int) -> None:
+    def adopt(self, states: States, round_number: int) -> None:
         """Make the node's own what all nodes have trained together, and keep it."""
         bank = self._new_bank()
-        bank.adopt(self.source, codec, states)
+        bank.adopt(self.source, states)
         self._keep(bank, round_number, [])
 
     def load_bank(self, before: int | None = None) -> Bank:
@@ -251,15 +225,6 @@ class Node(Site):
         self._fill(bank, folder)
         return bank
 
-    def _shared_codec(self) -> Codec | None:
-        """Return the codec that all nodes share, on the device; None if each node has its own."""
-        if self.config.sharing.codec == "own":
-            return None
-        tensors = self.state.codec()
-        if tensors is None:
-            raise DataError(f"node {self.number} has not got the codec that sharing.codec=shared needs")
-        return Codec.from_state(tensors).to(self.task.device)
-
     def _bank_to_train(self, before: int | None = None) -> Bank:
         """Return the generators to go on training: those from before, if there are any, else untrained ones."""
         folder = self.state.latest("generators", before)
@@ -270,6 +235,7 @@ class Node(Site):
         """Keep generators for the rounds to come and, if the run says so, as checkpoints for its user."""
         metadata = {
             **self.task.identity(),
+            "codec": self.task.codec_identity(),
             **self._split(),
             "tokens": list(self.task.store.shape),
             "counts": {self.task.classes[label]: count for label, count in self.counts.items()},
@@ -287,7 +253,7 @@ class Node(Site):
             save_bank(self.checkpoints, self.base_name, self.number, bank, metadata, frequency, kept)
 
     def _fill(self, bank: Bank, folder: Path, round_number: int | None = None) -> dict[str, Any]:
-        expected = {**self.task.identity(), **self._split()}
+        expected = {**self.task.identity(), "codec": self.task.codec_identity(), **self._split()}
         check = self.config.checkpoint.check
         return load_bank(folder, self.base_name, self.number, bank, self._classes(), expected, round_number, check)
 
@@ -309,6 +275,7 @@ class Node(Site):
             self.config.generator,
             self.granularity,
             self.task.classes,
+            self.task.space,
             conditions,
             self.task.memory.vectorised,
             self.task.memory.generator_limit(),

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fedgen.exchange.files import load_tensors, save_tensors
+from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
 
 KEPT = 2  # rounds of each part: the one that was finished last, and one that may have been interrupted
@@ -24,7 +25,6 @@ class NodeState:
     ==================================  ===================================================
     ``optimizer/round_{n}.safetensors`` moments of the adapters' optimiser after round n
     ``generators/round_{n}/``           a checkpoint of the generators after round n
-    ``codec.safetensors``               the codec that all nodes share
     ``others.safetensors``              samples of other nodes that the latest round trains on
     ``release.safetensors``             the private release of the node's clips, under ``privacy=dp``
     ==================================  ===================================================
@@ -52,15 +52,6 @@ class NodeState:
         path = self.latest("optimizer", before)
         return load_tensors(path)[0] if path else None
 
-    def save_codec(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        """Keep the codec that all nodes share."""
-        save_tensors(self.folder / "codec.safetensors", tensors, metadata)
-
-    def codec(self) -> dict[str, Tensor] | None:
-        """Return the tensors of the codec that all nodes share; None if it has not come."""
-        path = self.folder / "codec.safetensors"
-        return load_tensors(path)[0] if path.is_file() else None
-
     def save_release(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Keep what was released of the node's clips, and what it cost."""
         save_tensors(self.folder / RELEASE, tensors, facts)
@@ -80,7 +71,7 @@ class NodeState:
         seeds = {str(number): own.seed for number, own in samples.items()}
         save_tensors(self.folder / "others.safetensors", tensors, {**metadata, "seeds": seeds})
 
-    def others(self) -> tuple[dict[int, SyntheticTokens], int | None]:
+    def others(self, codec: Codec) -> tuple[dict[int, SyntheticTokens], int | None]:
         """Return the samples of other nodes, and the round that they are for; none and None if there are none."""
         path = self.folder / "others.safetensors"
         if not path.is_file():
@@ -89,7 +80,7 @@ class NodeState:
         samples = {}
         for number, seed in metadata["seeds"].items():
             own = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{number}.")}
-            samples[int(number)] = SyntheticTokens.from_state(own, seed)
+            samples[int(number)] = SyntheticTokens.from_state(own, codec, seed)
         return samples, metadata["round"]
 
     def generators(self, round_number: int) -> Path:

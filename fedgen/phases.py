@@ -98,3 +98,8 @@ def plan(settings: list[PhaseSettings], finished: int = 0) -> list[Phase]:
     if alone and len(phases) > 1:
         raise ConfigError(f"mode={alone[0]} is a reference: it cannot be one of several phases")
     return phases
+
+
+def uses_samples(settings: list[PhaseSettings]) -> bool:
+    """Say whether any phase makes or uses generators: then the run has a codec."""
+    return any(MODES[item.mode].generators is not Generators.NONE for item in settings)

@@ -8,17 +8,14 @@ from typing import Any
 
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import CheckpointError, DataError
-from fedgen.models.bases import Bases
-from fedgen.models.cores import CoreMoments
-from fedgen.models.moments import Moments
-from fedgen.models.privacy import Release, public_space, release
+from fedgen.models.privacy import Release, release
 from fedgen.models.samples import PooledTokens
 from fedgen.models.seeds import seeded
 from fedgen.node import Node
 from fedgen.training.bank import Bank
 from fedgen.training.losses import History
 
-MADE_FOR = ("encoder", "dataset", "split", "counts", "privacy")  # what a kept release must agree on
+MADE_FOR = ("encoder", "codec", "dataset", "split", "counts", "privacy")  # what a kept release must agree on
 
 
 class PrivateNode(Node):
@@ -41,11 +38,10 @@ class PrivateNode(Node):
         if kept is not None:
             tensors, facts = kept
             self._compare(facts)
-            return Release.from_state(tensors, facts["spent"])
-        settings, generator = self.config.privacy, self.config.generator
-        space = public_space(self.config.encoder, generator.codec, generator.lengths, settings.components)
+            return Release.from_state(tensors, facts["spent"], self.task.space.codec.size)
+        settings = self.config.privacy
         seed = None if settings.seed is None else seeded(settings.seed, "release", self.number).initial_seed()
-        made = release(self.source, space, settings, seed)
+        made = release(self.source, self.task.space, settings, seed)
         self.state.save_release(made.state(), {**self._made_for(), "spent": made.spent.facts()})
         return made
 
@@ -78,14 +74,6 @@ class PrivateNode(Node):
             )
         return self._private_bank()
 
-    def moments(self) -> Moments:
-        """Refuse: these are sums over clips."""
-        raise self._refusal("sums over clips")
-
-    def core_moments(self, bases: Bases) -> CoreMoments:
-        """Refuse: these are sums over clips."""
-        raise self._refusal("sums over clips")
-
     def fit_shared(self, *arguments: Any) -> Any:
         """Refuse: this is training on clips."""
         raise self._refusal("training of shared generators on clips")
@@ -100,9 +88,9 @@ class PrivateNode(Node):
 
     def _private_bank(self) -> Bank:
         bank, made = self._new_bank(), self.release
-        bank.codec, bank.classes = made.codec, self.slots
+        bank.classes = self.slots
         for key, names in self.slots.items():
-            generator = bank.new_generator(made.codec.size)
+            generator = bank.new_generator()
             generator.load_state(made.generator_state([self.task.classes.index(name) for name in names]))
             bank.generators[key] = generator
         return bank
@@ -123,7 +111,13 @@ class PrivateNode(Node):
 
     def _made_for(self) -> dict[str, Any]:
         counts = {self.task.classes[label]: count for label, count in self.counts.items()}
-        facts = {**self.task.identity(), **self._split(), "counts": counts, "privacy": asdict(self.config.privacy)}
+        facts = {
+            **self.task.identity(),
+            "codec": self.task.codec_identity(),
+            **self._split(),
+            "counts": counts,
+            "privacy": asdict(self.config.privacy),
+        }
         return {name: facts[name] for name in MADE_FOR}
 
     def _compare(self, facts: dict[str, Any]) -> None:

@@ -21,8 +21,6 @@ LATE = "no reply in time"
 STEPS = {  # what nodes do, as the terminal has it
     "train": "training",
     "evaluate": "testing",
-    "query.moments": "summing clips up",
-    "query.codec": "taking the codec",
     "query.fill": "taking others' samples",
     "query.fit": "training generators",
     "query.adopt": "taking generators",

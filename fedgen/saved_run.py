@@ -14,6 +14,7 @@ from fedgen.evaluation.gate import PROBES
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.models.adapters import Adapters
 from fedgen.models.samples import SyntheticTokens
+from fedgen.phases import uses_samples
 from fedgen.run_folder import RunFolder
 from fedgen.server_app import pool_from_state
 from fedgen.settings import Config
@@ -63,7 +64,8 @@ class SavedRun:
         adapters = task.adapters()
         adapters.load_state_dict(weights)
         state = folder.states.latest()
-        pool = pool_from_state(state) if state is not None and "seeds" in state.facts else {}
+        codec = task.space.codec if uses_samples(config.phase_list) else None
+        pool = pool_from_state(state, codec) if state is not None and "seeds" in state.facts else {}
         return cls(folder, task, adapters.eval(), round_number, pool)
 
 

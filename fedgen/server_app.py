@@ -22,16 +22,16 @@ from fedgen.evaluation.zero_shot import Scores, zero_shot
 from fedgen.files import home
 from fedgen.filling import Filling
 from fedgen.meeting import Meeting, agreed
+from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.schedule import Schedule
-from fedgen.phases import Phase, plan
+from fedgen.phases import Phase, plan, uses_samples
 from fedgen.progress import show_lines, show_step
 from fedgen.recorder import Recorder, RoundReport
 from fedgen.remote import RemoteMeasures
 from fedgen.run_folder import RunFolder
 from fedgen.run_state import RunState
 from fedgen.settings import Config
-from fedgen.shared_codec import SharedCodec
 from fedgen.sharing import SharedGenerators
 from fedgen.strategy import SyntheticPooling
 from fedgen.task import Task, prepare_task
@@ -96,11 +96,11 @@ class Server:
     def __init__(self, grid: Grid, task: Task, folder: RunFolder, state: RunState | None = None) -> None:
         self.grid, self.task, self.config, self.folder, self.state = grid, task, task.config, folder, state
         self._check_filling()
+        self.codec = task.space.codec if uses_samples(self.config.phase_list) else None
         self.adapters = task.adapters()
         self.recorder = Recorder(folder, task)
         self.pool: dict[int, SyntheticTokens] = {}  # the last samples of each node
         self.shared = self._shared_generators()
-        self.common = self._shared_codec()
         self.finished = self._load() if self.config.checkpoint.load and not state else 0
         if state is not None:
             self._restore(state)
@@ -188,21 +188,19 @@ class Server:
         """Return the strategy of a phase, as it was after ``done`` rounds."""
         learns = phase.mode.synthesizes and self.config.global_training.name != "none"
         settings: dict[str, Any] = {"yaml": to_yaml(self.config), "phase": number, "finished": self.finished}
-        length = self.config.generator.output_length or self.task.store.shape[0]
         strategy = SyntheticPooling(
             open_strategy(self.config.strategy, self.config.min_nodes),
             phase,
             members,
             self.config.min_nodes,
             self.config.strategy.timeout,
-            (length, self.task.store.shape[1]),
+            self.codec,
             self.config.synthesis.max_samples,
             lambda round_number: self.task.seed("decode", round_number),
             partial(self.train_on_pool, phase, members) if learns else None,
             settings,
             str(self.task.device),
             self.shared,
-            self.common,
             self._filling(phase),
             done,
             self._admit,
@@ -225,8 +223,6 @@ class Server:
         facts: dict[str, Any] = {"finished": self.finished, "seeds": seeds, "recorder": self.recorder.state()}
         if self.shared is not None:
             tensors["shared"], facts["seen"] = self.shared.tensors(), self.shared.seen
-        if self.common is not None:
-            tensors["codec"], facts["given"] = self.common.tensors(), sorted(self.common.given)
         self.folder.states.save(RunState(strategy.report.round, tensors, facts))
 
     def _restore(self, state: RunState) -> None:
@@ -234,18 +230,16 @@ class Server:
         self.adapters.load_state_dict(state.tensors["adapters"])
         self.finished = int(state.facts["finished"])
         self.recorder.restore(state.facts["recorder"])
-        self.pool = pool_from_state(state)
+        self.pool = pool_from_state(state, self.codec)
         if self.shared is not None:
             self.shared.load(state.tensors["shared"], state.facts["seen"])
-        if self.common is not None:
-            self.common.load(state.tensors["codec"], state.facts["given"])
 
     def _shared_generators(self) -> SharedGenerators | None:
         if self.config.sharing.name == "local":
             return None
         conditions = self.task.targets.conditions()
-        bank = Bank(self.config.generator, self.task.granularity, self.task.classes, conditions)
-        return SharedGenerators(self.config.sharing, bank, self.task.store.shape)
+        bank = Bank(self.config.generator, self.task.granularity, self.task.classes, self.task.space, conditions)
+        return SharedGenerators(self.config.sharing, bank)
 
     def _filling(self, phase: Phase) -> Filling | None:
         fills = phase.mode.trains_adapters and phase.mode.synthesizes and self.config.synthesis.fill
@@ -260,11 +254,6 @@ class Server:
             f"synthesis.fill={wanted}: samples of generator.output_length={made} tokens cannot stand beside clips of "
             f"{length} tokens: set synthesis.fill=0",
         )
-
-    def _shared_codec(self) -> SharedCodec | None:
-        if self.config.sharing.codec == "own" or self.shared is not None:
-            return None
-        return SharedCodec(self.config.generator, self.task.store.shape)
 
     def evaluate(self, arrays: ArrayRecord, report: RoundReport) -> Scores:
         """Return the zero-shot scores of the global adapters on the held-out clips, here or on the nodes.
@@ -336,9 +325,11 @@ class Server:
         return finished
 
 
-def pool_from_state(state: RunState) -> dict[int, SyntheticTokens]:
-    """Return the samples of each node that were saved with a run's state."""
+def pool_from_state(state: RunState, codec: Codec | None) -> dict[int, SyntheticTokens]:
+    """Return the samples of each node that were saved with a run's state; none in a run without a codec."""
+    if codec is None:
+        return {}
     return {
-        int(node): SyntheticTokens.from_state(state.tensors[f"samples_node{node}"], int(seed))
+        int(node): SyntheticTokens.from_state(state.tensors[f"samples_node{node}"], codec, int(seed))
         for node, seed in state.facts["seeds"].items()
     }

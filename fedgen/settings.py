@@ -12,6 +12,7 @@ from fedgen.data.targets import TargetSettings
 from fedgen.errors import choose, require
 from fedgen.evaluation.gate import EvaluationSettings
 from fedgen.models.adapters import AdapterSettings
+from fedgen.models.codec import CodecSettings
 from fedgen.models.generators import GeneratorSettings
 from fedgen.models.privacy import PrivacySettings
 from fedgen.models.projected import ProjectionSettings
@@ -26,7 +27,6 @@ MEMORY = ["auto", "low", "high"]
 CHECKS = ["strict", "warn"]
 SHARING = ["local", "shared"]
 SCHEMES = ["cyclic", "average"]
-CODECS = ["shared", "own"]
 
 
 @dataclass(frozen=True)
@@ -128,21 +128,15 @@ class SharingConfig:
         state, then averaged by their clips.
     reset_on_class_change : bool
         Whether a shared generator starts anew, weights and optimiser, when it meets classes that it was not trained on.
-    codec : str
-        ``shared``: one for all nodes, fitted to sums over their clips; ``own``: each node fits one to its own clips.
-        Shared generators need a shared codec.
     """
 
     name: str = "local"
     scheme: str = "cyclic"
     reset_on_class_change: bool = False
-    codec: str = "own"
 
     def __post_init__(self) -> None:
         choose(self.name, SHARING, "sharing")
         choose(self.scheme, SCHEMES, "sharing.scheme")
-        choose(self.codec, CODECS, "sharing.codec")
-        require(self.name != "shared" or self.codec == "shared", "sharing=shared needs sharing.codec=shared")
 
 
 @dataclass(frozen=True)
@@ -182,6 +176,7 @@ class Config:
     target: TargetSettings = field(default_factory=TargetSettings)
     partition: PartitionSettings = field(default_factory=PartitionSettings)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    codec: CodecSettings = field(default_factory=CodecSettings)
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     granularity: GranularitySettings = field(default_factory=GranularitySettings)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
@@ -214,7 +209,7 @@ class Config:
             f"synthesis.fill={self.synthesis.fill} needs adapter.projection: set synthesis.fill=0, or both of "
             "adapter.projection.positions and adapter.projection.channels above 0",
         )
-        self.privacy.check(self.generator, self.sharing.name, self.sharing.codec)
+        self.privacy.check(self.generator, self.sharing.name)
         modes = [phase.mode for phase in self.phase_list]
         references = [mode for mode in modes if not MODES[mode].federated]
         require(

@@ -11,9 +11,9 @@ from torch import Tensor
 from fedgen.border import Member, read_losses
 from fedgen.errors import DataError, PayloadError
 from fedgen.exchange.states import States, states_from_records, states_to_records
+from fedgen.exchange_round import Ask
 from fedgen.models.generators import KINDS
 from fedgen.settings import SharingConfig
-from fedgen.shared_codec import Ask, SharedCodec
 from fedgen.training.bank import Bank
 from fedgen.training.losses import History
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class SharedGenerators:
-    """The shared generators between rounds: a codec for all nodes, weights and optimiser state by generator.
+    """The shared generators between rounds: weights and optimiser state by generator.
 
     In ``cyclic`` order each node goes on from the state of the one before it. With ``average`` all nodes start from the
     same state, and what they make of it is averaged, weighted by their clips.
@@ -31,14 +31,11 @@ class SharedGenerators:
     settings : SharingConfig
     bank : Bank
         An empty bank of the run's generator settings, to check what nodes send.
-    shape : tuple[int, int]
-        ``(S, D)`` of the nodes' tokens.
     """
 
-    def __init__(self, settings: SharingConfig, bank: Bank, shape: tuple[int, int]) -> None:
+    def __init__(self, settings: SharingConfig, bank: Bank) -> None:
         self.settings, self.bank = settings, bank
         self.kind = KINDS[bank.settings.kind]
-        self.common = SharedCodec(bank.settings, shape)
         self.states: States = {}  # by granularity and key
         self.seen: dict[str, list[str]] = {}  # classes that each generator was trained on
 
@@ -56,7 +53,6 @@ class SharedGenerators:
             Fewer than ``min_nodes`` good replies.
         """
         ordered = dict(sorted(members.items(), key=lambda item: item[1].number))
-        self.common.fit(ask, ordered, min_nodes)
         if self.kind.restarts:
             self.states, self.seen = {}, {}
         train = self._cycle if self.settings.scheme == "cyclic" else self._average
@@ -66,19 +62,16 @@ class SharedGenerators:
         return losses
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return codec and states as tensors by name, to be saved."""
-        named = {f"codec.{name}": value for name, value in self.common.tensors().items()}
-        return named | {f"{key}\n{name}": v for key, state in self.states.items() for name, v in state.items()}
+        """Return the states as tensors by name, to be saved."""
+        return {f"{key}\n{name}": v for key, state in self.states.items() for name, v in state.items()}
 
     def load(self, tensors: Mapping[str, Tensor], seen: Mapping[str, list[str]]) -> None:
         """Take over what `tensors` returned, and the classes that each generator was trained on."""
-        self.common.load({name.removeprefix("codec."): v for name, v in tensors.items() if "\n" not in name})
         self.seen = {key: list(names) for key, names in seen.items()}
         self.states = {key: {} for key in self.seen}
         for name, value in tensors.items():
-            if "\n" in name:
-                key, own = name.split("\n", 1)
-                self.states.setdefault(key, {})[own] = value
+            key, own = name.split("\n", 1)
+            self.states.setdefault(key, {})[own] = value
 
     def _cycle(self, ask: Ask, members: Mapping[int, Member], min_nodes: int) -> dict[int, History]:
         losses: dict[int, History] = {}
@@ -124,17 +117,15 @@ class SharedGenerators:
         self.seen[key] = sorted(classes | set(self.seen.get(key, [])))
 
     def _content(self, member: Member) -> RecordDict:
-        """Return the codec and the states that concern ``member``, under the node's own keys."""
+        """Return the states that concern ``member``, under the node's own keys."""
         own = {key.split("/", 1)[1]: self.states[key] for key in _slots(member) if key in self.states}
-        return states_to_records(own, self.common.codec)
+        return states_to_records(own)
 
     def _check(self, member: Member, reply: Message) -> None:
         """Refuse states of other generators than the node has, and such as no generator can take over."""
-        codec = self.common.codec
-        assert codec is not None
         for key, state in states_from_records(reply.content, member.slots).items():
             try:
-                self.bank.new_generator(codec.size).load_shared_state(state)
+                self.bank.new_generator().load_shared_state(state)
             except DataError as error:
                 raise PayloadError(f"generator {key!r}: {error}") from error
         read_losses(reply)

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from fedgen.data.tokens import LazyTokens, TokenSource
 from fedgen.errors import DataError, choose
-from fedgen.models.codec import Codec
 from fedgen.models.kept import kept
 from fedgen.models.projected import ProjectedTokens
-from fedgen.models.states import exact_digest
 from fedgen.settings import Config, NodeConfig
 from fedgen.task import Task
 from fedgen.training.granularity import GranularitySettings, slots
@@ -104,9 +102,12 @@ class Site:
         labels = store.labels[self.indices]  # a class has another id where other classes are agreed on
         return store.path, len(store), self.indices.tobytes(), labels.tobytes(), self.task.device
 
-    def _encoded(self, codec: Codec) -> Tensor:
-        """Return the latents of the node's clips, ``(N, k)``; this process computes them once for a codec."""
-        return kept((*self._key, exact_digest(codec.state())), lambda: codec.encode_all(self.source))
+    def _encoded(self) -> Tensor:
+        """Return the latents of the node's clips in the public codec, ``(N, k)``; this process computes them once."""
+        chosen = self.config.encoder, self.config.generator.lengths
+        return kept(
+            (*self._key, *chosen, self.task.codec_settings), lambda: self.task.space.codec.encode_all(self.source)
+        )
 
     @property
     def counts(self) -> dict[int, int]:

@@ -19,10 +19,9 @@ from fedgen.border import (
     message_bytes,
     read_losses,
     read_spent,
-    read_statistics,
 )
 from fedgen.errors import AggregationError, PayloadError
-from fedgen.exchange.payload import codec_fingerprint, samples_from_record
+from fedgen.exchange.payload import samples_from_record
 from fedgen.exchange_round import ExchangeRound
 from fedgen.filling import Filling
 from fedgen.limits import change, check_records, excessive
@@ -33,7 +32,6 @@ from fedgen.progress import show_step
 from fedgen.recorder import REFUSED, RoundReport
 from fedgen.round_grid import RoundGrid
 from fedgen.secure_grid import SecureGrid
-from fedgen.shared_codec import SharedCodec
 from fedgen.sharing import SharedGenerators
 from fedgen.strategy_settings import StrategyConfig
 from fedgen.training.losses import generator_loss
@@ -62,8 +60,8 @@ class SyntheticPooling(Strategy):
         Good replies that a round needs.
     timeout : float
         Seconds that each exchange waits.
-    shape : tuple[int, int]
-        ``(L, D)`` that samples must decode to.
+    codec : Codec, optional
+        The public one, in which samples are; needed where the phase has any.
     samples_limit : int
         Most samples that are taken from a node in a round.
     samples_seed : Callable[[int], int]
@@ -77,8 +75,6 @@ class SyntheticPooling(Strategy):
         Where samples are decoded.
     shared : SharedGenerators, optional
         Generators that nodes share; by default each node has its own.
-    common : SharedCodec, optional
-        The codec that nodes share where their generators are their own.
     filling : Filling, optional
         Hands nodes each other's samples before they train; by default they train on their clips alone.
     done : int
@@ -98,14 +94,13 @@ class SyntheticPooling(Strategy):
         members: dict[int, Member],
         min_nodes: int,
         timeout: float,
-        shape: tuple[int, int],
+        codec: Codec | None,
         samples_limit: int,
         samples_seed: Callable[[int], int],
         train_on_pool: TrainOnPool | None,
         settings: dict[str, Any],
         device: str = "cpu",
         shared: SharedGenerators | None = None,
-        common: SharedCodec | None = None,
         filling: Filling | None = None,
         done: int = 0,
         admit: Callable[[int], None] | None = None,
@@ -113,11 +108,10 @@ class SyntheticPooling(Strategy):
         seed: int = 0,
     ) -> None:
         self.strategy, self.phase, self.members, self.settings = strategy, phase, members, settings
-        self.min_nodes, self.timeout, self.shape, self.device = min_nodes, timeout, shape, device
+        self.min_nodes, self.timeout, self.codec, self.device = min_nodes, timeout, codec, device
         self.samples_limit, self.samples_seed, self.train_on_pool = samples_limit, samples_seed, train_on_pool
-        self.shared, self.common, self.done = shared, shared.common if shared else common, done
+        self.shared, self.done = shared, done
         self.filling, self.admit, self.rules, self.seed = filling, admit, rules or StrategyConfig(), seed
-        self.codecs: dict[str, Codec] = {}  # of the pool, by fingerprint: these do not travel again
         self.pool: dict[int, SyntheticTokens] = {}  # the latest samples of nodes, by number; the oldest come first
         self.report = RoundReport(phase.offset + done)
 
@@ -155,8 +149,6 @@ class SyntheticPooling(Strategy):
         fills = self.filling is not None and bool(self.pool)
         config["filled"] = int(fills)
         messages = list(self.strategy.configure_train(self.done + server_round, arrays, config, grid))
-        if self.common is not None and self.shared is None and self.phase.mode.generators is Generators.TRAIN:
-            self.common.give(self._round.ask, self._round.left(), self.min_nodes)
         if self.filling is not None and fills:
             self.filling.give(self._round.ask, self._round.left(), self.pool, self.report.round, self.min_nodes)
         left = self._round.left()
@@ -207,8 +199,6 @@ class SyntheticPooling(Strategy):
                 self.report.metrics[number] |= generator_loss(self.report.generators[number])
         if self.phase.mode.synthesizes:
             arrays = self._learn_from_pool(arrays, teachers)
-        if self.common is not None:
-            self.common.given -= self.report.lost.keys()  # they may come back without what they had
         self.report.seconds = time.monotonic() - self._started
         return arrays, metrics_record
 
@@ -236,14 +226,9 @@ class SyntheticPooling(Strategy):
         ), metrics
 
     def _learn_from_pool(self, arrays: ArrayRecord, teachers: dict[int, ArrayRecord]) -> ArrayRecord:
-        codecs = [samples.codec for samples in self.pool.values()]
-        if self.common is not None and self.common.codec is not None:
-            codecs.append(self.common.codec)
-        self.codecs = {codec_fingerprint(codec): codec for codec in codecs}
-        content = RecordDict({"config": ConfigRecord({"codecs": " ".join(self.codecs)})})
         self._fresh: dict[int, SyntheticTokens] = {}
         asked = self._round.left()
-        self._round.ask(dict.fromkeys(asked, content), "query.synthesize", self._take_samples, self.min_nodes)
+        self._round.ask(dict.fromkeys(asked, RecordDict()), "query.synthesize", self._take_samples, self.min_nodes)
         for number in sorted(self._fresh):
             self.pool.pop(number, None)
             self.pool[number] = self._fresh[number]
@@ -262,19 +247,10 @@ class SyntheticPooling(Strategy):
         """Validate a node's samples and keep them for the pool; the reply is empty then."""
         check_records(reply, arrays=1, metrics=0)
         records = list(reply.content.array_records.values())
-        classes, statistics = member.counts.keys(), read_statistics(reply)
-        seed = self.samples_seed(self.report.round) + member.number
-        codec = None if "codec.mean" in records[0] else self._known_codec(reply)
-        samples = samples_from_record(records[0], self.shape, classes, self.samples_limit, seed, self.device, codec)
+        assert self.codec is not None
+        classes, seed = member.counts.keys(), self.samples_seed(self.report.round) + member.number
+        samples = samples_from_record(records[0], self.codec, classes, self.samples_limit, seed, self.device)
         if not 1 <= len(samples) <= self.samples_limit:
             raise PayloadError(f"{len(samples)} samples, expected 1 to synthesis.max_samples={self.samples_limit}")
         self._fresh[member.number], reply.content = samples, RecordDict()
-        self.report.statistics[member.number] = {**statistics, "counts": samples.counts()}
-
-    def _known_codec(self, reply: Message) -> Codec:
-        """Return the codec that a reply names instead of sending it."""
-        facts = reply.content.config_records.get("facts", ConfigRecord())
-        name = str(facts.get("codec", ""))
-        if name not in self.codecs:
-            raise PayloadError(f"samples come without their codec, and codec {name!r} has not been sent before")
-        return self.codecs[name]
+        self.report.statistics[member.number] = samples.statistics()

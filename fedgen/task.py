@@ -20,8 +20,11 @@ from fedgen.data.store import Store, identity_of, open_store, prepare, store_fol
 from fedgen.data.targets import Targets, check_targets, open_targets, prepare_targets
 from fedgen.data.tokens import MappedTokens, TensorTokens, TokenSource, held_as
 from fedgen.errors import ConfigError, DataError, require
+from fedgen.exchange.public import codec_identity, public_space
 from fedgen.memory import MemoryPlan, batch_bytes, plan_memory
 from fedgen.models.adapters import Adapters, build_adapters
+from fedgen.models.codec import CodecSettings
+from fedgen.models.public import PublicSpace
 from fedgen.models.seeds import seeded
 from fedgen.progress import quiet
 from fedgen.settings import Config
@@ -69,6 +72,21 @@ class Task:
             self.store.labels[train], self.classes, self.store.groups, self.config.partition, self.config.seed
         )
         return [train[share] for share in shares]
+
+    @property
+    def codec_settings(self) -> CodecSettings:
+        """Sizes of the codec; noise hides few coefficients best."""
+        chosen, privacy = self.config.codec, self.config.privacy
+        return replace(chosen, components=privacy.components) if privacy.used else chosen
+
+    @property
+    def space(self) -> PublicSpace:
+        """The codec of public sounds, in which all samples of the run are; this machine computes it once."""
+        return public_space(self.config.encoder, self.codec_settings, self.config.generator.lengths)
+
+    def codec_identity(self) -> dict[str, Any]:
+        """Return what decides the latents of the codec."""
+        return codec_identity(self.store.identity["encoder"], self.codec_settings, self.config.generator.lengths)
 
     @property
     def granularity(self) -> GranularitySettings:

@@ -155,7 +155,7 @@ def test_native(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> 
 
 def test_wire(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
     sizes = ["--samples", "8", "--epochs", "1", "--seeds", "2", "--out", str(tmp_path / "wire.json")]
-    benchmark_file("wire").main(["sounds", *sizes, *FEW, "generator.codec.components=6"])
+    benchmark_file("wire").main(["sounds", *sizes, *FEW, "codec.components=6"])
     results = json.loads((tmp_path / "wire.json").read_text())
     found = {row["what"]: row["measured"] for row in results["rows"]}
     assert found["bytes a sample"] == pytest.approx(6, abs=0.5)

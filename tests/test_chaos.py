@@ -143,7 +143,7 @@ def test_a_node_that_raises_and_one_that_sends_what_is_not_finite(
 def test_300_megabytes_of_tokens_from_every_node(machines: Machines, tiny_overrides: list[str], tmp_path: Path) -> None:
     """Short sequences of tokens as they are, a byte a value: no codec makes them small."""
     run, samples = tmp_path / "run", 49_000
-    tokens = ["generator.codec.name=flat", "generator.training_length=4", "generator.output_length=4"]
+    tokens = ["codec.name=flat", "generator.training_length=4", "generator.output_length=4"]
     machines.submit(
         [
             *tiny_overrides,

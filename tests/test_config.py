@@ -145,7 +145,7 @@ def test_mappings_take_any_key(overrides: list[str], groups: dict[str, list[str]
 def test_known_keys_are_those_of_the_files() -> None:
     composed = OmegaConf.create(to_yaml(load_config(["nodes.0.granularity=unified"])))
     assert {key for key in known_keys() if OmegaConf.select(composed, key, default="absent") == "absent"} == set()
-    assert {"seed", "data.root", "generator.codec.channels", "adapter.training.lr"} <= set(known_keys())
+    assert {"seed", "data.root", "codec.channels", "adapter.training.lr"} <= set(known_keys())
 
 
 def test_reading_yaml_checks_it_too() -> None:

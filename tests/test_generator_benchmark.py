@@ -121,7 +121,7 @@ def test_generators(modules: dict[str, Any], tmp_path: Path, capsys: pytest.Capt
         "sounds",
         *SMALL,
         "generator.training.epochs=1",
-        "generator.codec.components=4",
+        "codec.components=4",
         "generator.marginals=false",
     ]
     sizes = ["--lengths", "4", "--samples", "6", "--epochs", "1", "--folds", "1", "--out", str(tmp_path)]

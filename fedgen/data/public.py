@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 from numpy.random import RandomState
 from torch import Tensor
 
+from fedgen.data.audio import resample
+from fedgen.data.datasets import DataSettings
 from fedgen.data.encoders import Encoder
+from fedgen.data.readers import AudioFiles, read_folder
 from fedgen.data.sounds import SOUNDS, TAKES, synthesise
 from fedgen.data.streams import stream
 from fedgen.data.synthesis import RATE, seconds
+from fedgen.data.tokens import TensorTokens, TokenSource
+from fedgen.errors import DataError, FedgenError
 
+VERSION = 1  # of the recipe: another one makes another codec
 CLIPS = 8  # of each class, each from a recording of its own
 LENGTH = 5.0  # seconds
 SEED = -1  # of no data set: `data.seed` is 0 or more
@@ -62,3 +70,32 @@ def _broken(rng: RandomState, sound: np.ndarray) -> np.ndarray:
         start = rng.randint(0, len(broken))
         broken[start : start + seconds(rng.uniform(0.05, 0.4) * len(broken) / RATE)] = 0
     return broken
+
+
+def open_public(encoder: Encoder, folder: str | None) -> TokenSource:
+    """Return the tokens of the public sounds: of ``folder`` (``class/clip.wav``), or of the synthesised ones."""
+    if folder is None:
+        return PublicTokens(encoder)
+    dataset = _folder(folder)
+    tokens = []
+    for clip in dataset.clips:
+        waveform, rate = dataset.load(clip)
+        tokens.append(encoder([resample(waveform, rate, encoder.sample_rate)]))
+    return TensorTokens(torch.cat(tokens), torch.tensor([clip.label for clip in dataset.clips]))
+
+
+def public_identity(folder: str | None) -> str:
+    """Return what tells one set of public sounds from another, whatever its folder is called."""
+    if folder is None:
+        return f"synthesised, version {VERSION}"
+    dataset, digest = _folder(folder), hashlib.sha256()
+    for clip in dataset.clips:
+        digest.update(clip.name.encode() + b"\0" + hashlib.sha256(dataset.paths[clip.name].read_bytes()).digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _folder(folder: str) -> AudioFiles:
+    try:
+        return read_folder(DataSettings(name="folder", root=folder))
+    except FedgenError as error:
+        raise DataError(f"codec.public={folder}: {error}") from error

@@ -30,8 +30,8 @@ def disagreements(
     expected : Mapping
         Metadata that it must carry.
     check : str
-        ``strict``: nothing may differ. ``warn``: encoder, target, dataset, split and codec may, and it may serve more
-        classes than needed.
+        ``strict``: nothing may differ. ``warn``: encoder, target, dataset and split may, and it may serve more classes
+        than needed.
     """
     choose(check, CHECKS, "checkpoint.check")
     plain = json.loads(json.dumps(dict(expected)))  # as JSON gives it back: lists for tuples
@@ -39,7 +39,7 @@ def disagreements(
     fatal = differ(_essentials(checkpoint, bank)) + _missing(checkpoint, bank, classes)
     fatal += differ({name: pair for name, pair in metadata.items() if name not in WARNINGS})
     mild = differ({name: pair for name, pair in metadata.items() if name in WARNINGS})
-    mild += differ({"codec": (checkpoint.codec, bank.settings.codec.name)}) + _surplus(checkpoint, bank, classes)
+    mild += _surplus(checkpoint, bank, classes)
     return (fatal + mild, []) if check == "strict" else (fatal, mild)
 
 
@@ -57,12 +57,11 @@ def sequence_lengths(bank: Bank) -> dict[str, Any]:
 
 def _essentials(checkpoint: Checkpoint, bank: Bank) -> dict[str, tuple[Any, Any]]:
     """Return what must be the same, by name: the checkpoint's and the run's."""
-    lengths = {name: value for name, value in checkpoint.lengths.items() if name != "tokens"}
     return {
         "kind": (checkpoint.kind, bank.settings.kind),
         "granularity": (checkpoint.granularity, bank.granularity.name),
         "size of conditions": (checkpoint.sizes.get("conditions"), model_sizes(bank)["conditions"]),
-        "lengths": (lengths, sequence_lengths(bank)),
+        "generator.training_length": (checkpoint.lengths.get("training"), bank.settings.training_length),
     }
 
 

@@ -1,12 +1,11 @@
 """Checkpoints of generators: saved whole whatever dies meanwhile, loaded whole or not at all.
 
-A checkpoint is one file for each generator, one for the codec that they share, and an entry in the folder's
-``manifest.json``; ``_round_{n}`` follows in the names of those that are kept of single rounds::
+A checkpoint is one file for each generator, and an entry in the folder's ``manifest.json``; ``_round_{n}`` follows in
+the names of those that are kept of single rounds::
 
     {base}_node{id}.safetensors                    granularity=unified
     {base}_node{id}_class_{class}.safetensors      granularity=per_class
     {base}_node{id}_group_{group}.safetensors      granularity=per_group
-    {base}_node{id}_codec.safetensors
 
 ``docs/checkpoints.md`` describes the formats.
 """
@@ -26,10 +25,9 @@ from fedgen.exchange.agreement import model_sizes, sequence_lengths
 from fedgen.exchange.files import load_tensors, save_tensors, serialise
 from fedgen.exchange.loading import has_bank, load_bank
 from fedgen.exchange.manifest import Checkpoint, Manifest, Part
-from fedgen.exchange.names import checkpoint_name, codec_file, generator_file
+from fedgen.exchange.names import checkpoint_name, generator_file
 from fedgen.exchange.parts import digest, stage, tidy
 from fedgen.files import locked, sync_folder, write_atomically
-from fedgen.models.codec import Codec
 from fedgen.training.bank import Bank
 
 __all__ = ["generator_file", "has_bank", "load_bank", "load_tensors", "save_bank", "save_tensors", "write_atomically"]
@@ -46,7 +44,7 @@ def save_bank(
     frequency: int = 0,
     keep_last: int | None = None,
 ) -> None:
-    """Save the codec and every generator of ``node`` as one checkpoint, replacing the node's earlier one.
+    """Save every generator of ``node`` as one checkpoint, replacing the node's earlier one.
 
     The files are written beside the old ones, then the manifest names them, then they take their places: whenever the
     process dies, the manifest and the files it names belong together.
@@ -75,9 +73,9 @@ def save_bank(
     CheckpointError
         The bank is not fitted, or the files cannot be written: then the last whole checkpoint stays.
     """
-    if bank.codec is None:
+    if not bank.generators:
         raise CheckpointError(f"node {node} has no fitted generators to save")
-    about = _describe(base_name, node, bank, bank.codec, metadata)
+    about = _describe(base_name, node, bank, metadata)
     rounds: list[int | None] = [None, about.round] if frequency and about.round % frequency == 0 else [None]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +83,7 @@ def save_bank(
             tidy(folder, Manifest.read(folder))  # what an earlier save that died had left to do
             named: set[str] = set()
             try:
-                saved = _stage(folder, about, bank, bank.codec, rounds)
+                saved = _stage(folder, about, bank, rounds)
                 _updated(Manifest.read(folder), saved, keep_last).write(folder)
                 named = {file for checkpoint in saved.values() for file in checkpoint.files}
             finally:
@@ -97,7 +95,7 @@ def save_bank(
         ) from error
 
 
-def _describe(base_name: str, node: int, bank: Bank, codec: Codec, metadata: Mapping[str, Any]) -> Checkpoint:
+def _describe(base_name: str, node: int, bank: Bank, metadata: Mapping[str, Any]) -> Checkpoint:
     """Return the checkpoint without its files."""
     if type(metadata.get("round")) is not int:
         raise CheckpointError(f"metadata of node {node} has no round, a whole number: {metadata.get('round')!r}")
@@ -109,19 +107,16 @@ def _describe(base_name: str, node: int, bank: Bank, codec: Codec, metadata: Map
         kind=bank.settings.kind,
         granularity=bank.granularity.name,
         class_ids={name: bank.class_names.index(name) for name in served},
-        codec=bank.settings.codec.name,
-        sizes={"components": codec.size, **model_sizes(bank)},
-        lengths={"tokens": list(codec.shape), **sequence_lengths(bank)},
+        sizes={"components": bank.codec.size, **model_sizes(bank)},
+        lengths={"tokens": list(bank.codec.shape), **sequence_lengths(bank)},
         metadata=dict(metadata),
     )
 
 
-def _stage(
-    folder: Path, about: Checkpoint, bank: Bank, codec: Codec, rounds: list[int | None]
-) -> dict[int | None, Checkpoint]:
+def _stage(folder: Path, about: Checkpoint, bank: Bank, rounds: list[int | None]) -> dict[int | None, Checkpoint]:
     """Write every file beside its place, one at a time, and return the checkpoints with them, by round."""
     files: dict[int | None, dict[str, Part]] = {round: {} for round in rounds}
-    for part, tensors in _parts(bank, codec):
+    for part, tensors in _parts(bank):
         content = serialise(tensors, about.header(part))
         written = replace(part, bytes=len(content), sha256=digest(content))
         for round in rounds:
@@ -132,18 +127,14 @@ def _stage(
     return {round: replace(about, files=files[round]) for round in rounds}
 
 
-def _parts(bank: Bank, codec: Codec) -> Iterator[tuple[Part, dict[str, Tensor]]]:
-    state = codec.state()
-    yield Part("codec", "", [], _numbers(state), []), state
+def _parts(bank: Bank) -> Iterator[tuple[Part, dict[str, Tensor]]]:
     for key in bank.generators:
         state = bank.state(key)
         statistics = [name for name in STATISTICS if name in state]
-        yield Part("generator", key, list(bank.classes[key]), _numbers(state), statistics), state
+        yield Part(key, list(bank.classes[key]), _numbers(state), statistics), state
 
 
 def _file(about: Checkpoint, part: Part, round: int | None) -> str:
-    if part.part == "codec":
-        return codec_file(about.base_name, about.node, round)
     return generator_file(about.base_name, about.node, about.granularity, part.key, round)
 
 

@@ -15,7 +15,6 @@ from fedgen.exchange.manifest import Checkpoint, Manifest
 from fedgen.exchange.names import checkpoint_name, generator_file
 from fedgen.exchange.parts import read_part
 from fedgen.files import readable
-from fedgen.models.codec import Codec
 from fedgen.models.generators import Generator
 from fedgen.models.marginals import Marginals
 from fedgen.training.bank import Bank
@@ -41,7 +40,7 @@ def load_bank(
     folder, base_name, node
         As given to `save_bank`.
     bank : Bank
-        Bank of the run's settings; takes over codec and generators.
+        Bank of the run's settings; takes over the generators.
     classes : list[str]
         Classes of which the node has clips; the checkpoint must serve these, with the bank's granularity.
     expected : Mapping
@@ -50,7 +49,7 @@ def load_bank(
         Which round's; the latest by default.
     check : str
         ``strict`` refuses whatever differs; ``warn`` logs what may work all the same: another encoder, target, data set
-        or split (as far as ``expected`` has them), another codec, classes beyond those needed.
+        or split (as far as ``expected`` has them), classes beyond those needed.
 
     Returns
     -------
@@ -67,14 +66,13 @@ def load_bank(
         checkpoint = _find(folder, base_name, node, bank, classes, round)
         problems, warnings = disagreements(checkpoint, bank, classes, expected, check)
         states = _read(folder, checkpoint, problems)
-    codec = _codec(checkpoint, states, problems)
-    generators, marginals = _generators(checkpoint, states, codec, bank, problems)
+    generators, marginals = _generators(checkpoint, states, bank, problems)
     name = f"checkpoint {checkpoint_name(base_name, node, round)} in {folder}"
     if problems:
         raise CheckpointError(f"{name}: {'; '.join(problems)}")
     for warning in warnings:
         log.warning("%s: %s", name, warning)
-    bank.codec, bank.generators, bank.marginals, bank.classes = codec, generators, marginals, checkpoint.classes
+    bank.generators, bank.marginals, bank.classes = generators, marginals, checkpoint.classes
     return checkpoint.metadata
 
 
@@ -122,33 +120,22 @@ def _read(folder: Path, checkpoint: Checkpoint, problems: list[str]) -> dict[str
     return states
 
 
-def _codec(checkpoint: Checkpoint, states: Mapping[str, dict[str, Tensor]], problems: list[str]) -> Codec | None:
-    if checkpoint.codec_file not in states:
-        return None
-    try:
-        return Codec.from_state(states[checkpoint.codec_file])
-    except FedgenError as error:
-        problems.append(f"{checkpoint.codec_file}: {error}")
-        return None
-
-
 def _generators(
     checkpoint: Checkpoint,
     states: Mapping[str, dict[str, Tensor]],
-    codec: Codec | None,
     bank: Bank,
     problems: list[str],
 ) -> tuple[dict[str, Generator], dict[str, Marginals]]:
-    """Return new generators with the states; without their codec or of another kind they cannot be told to fit."""
+    """Return new generators with the states; of another kind they cannot be told to fit."""
     generators: dict[str, Generator] = {}
     marginals: dict[str, Marginals] = {}
-    if codec is None or checkpoint.kind != bank.settings.kind:
+    if checkpoint.kind != bank.settings.kind:
         return generators, marginals
     faults = []
-    for file in (file for file in checkpoint.generators if file in states):
+    for file in (file for file in checkpoint.files if file in states):
         key = checkpoint.files[file].key
         try:
-            generators[key], own = bank.of_state(codec, states[file])
+            generators[key], own = bank.of_state(states[file])
         except FedgenError as error:
             faults.append(f"{file}: {error}")
             continue

@@ -12,20 +12,18 @@ from fedgen.errors import CheckpointError
 from fedgen.exchange.names import SUFFIX, checkpoint_name
 from fedgen.files import write_atomically
 
-FORMAT = 2
+FORMAT = 3  # 2 held a codec that was fitted to clips
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a checkpoint: the codec or a generator.
+    """One file of a checkpoint: a generator.
 
     Attributes
     ----------
-    part : str
-        ``codec`` or ``generator``.
     key : str
-        Of a generator: ``unified``, its class or its group.
+        ``unified``, its class or its group.
     classes : list[str]
         What a generator was fitted to.
     parameters : int
@@ -36,7 +34,6 @@ class Part:
         Size and checksum of the file.
     """
 
-    part: str
     key: str
     classes: list[str]
     parameters: int
@@ -55,7 +52,6 @@ class Checkpoint:
     kind: str
     granularity: str
     class_ids: dict[str, int]
-    codec: str
     sizes: dict[str, Any]
     lengths: dict[str, Any]
     metadata: dict[str, Any]
@@ -67,19 +63,9 @@ class Checkpoint:
         return int(self.metadata["round"])
 
     @property
-    def codec_file(self) -> str:
-        """The file of the codec."""
-        return next(file for file, part in self.files.items() if part.part == "codec")
-
-    @property
-    def generators(self) -> dict[str, Part]:
-        """The generators, by file."""
-        return {file: part for file, part in self.files.items() if part.part == "generator"}
-
-    @property
     def classes(self) -> dict[str, list[str]]:
         """Classes of each generator, by its key."""
-        return {part.key: part.classes for part in self.generators.values()}
+        return {part.key: part.classes for part in self.files.values()}
 
     def header(self, part: Part) -> dict[str, Any]:
         """Return what the file of ``part`` says of itself: everything but the other files and its own checksum."""
@@ -162,8 +148,8 @@ def _check_format(values: Any, path: Path) -> None:
         raise CheckpointError(f"{path} is not a manifest: it says no format")
     if values["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} is of format {values['format']!r}, this version of fedgen reads format {FORMAT}: "
-            "train the generators again, or read them with the version that wrote them"
+            f"{path} is of format {values['format']!r}, this version of fedgen reads format {FORMAT}, which holds no "
+            "codec: one that was fitted to a node's clips gives them away. Train the generators again"
         )
 
 
@@ -176,8 +162,6 @@ def _typed(cls: type, values: Any, where: str) -> Any:
         made[name] = _value(hint, values[name], f"{where}: {name}")
     if cls is Checkpoint and type(made["metadata"].get("round")) is not int:
         raise CheckpointError(f"{where}: metadata has no round, a whole number")
-    if cls is Checkpoint and [part.part for part in made["files"].values()].count("codec") != 1:
-        raise CheckpointError(f"{where}: files names not exactly one codec")
     return cls(**made)
 
 

@@ -20,10 +20,5 @@ def generator_file(base_name: str, node: int, granularity: str, key: str, round:
     return _file(base_name, node, SLOT[granularity].format(key=quoted), round)
 
 
-def codec_file(base_name: str, node: int, round: int | None = None) -> str:
-    """Return the file name of the codec that a node's generators share."""
-    return _file(base_name, node, "_codec", round)
-
-
 def _file(base_name: str, node: int, part: str, round: int | None) -> str:
     return f"{base_name}_node{node}{part}{'' if round is None else f'_round_{round}'}{SUFFIX}"

@@ -1,9 +1,7 @@
-"""Synthetic samples on the wire: latents as bytes, class counts, and the codec once.
+"""Synthetic samples on the wire: latents as bytes, and class counts.
 
-A sample of k coefficients costs k bytes, whatever the length of its token sequence; a codec about 0.45 MB, and it
-travels only to a receiver that does not have it. A ``flat`` codec has a coefficient for each value of its short
-sequence, and of its arrays only ``positions``, ``mean`` and ``scale``. What a codec encodes with (``analysis``) stays
-on the node: the receiver only decodes.
+A sample of k coefficients costs k bytes, whatever the length of its token sequence. The codec is public: who receives
+samples has it, and nothing of it travels.
 
 =================  =======  ============  ==============================================================
 array              type     shape         meaning
@@ -12,7 +10,6 @@ array              type     shape         meaning
 ``counts``         int32    (C,)          samples of each class; the rows of ``latents`` lie in this order
 ``latents``        int8     (N, k)        latents divided by ``latent-scale``, rounded
 ``latent-scale``   float32  (k,)          step of each coefficient
-``codec.*``        float16  see `Codec`   bases and components (matrices); float32 for the vectors
 =================  =======  ============  ==============================================================
 """
 
@@ -27,37 +24,16 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from fedgen.errors import DataError, PayloadError
+from fedgen.errors import PayloadError
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
-from fedgen.models.states import exact_digest
 
 LARGEST = 1e6  # no core value of sane tokens is near this
 SAMPLES = ("classes", "counts", "latents", "latent-scale")
-TUCKER, FLAT = (tuple(f"codec.{name}" for name in names) for names in (Codec.NAMES, Codec.FLAT))
 
 
-def codec_fingerprint(codec: Codec) -> str:
-    """Return a digest of ``codec`` as it travels: both sides compute the same."""
-    return exact_digest({name: torch.from_numpy(array) for name, array in _codec_arrays(codec).items()})
-
-
-def as_it_travels(codec: Codec) -> Codec:
-    """Return ``codec`` as a receiver has it: matrices rounded to half precision, except what it encodes with."""
-    state = codec.state()
-    rounded = {name: value.half().float() for name, value in state.items() if value.dim() == 2 and name != "analysis"}
-    return Codec.from_state(state | rounded)
-
-
-def samples_to_record(samples: SyntheticTokens, known: Collection[str] = ()) -> ArrayRecord:
-    """Return ``samples`` as arrays for a message, ordered by class.
-
-    Parameters
-    ----------
-    samples : SyntheticTokens
-    known : Collection[str]
-        Fingerprints of codecs that the receiver has: such a codec does not travel again.
-    """
+def samples_to_record(samples: SyntheticTokens) -> ArrayRecord:
+    """Return ``samples`` as arrays for a message, ordered by class; the codec is public, and does not travel."""
     order = samples.labels.argsort(stable=True)
     latents = samples.latents.cpu()[order]  # (N, k)
     peaks = latents.abs().amax(dim=0) if len(latents) else torch.zeros(samples.codec.size)
@@ -69,19 +45,16 @@ def samples_to_record(samples: SyntheticTokens, known: Collection[str] = ()) -> 
         "latents": (latents / scale).round().to(torch.int8).numpy(),
         "latent-scale": scale.numpy(),
     }
-    if codec_fingerprint(samples.codec) not in known:
-        arrays |= _codec_arrays(samples.codec)
     return ArrayRecord({name: Array(value) for name, value in arrays.items()})
 
 
 def samples_from_record(
     record: ArrayRecord,
-    shape: tuple[int, int],
+    codec: Codec,
     classes: Collection[int],
     limit: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    codec: Codec | None = None,
 ) -> SyntheticTokens:
     """Read samples from a node's message; nothing in it is believed.
 
@@ -89,8 +62,8 @@ def samples_from_record(
     ----------
     record : ArrayRecord
         What `samples_to_record` made.
-    shape : tuple[int, int]
-        ``(S, D)`` that the samples must decode to.
+    codec : Codec
+        The public one, in which the samples were made.
     classes : Collection[int]
         Global class ids that the node may send.
     limit : int
@@ -99,35 +72,21 @@ def samples_from_record(
         Seed of the residual noise in decoding.
     device : torch.device or str
         Where the samples are decoded.
-    codec : Codec, optional
-        What the samples were made in, if it came with an earlier message; it must not come again then.
 
     Raises
     ------
     PayloadError
         Names the array or value that is missing, unknown, of a wrong type or shape, not allowed or not finite.
     """
-    flat = not set(record) & (set(TUCKER) - set(FLAT))
-    names = {*SAMPLES, *(() if codec else FLAT if flat else TUCKER)}
-    missing, unknown = sorted(names - set(record)), sorted(set(record) - names)
+    missing, unknown = sorted(set(SAMPLES) - set(record)), sorted(set(record) - set(SAMPLES))
     if missing or unknown:
         raise PayloadError(f"samples: missing arrays {missing}, unexpected arrays {unknown}")
     labels = _read_labels(record, classes, limit)
-    latents = _read(record, "latents", np.int8, (len(labels), None))  # (N, k)
-    scale = _read(record, "latent-scale", np.float32, (latents.shape[1],))
-    if codec is None:
-        codec = _read_codec(record, shape, latents.shape[1], Codec.FLAT if flat else Codec.NAMES)
-    elif latents.shape[1] != codec.size:
-        raise PayloadError(f"samples: latents have {latents.shape[1]} coefficients, their codec has {codec.size}")
+    latents = _read(record, "latents", np.int8, (len(labels), codec.size))  # (N, k)
+    scale = _read(record, "latent-scale", np.float32, (codec.size,))
     samples = SyntheticTokens(codec, torch.from_numpy(latents), labels, seed, device, torch.from_numpy(scale))
     _check_size(samples)
     return samples
-
-
-def _codec_arrays(codec: Codec) -> dict[str, np.ndarray]:
-    """Return ``codec`` in the types that travel, by array name."""
-    state = {f"codec.{name}": value for name, value in codec.state().items() if name != "analysis"}
-    return {name: value.cpu().contiguous().numpy().astype(_codec_type(value.dim())) for name, value in state.items()}
 
 
 def _read_labels(record: ArrayRecord, classes: Collection[int], limit: int) -> Tensor:
@@ -144,22 +103,6 @@ def _read_labels(record: ArrayRecord, classes: Collection[int], limit: int) -> T
     return torch.from_numpy(np.repeat(ids, counts)).long()
 
 
-def _read_codec(record: ArrayRecord, shape: tuple[int, int], size: int, names: tuple[str, ...]) -> Codec:
-    """Return the codec of the message; its first sizes must be those of ``shape`` and of the latents."""
-    first: dict[str, int | None] = {"channels": shape[1], "positions": shape[0], "components": size, "scale": size}
-    state: dict[str, Tensor] = {}
-    for name in names:
-        if name == "mean" and "channels" not in names:  # a flat codec's short sequence is as wide as the tokens
-            first["mean"] = state["positions"].shape[1] * shape[1]
-        dimensions = 2 if name in Codec.MATRICES else 1
-        expected = (first.get(name), None)[:dimensions]
-        state[name] = torch.from_numpy(_read(record, f"codec.{name}", _codec_type(dimensions), expected))
-    try:
-        return Codec.from_state(state)
-    except DataError as error:
-        raise PayloadError(f"samples: {error}") from error
-
-
 def _check_size(samples: SyntheticTokens) -> None:
     """Refuse finite values that would still decode to infinity."""
     for rows in torch.arange(len(samples)).split(4096):
@@ -167,11 +110,6 @@ def _check_size(samples: SyntheticTokens) -> None:
         peak = float(cores.abs().max()) if cores.numel() else 0.0
         if not peak <= LARGEST:
             raise PayloadError(f"samples: latents decode to a core value of {peak:g}, expected at most {LARGEST:g}")
-
-
-def _codec_type(dimensions: int) -> type[np.float16] | type[np.float32]:
-    """Orthonormal matrices are safe in half precision; means and deviations can be of any size."""
-    return np.float16 if dimensions == 2 else np.float32
 
 
 def read_array(array: Array, name: str, dtype: np.dtype, shape: tuple[int | None, ...]) -> np.ndarray:

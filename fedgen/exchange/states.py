@@ -1,10 +1,8 @@
-"""Shared generators on the wire: weights and optimiser state by generator, and the codec that they all work in.
+"""Shared generators on the wire: weights and optimiser state by generator.
 
 =======================  ==============  ===========================================================================
 record                   kind            content
 =======================  ==============  ===========================================================================
-``codec``                ArrayRecord     the shared codec's tensors, float32 (server to node)
-``bases``                ArrayRecord     the shared bases' tensors, float32 (server to node, before there is a codec)
 ``state.{i}``            ArrayRecord     tensors of the i-th generator, float32 or int64
 ``keys``                 ConfigRecord    ``keys``: JSON list of the generators' keys, in order
 =======================  ==============  ===========================================================================
@@ -22,37 +20,17 @@ from torch import Tensor
 
 from fedgen.errors import PayloadError
 from fedgen.exchange.payload import read_values
-from fedgen.models.bases import Bases
-from fedgen.models.codec import Codec
 
 States = dict[str, dict[str, Tensor]]
 TYPES = {np.dtype(np.float32), np.dtype(np.int64)}
 
 
-def states_to_records(states: Mapping[str, Mapping[str, Tensor]], codec: Codec | None = None) -> RecordDict:
-    """Return the states of generators by key, and the codec if it is given, as records of a message."""
+def states_to_records(states: Mapping[str, Mapping[str, Tensor]]) -> RecordDict:
+    """Return the states of generators by key as records of a message."""
     content = RecordDict({"keys": ConfigRecord({"keys": json.dumps(list(states))})})
     for number, state in enumerate(states.values()):
         content[f"state.{number}"] = _record(state)
-    if codec is not None:
-        content["codec"] = _record(codec.state())
     return content
-
-
-def shared_from_records(content: RecordDict) -> tuple[Codec, States]:
-    """Return the codec and the states of a message from the server."""
-    state = {name: _tensor(array, f"codec.{name}") for name, array in content.array_records["codec"].items()}
-    return Codec.from_state(state), states_from_records(content)
-
-
-def bases_to_record(bases: Bases) -> ArrayRecord:
-    """Return the bases that all nodes share as a record of a message."""
-    return _record(bases.state())
-
-
-def bases_from_record(record: ArrayRecord) -> Bases:
-    """Return the bases of a message from the server."""
-    return Bases(**{name: _tensor(array, f"bases.{name}") for name, array in record.items()})
 
 
 def states_from_records(content: RecordDict, allowed: Collection[str] | None = None) -> States:

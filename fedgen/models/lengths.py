@@ -69,9 +69,9 @@ class Lengths:
     def up(self, moments: Tensor) -> Tensor:
         """Return the matrix ``(O, L)``, float64, that makes samples of what is modelled.
 
-        ``learned`` is fitted together with the codec, to the same clips: of all matrices it is the one whose samples
-        are nearest to the clips' own sequences, in the sense of least squares. No steps of training are needed, as the
-        optimum follows from the clips' second moments.
+        ``learned`` is fitted together with the codec, to the same public clips: of all matrices it is the one whose
+        samples are nearest to the clips' own sequences, in the sense of least squares. No steps of training are
+        needed, as the optimum follows from the clips' second moments.
 
         Parameters
         ----------

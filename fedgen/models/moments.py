@@ -1,4 +1,4 @@
-"""Second moments of token sequences as sums over clips: those of several nodes add up to those of all their clips."""
+"""Second moments of token sequences as sums over clips."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SKETCH = 64  # random directions in which position moments see the channels
 
 @dataclass
 class Moments:
-    """Uncentred second moments of tokens as sums, so that those of several nodes can be added.
+    """Uncentred second moments of tokens as sums.
 
     Attributes
     ----------
@@ -31,9 +31,6 @@ class Moments:
     channels: Tensor
     positions: Tensor
     count: int
-
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(self.channels + other.channels, self.positions + other.positions, self.count + other.count)
 
     @classmethod
     def measure(cls, source: TokenSource, batch_size: int = 64) -> Moments:
@@ -57,7 +54,7 @@ class Moments:
 
 
 def _sketch(width: int) -> Tensor:
-    """Return the random directions ``(D, SKETCH)`` that every node uses alike; the channels themselves if few."""
+    """Return the random directions ``(D, SKETCH)``, the same on every machine; the channels themselves if few."""
     if width <= SKETCH:
         return torch.eye(width)
     return torch.from_numpy(stream("sketch", width).standard_normal((width, SKETCH)) / SKETCH**0.5).float()

@@ -47,7 +47,7 @@ class ProjectedTokens:
     Parameters
     ----------
     bases : Bases
-        With channels, and as long as the clips.
+        As long as the clips.
     cores : Tensor
         ``(N, A, C)``, on the bases' device.
     labels : Tensor
@@ -55,7 +55,6 @@ class ProjectedTokens:
     """
 
     def __init__(self, bases: Bases, cores: Tensor, labels: Tensor) -> None:
-        assert bases.channels is not None
         self.positions, self.channels = bases.positions, bases.channels
         self.cores, self.labels = cores, labels.long().cpu()
         self.shape = (len(self.positions), len(self.channels))
@@ -65,7 +64,6 @@ class ProjectedTokens:
         """Project every clip of ``source`` on the leading eigenvectors of their second moments, in two passes."""
         sizes = CodecSettings(positions=settings.positions, channels=settings.channels)
         bases = Bases.from_moments(Moments.measure(source, batch_size), sizes, Lengths())
-        assert bases.channels is not None
         size = bases.positions.shape[1], bases.channels.shape[1]
         cores = torch.cat([bases.project(tokens) for tokens in batches(source, batch_size)])
         return cls(bases, cores.reshape(-1, *size), source.labels)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from fedgen.data.tokens import FactoredTokens
 from fedgen.models.codec import Codec
 from fedgen.models.seeds import seeded
-from fedgen.models.states import exact_digest
+from fedgen.models.states import check_tensors, exact_digest, length_of
 
 DECODED = 64  # samples that are decoded at a time for statistics
 
@@ -95,17 +95,23 @@ class SyntheticTokens:
         return SyntheticTokens(self.codec, self._values, self.labels, self.seed, device, self._scale)
 
     def state(self) -> dict[str, Tensor]:
-        """Return samples and codec as tensors by name, to be saved beside the seed."""
-        codec = {f"codec.{name}": value for name, value in self.codec.state().items()}
+        """Return the samples as tensors by name, to be saved beside the seed; the codec is everybody's."""
         scale = {} if self._scale is None else {"latent-scale": self._scale}
-        return {"latents": self._values, "labels": self.labels, **scale, **codec}
+        return {"latents": self._values, "labels": self.labels, **scale}
 
     @classmethod
-    def from_state(cls, state: dict[str, Tensor], seed: int) -> SyntheticTokens:
-        """Rebuild the samples that `state` came from, on the CPU, with their noise from its start."""
-        codec = {name.removeprefix("codec."): value for name, value in state.items() if name.startswith("codec.")}
-        scale = state.get("latent-scale")
-        return cls(Codec.from_state(codec), state["latents"], state["labels"], seed, scale=scale)
+    def from_state(cls, state: dict[str, Tensor], codec: Codec, seed: int) -> SyntheticTokens:
+        """Rebuild the samples that `state` came from, on the CPU, with their noise from its start.
+
+        Raises
+        ------
+        DataError
+            A tensor is missing, unknown or of another shape, such as those of a codec that a node fitted to its clips.
+        """
+        count, size = length_of(state, "labels"), codec.size
+        expected = {"latents": (count, size), "labels": (count,)}
+        check_tensors(state, expected | ({"latent-scale": (size,)} if "latent-scale" in state else {}))
+        return cls(codec, state["latents"], state["labels"], seed, scale=state.get("latent-scale"))
 
     def counts(self) -> dict[int, int]:
         """Return the number of samples of each class id."""

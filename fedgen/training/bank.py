@@ -1,4 +1,4 @@
-"""A node's generators, fitted and sampled together in one codec."""
+"""A node's generators, fitted and sampled together."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fedgen.models.batches import BatchLimit
 from fedgen.models.codec import Codec
 from fedgen.models.generators import KINDS, Generator, GeneratorSettings, Part, open_generator
 from fedgen.models.marginals import Marginals
+from fedgen.models.public import PublicSpace
 from fedgen.models.samples import SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.models.seeds import seeded
@@ -24,7 +25,7 @@ MARGINALS = "marginals."  # how the names of their tensors begin
 
 
 class Bank:
-    """The generators of one node and the codec that they share.
+    """The generators of one node.
 
     Parameters
     ----------
@@ -34,6 +35,8 @@ class Bank:
         Which generator serves which class.
     class_names : list[str]
         Name of each global class id.
+    space : PublicSpace
+        The codec that the generators work in, and what is usual in it.
     conditions : Conditions, optional
         What the target has for each global class id; conditioned kinds see what ``settings.conditions`` selects.
     vectorised : bool, optional
@@ -45,8 +48,8 @@ class Bank:
         Seed of the choice of clips that early stopping is judged by. It must not change from round to round: clips that
         were held out stay held out.
     encode : Callable, optional
-        Returns the latents of all clips that the bank is fitted to, ``(N, k)``, for a codec; `Codec.encode_all` of the
-        clips by default.
+        Returns the latents of all clips that the bank is fitted to, ``(N, k)``; `Codec.encode_all` of the clips by
+        default.
 
     Raises
     ------
@@ -59,11 +62,12 @@ class Bank:
         settings: GeneratorSettings,
         granularity: GranularitySettings,
         class_names: list[str],
+        space: PublicSpace,
         conditions: Conditions | None = None,
         vectorised: bool | None = None,
         limit: BatchLimit | None = None,
         split_seed: int = 0,
-        encode: Callable[[Codec], Tensor] | None = None,
+        encode: Callable[[], Tensor] | None = None,
     ) -> None:
         self.kind = KINDS[choose(settings.kind, KINDS, "generator.kind")]
         self.conditions = self.kind.select(settings, conditions)
@@ -75,8 +79,7 @@ class Bank:
         self.settings, self.granularity = settings, granularity
         self.class_names = list(class_names)
         self.vectorised, self.limit, self.split_seed = vectorised, limit or BatchLimit(), split_seed
-        self.encode = encode
-        self.codec: Codec | None = None
+        self.encode, self.space = encode, space
         self.generators: dict[str, Generator] = {}
         self.marginals: dict[str, Marginals] = {}  # of each generator, with `GeneratorSettings.marginals`
         self.classes: dict[str, list[str]] = {}  # what each generator was fitted to
@@ -91,7 +94,12 @@ class Bank:
         marginals = self.marginals[key].state() if key in self.marginals else {}
         return self.generators[key].state() | {f"{MARGINALS}{name}": value for name, value in marginals.items()}
 
-    def of_state(self, codec: Codec, state: Mapping[str, Tensor]) -> tuple[Generator, Marginals | None]:
+    @property
+    def codec(self) -> Codec:
+        """The public codec."""
+        return self.space.codec
+
+    def of_state(self, state: Mapping[str, Tensor]) -> tuple[Generator, Marginals | None]:
         """Return what `state` came from; the bank stays as it is.
 
         Raises
@@ -101,19 +109,16 @@ class Bank:
         """
         own = {name: value for name, value in state.items() if not name.startswith(MARGINALS)}
         rest = {name.removeprefix(MARGINALS): value for name, value in state.items() if name not in own}
-        generator = self.new_generator(codec.size)
+        generator = self.new_generator()
         generator.load_state(own)
-        return generator, Marginals.from_state(rest, codec) if rest else None
+        return generator, Marginals.from_state(rest, self.codec) if rest else None
 
-    def new_generator(self, size: int) -> Generator:
-        """Return an unfitted generator of the bank's settings for latents of ``size`` coefficients."""
-        return open_generator(self.settings, size, self.conditions)
+    def new_generator(self) -> Generator:
+        """Return an unfitted generator of the bank's settings."""
+        return open_generator(self.settings, self.codec.size, self.conditions)
 
-    def fit(self, source: TokenSource, seed: int, codec: Codec | None = None) -> list[dict[str, float | str]]:
-        """Fit every generator to its classes' clips of ``source``, on the source's device.
-
-        The codec is fitted at the first call (or given, when nodes share one) and kept: a later call goes on training
-        in the same latent space.
+    def fit(self, source: TokenSource, seed: int) -> list[dict[str, float | str]]:
+        """Fit every generator to its classes' clips of ``source``, on the source's device; a later call goes on.
 
         Returns
         -------
@@ -126,11 +131,8 @@ class Bank:
             The granularity does not cover the classes present.
         """
         classes = self._slots(source)
-        if self.codec is None:
-            self.codec = codec or Codec.fit(source, self.settings.codec, self.settings.lengths)
-        size = self.codec.size
-        chosen = {key: self.generators.get(key) or self.new_generator(size) for key in classes}
-        parts = self._parts(source, self.codec, classes, seed)
+        chosen = {key: self.generators.get(key) or self.new_generator() for key in classes}
+        parts = self._parts(source, classes, seed)
         fitting = self.marginals if self.settings.marginals else {}  # a generator that stays what it is keeps its own
         before = {key: exact_digest(chosen[key].state()) for key in fitting if key in chosen}
         losses = self._train(chosen, parts)
@@ -140,7 +142,7 @@ class Bank:
             if key not in before or exact_digest(chosen[key].state()) != before[key]
         }
         kept = {key: marginals for key, marginals in self.marginals.items() if key not in changed}
-        self.marginals = kept | self._marginals(self.codec, chosen, changed)
+        self.marginals = kept | self._marginals(chosen, changed)
         self.generators |= chosen
         self.classes |= classes
         return losses
@@ -148,7 +150,6 @@ class Bank:
     def fit_shared(
         self,
         source: TokenSource,
-        codec: Codec,
         states: Mapping[str, dict[str, Tensor]],
         init_seed: int,
         seed: int,
@@ -160,8 +161,6 @@ class Bank:
         ----------
         source : TokenSource
             The node's clips.
-        codec : Codec
-            The nodes' shared codec.
         states : Mapping[str, dict[str, Tensor]]
             State by key, as `shared_states` or a merge gave it. A key without one starts from ``init_seed``.
         init_seed : int
@@ -184,16 +183,16 @@ class Bank:
             A state is not one of these settings.
         """
         classes = self._slots(source)
-        chosen = {key: self._shared(codec, states.get(key), _slot_seed(init_seed, key)) for key in classes}
-        losses = self._train(chosen, self._parts(source, codec, classes, seed), schedule)
-        self.codec, self.generators, self.classes, self.marginals = codec, chosen, classes, {}
+        chosen = {key: self._shared(states.get(key), _slot_seed(init_seed, key)) for key in classes}
+        losses = self._train(chosen, self._parts(source, classes, seed), schedule)
+        self.generators, self.classes, self.marginals = chosen, classes, {}
         return losses
 
     def shared_states(self) -> dict[str, dict[str, Tensor]]:
         """Return what nodes that share generators exchange, by the generators' keys."""
         return {key: generator.shared_state() for key, generator in self.generators.items()}
 
-    def adopt(self, source: TokenSource, codec: Codec, states: Mapping[str, dict[str, Tensor]]) -> None:
+    def adopt(self, source: TokenSource, states: Mapping[str, dict[str, Tensor]]) -> None:
         """Take over shared generators and fit what is the node's own to them: the bank can then sample and be saved.
 
         Raises
@@ -207,12 +206,12 @@ class Bank:
         missing = [key for key in classes if key not in states]
         if missing:
             raise DataError(f"no shared state for {', '.join(missing)}; there is one for {', '.join(sorted(states))}")
-        chosen = {key: self._shared(codec, states[key], 0) for key in classes}
-        parts = self._parts(source, codec, classes, seed=0)
+        chosen = {key: self._shared(states[key], 0) for key in classes}
+        parts = self._parts(source, classes, seed=0)
         for key, part in parts.items():
             chosen[key].settle(part.latents, part.labels)
-        self.marginals = self._marginals(codec, chosen, parts)
-        self.codec, self.generators, self.classes = codec, chosen, classes
+        self.marginals = self._marginals(chosen, parts)
+        self.generators, self.classes = chosen, classes
 
     def sample(
         self,
@@ -237,12 +236,10 @@ class Bank:
         Raises
         ------
         DataError
-            The bank is not fitted, or owns no generator of a class.
+            The bank owns no generator of a class.
         ConfigError
             The kind cannot do without a condition of that name.
         """
-        if self.codec is None:
-            raise DataError("the bank is not fitted: it has no codec to decode samples with")
         owners = {name: key for key, names in self.classes.items() for name in names}
         drawn, labels = [torch.zeros(0, self.codec.size)], [torch.zeros(0, dtype=torch.long)]
         for label, count in sorted(counts.items()):
@@ -255,9 +252,9 @@ class Bank:
     def _slots(self, source: TokenSource) -> dict[str, list[str]]:
         return slots(self.granularity, [self.class_names[label] for label in source.labels.unique().tolist()])
 
-    def _parts(self, source: TokenSource, codec: Codec, classes: Mapping[str, list[str]], seed: int) -> dict[str, Part]:
+    def _parts(self, source: TokenSource, classes: Mapping[str, list[str]], seed: int) -> dict[str, Part]:
         """Return what each generator learns from."""
-        latents, parts = (self.encode(codec) if self.encode else codec.encode_all(source)), {}
+        latents, parts = self.encode() if self.encode else self.codec.encode_all(source), {}
         for key, names in classes.items():
             wanted = torch.tensor([self.class_names.index(name) for name in names])
             rows = torch.isin(source.labels, wanted).nonzero().squeeze(1)
@@ -265,14 +262,14 @@ class Bank:
             parts[key] = Part(latents[rows.to(latents.device)], source.labels[rows], *seeds)
         return parts
 
-    def _marginals(
-        self, codec: Codec, generators: Mapping[str, Generator], parts: Mapping[str, Part]
-    ) -> dict[str, Marginals]:
+    def _marginals(self, generators: Mapping[str, Generator], parts: Mapping[str, Part]) -> dict[str, Marginals]:
         """Return what maps each generator's samples, if the settings want it."""
         if not self.settings.marginals:
             return {}
         return {
-            key: Marginals.fit(codec, part.latents, part.labels, generators[key].sample, part.seed)
+            key: Marginals.fit(
+                self.codec.to(part.latents.device), part.latents, part.labels, generators[key].sample, part.seed
+            )
             for key, part in parts.items()
         }
 
@@ -289,8 +286,8 @@ class Bank:
             for number, epoch in enumerate(epochs)
         ]
 
-    def _shared(self, codec: Codec, state: dict[str, Tensor] | None, init_seed: int) -> Generator:
-        generator = self.new_generator(codec.size)
+    def _shared(self, state: dict[str, Tensor] | None, init_seed: int) -> Generator:
+        generator = self.new_generator()
         if state is None:
             generator.initialise(init_seed)
         else:

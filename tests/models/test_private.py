@@ -277,7 +277,7 @@ def test_wrong_and_missing_settings_are_refused(values: dict[str, object], words
             GeneratorSettings(training_length=4, codec=CodecSettings(name="flat")),
             "local",
             "own",
-            "needs generator.codec.name=tucker",
+            "needs codec.name=tucker",
         ),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fedgen.errors import require
-from fedgen.models.codec import CodecSettings
 from fedgen.models.lengths import Lengths
 
 
@@ -48,7 +47,7 @@ class GeneratorTraining:
 
 @dataclass(frozen=True)
 class GeneratorSettings:
-    """Which generator, of what size, in which codec.
+    """Which generator, of what size.
 
     Attributes
     ----------
@@ -80,7 +79,6 @@ class GeneratorSettings:
     training_length: int | None = None
     output_length: int | None = None
     upsampling: str = "linear"
-    codec: CodecSettings = field(default_factory=CodecSettings)
     training: GeneratorTraining = field(default_factory=GeneratorTraining)
 
     def __post_init__(self) -> None:
@@ -88,7 +86,6 @@ class GeneratorSettings:
             value = getattr(self, name)
             require(value >= 1, f"generator.{name}={value} must be at least 1")
         require(0 <= self.shrinkage <= 1, f"generator.shrinkage={self.shrinkage} must be between 0 and 1")
-        self.codec.check(self.lengths)
 
     @property
     def lengths(self) -> Lengths:

@@ -14,6 +14,5 @@ Dwork and Roth, "The algorithmic foundations of differential privacy", 2014. Kai
 from fedgen.models.privacy.accountant import Mechanism, Spent
 from fedgen.models.privacy.release import Release, release
 from fedgen.models.privacy.settings import PrivacySettings
-from fedgen.models.privacy.space import PublicSpace, public_space
 
-__all__ = ["Mechanism", "PrivacySettings", "PublicSpace", "Release", "Spent", "public_space", "release"]
+__all__ = ["Mechanism", "PrivacySettings", "Release", "Spent", "release"]

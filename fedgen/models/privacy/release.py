@@ -11,13 +11,11 @@ from torch import Tensor
 
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import DataError
-from fedgen.models.codec import Codec
 from fedgen.models.density import ClassGaussians
 from fedgen.models.privacy.accountant import Mechanism, Spent, calibrate
 from fedgen.models.privacy.mechanisms import Noise, banded, class_sums, clipped, energies
 from fedgen.models.privacy.settings import PrivacySettings
-from fedgen.models.privacy.space import PublicSpace
-from fedgen.models.states import join, part_of
+from fedgen.models.public import PublicSpace
 
 BANDS = 4  # of coefficients, in which a class's width is measured
 LEAST = 0.05  # of what is usual: no class is narrower
@@ -29,13 +27,11 @@ class Release:
 
     Attributes
     ----------
-    codec : Codec
     density : ClassGaussians
         Of the classes of which the node has clips.
     spent : Spent
     """
 
-    codec: Codec
     density: ClassGaussians
     spent: Spent
 
@@ -53,14 +49,13 @@ class Release:
         return ClassGaussians(torch.tensor(sorted(labels)), means, factors, torch.arange(len(labels))).state()
 
     def state(self) -> dict[str, Tensor]:
-        """Return codec and densities by name, to be kept beside ``spent.facts()``."""
-        return join({"codec": self.codec.state(), "density": self.density.state()})
+        """Return the densities by name, to be kept beside ``spent.facts()``."""
+        return self.density.state()
 
     @classmethod
-    def from_state(cls, state: dict[str, Tensor], facts: dict[str, Any]) -> Release:
-        """Return the release that gave ``state`` and ``facts``."""
-        codec = Codec.from_state(part_of(state, "codec"))
-        return cls(codec, ClassGaussians.from_state(part_of(state, "density"), codec.size), Spent.from_facts(facts))
+    def from_state(cls, state: dict[str, Tensor], facts: dict[str, Any], size: int) -> Release:
+        """Return the release of ``size`` coefficients that gave ``state`` and ``facts``."""
+        return cls(ClassGaussians.from_state(state, size), Spent.from_facts(facts))
 
 
 def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, seed: int | None = None) -> Release:
@@ -109,7 +104,7 @@ def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, 
     factor = (axes * values.clamp(min=0).sqrt()) @ axes.T
     factors = ratios[:, banded(len(factor), ratios.shape[1])].sqrt()[:, :, None] * factor
     density = ClassGaussians(classes, means, factors, torch.arange(len(classes)))
-    return Release(space.codec, density, Spent.on(mechanisms, settings.budget[1], len(source)))
+    return Release(density, Spent.on(mechanisms, settings.budget[1], len(source)))
 
 
 def private_means(vectors: Tensor, rows: Tensor, counts: Tensor, mechanism: Mechanism, noise: Noise) -> Tensor:

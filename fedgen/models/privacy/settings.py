@@ -24,7 +24,7 @@ class PrivacySettings:
     clip : float
         Largest norm of a clip's latents, in units of what is usual for public sounds.
     components : int
-        Coefficients of a latent vector, in place of ``generator.codec.components``: few clips bear the noise of few.
+        Coefficients of a latent vector, in place of ``codec.components``: few clips bear the noise of few.
     spreads : float
         Share of the budget (of the squared ratio of sensitivity to noise, which adds up) that goes to how wide each
         class is; the rest goes to the classes' means. 0: as wide as classes of public sounds.
@@ -68,14 +68,14 @@ class PrivacySettings:
         assert self.delta is not None
         return self.epsilon, self.delta
 
-    def check(self, generator: GeneratorSettings, sharing: str, codec: str) -> None:
+    def check(self, generator: GeneratorSettings, sharing: str) -> None:
         """Refuse what a private release cannot serve.
 
         Parameters
         ----------
         generator : GeneratorSettings
-        sharing, codec : str
-            ``sharing.name`` and ``sharing.codec``.
+        sharing : str
+            ``sharing.name``.
 
         Raises
         ------
@@ -83,12 +83,9 @@ class PrivacySettings:
         """
         if not self.used:
             return
-        kind, form = generator.kind, generator.codec.name
+        kind = generator.kind
         require(kind == "gaussian", f"privacy=dp needs generator=gaussian: generator.kind={kind} is trained on clips")
-        require(form == "tucker", f"privacy=dp needs generator.codec.name=tucker: {form} has too many values to noise")
         require(sharing == "local", f"privacy=dp needs sharing=local: sharing={sharing} sends sums over clips")
-        sums = f"sharing.codec={codec} sends sums over clips, and private nodes have the public codec in common anyway"
-        require(codec == "own", f"privacy=dp needs sharing.codec=own: {sums}")
 
     def check_clips(self, clips: int) -> None:
         """Raise `ConfigError` where ``delta`` would allow a mechanism that publishes one of ``clips`` at random."""
