@@ -44,12 +44,16 @@ def train(message: Message, context: Context) -> Message:
         received = next(iter(message.content.array_records.values())).to_torch_state_dict()
         show_own_step("training adapters")
         weights, losses = node.train(received, order.round, order.phase, order.proximal_mu, order.filled)
-        arrays = ArrayRecord(weights)
+        if order.config.strategy.send == "all":
+            arrays = ArrayRecord(weights)
     if order.phase.mode.generators is Generators.TRAIN and order.config.sharing.name == "local":
         show_own_step("fitting generators")
         history = node.fit_generators(order.round)
-    metrics = MetricRecord({"num-examples": len(node.indices), **losses, **generator_loss(history)})
-    metrics["seconds"] = time.monotonic() - started
+    metrics = MetricRecord({"num-examples": len(node.indices), "seconds": time.monotonic() - started})
+    if order.config.strategy.send == "samples":
+        history = []
+    else:
+        metrics.update({**losses, **generator_loss(history)})
     report = ConfigRecord({"generators": json.dumps(history), "privacy": json.dumps(node.spent())})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics, "report": report}), reply_to=message)
 

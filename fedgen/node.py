@@ -141,8 +141,10 @@ class Node(Site):
             limit=self.task.memory.batch_limit(),
         )
         self.task.memory.release()
+        trained = {name: value.detach().cpu() for name, value in adapters.state_dict().items()}
         self.state.save_moments(round_number, moments, {"node": self.number})
-        return {name: value.detach().cpu() for name, value in adapters.state_dict().items()}, losses
+        self.state.save_adapters(round_number, weights, trained, {"node": self.number})
+        return trained, losses
 
     def _training_source(self, round_number: int, filled: bool) -> TokenSource:
         """Return what adapters are trained on in a round."""

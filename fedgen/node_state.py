@@ -13,9 +13,10 @@ from torch import Tensor
 from fedgen.exchange.files import load_tensors, save_tensors
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
+from fedgen.models.states import join, part_of
 
 KEPT = 2  # rounds of each part: the one that was finished last, and one that may have been interrupted
-PARTS = ("optimizer", "generators")
+PARTS = ("optimizer", "generators")  # what another run goes on from
 RELEASE = "release.safetensors"
 
 
@@ -24,6 +25,7 @@ class NodeState:
 
     ==================================  ===================================================
     ``optimizer/round_{n}.safetensors`` moments of the adapters' optimiser after round n
+    ``adapters/round_{n}.safetensors``  the adapters that came in round n, and what training made of them
     ``generators/round_{n}/``           a checkpoint of the generators after round n
     ``others.safetensors``              samples of other nodes that the latest round trains on
     ``release.safetensors``             the private release of the node's clips, under ``privacy=dp``
@@ -51,6 +53,20 @@ class NodeState:
         """Return the latest optimiser state of a round before ``before``; None if there is none."""
         path = self.latest("optimizer", before)
         return load_tensors(path)[0] if path else None
+
+    def save_adapters(
+        self, round_number: int, before: dict[str, Tensor], after: dict[str, Tensor], metadata: dict[str, Any]
+    ) -> None:
+        """Keep the adapters of ``round_number``, as they came and as they were trained."""
+        parts = join({"before": before, "after": after})
+        save_tensors(self._path("adapters", round_number), parts, {**metadata, "round": round_number})
+        self.prune("adapters", round_number)
+
+    def adapters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+        """Return the adapters of the latest round, before and after training; None if none were trained."""
+        path = self.latest("adapters")
+        tensors = load_tensors(path)[0] if path else None
+        return (part_of(tensors, "before"), part_of(tensors, "after")) if tensors else None
 
     def save_release(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Keep what was released of the node's clips, and what it cost."""
@@ -121,4 +137,4 @@ class NodeState:
         return self.folder / part
 
     def _path(self, part: str, round_number: int) -> Path:
-        return self._folder(part) / f"round_{round_number}{'.safetensors' if part == 'optimizer' else ''}"
+        return self._folder(part) / f"round_{round_number}{'' if part == 'generators' else '.safetensors'}"

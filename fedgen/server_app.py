@@ -28,6 +28,7 @@ from fedgen.models.schedule import Schedule
 from fedgen.phases import Phase, plan, uses_samples
 from fedgen.progress import show_lines, show_step
 from fedgen.recorder import Recorder, RoundReport
+from fedgen.recording import RecordingGrid
 from fedgen.remote import RemoteMeasures
 from fedgen.run_folder import RunFolder
 from fedgen.run_state import RunState
@@ -73,6 +74,8 @@ def federate(grid: Grid, config: Config) -> dict[str, Any]:
     references = [item.mode for item in config.phase_list if not plan([item])[0].mode.federated]
     if references:
         raise ConfigError(f"mode={references[0]} is a reference, not a federation: run it with `fedgen run`")
+    if config.record is not None:
+        grid = RecordingGrid(grid, Path(config.record))
     task = prepare_task(agreed(grid, config))
     folder, state = RunFolder.begin(task.config)
     if state is None:

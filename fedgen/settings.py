@@ -197,6 +197,7 @@ class Config:
     memory: str = "auto"
     threads: int | None = None
     run_dir: str | None = None
+    record: str | None = None
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed={self.seed} must be at least 0")

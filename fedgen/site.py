@@ -24,6 +24,11 @@ from fedgen.training.granularity import GranularitySettings, slots
 class Site:
     """The clips of one node.
 
+    Attributes
+    ----------
+    indices, controls : np.ndarray
+        Clips of the store that the node trains on, and those that it keeps out of that for the audit.
+
     Parameters
     ----------
     task : Task
@@ -43,13 +48,13 @@ class Site:
     def __init__(self, task: Task, number: int, own_store: bool = False, own: NodeConfig | None = None) -> None:
         self.task, self.number = task, number
         self.own = _overlaid(task.config.nodes.get(str(number), NodeConfig()), own or NodeConfig())
-        self.indices = self._clips(own_store)
+        self.indices, self.controls = task.split_controls(self._clips(own_store))
 
     def _clips(self, own_store: bool) -> np.ndarray:
-        """Return the clips of the store that the node trains on."""
-        if not own_store and self.number >= len(self.task.parts):
+        """Return the clips of the store that the node has."""
+        if not own_store and self.number >= len(self.task.shares):
             raise DataError(f"node {self.number} has no part: partition.nodes={len(self.task.parts)}")
-        indices = self.task.train_indices if own_store else self.task.parts[self.number]
+        indices = self.task.train_indices if own_store else self.task.shares[self.number]
         if self.own.classes is not None:
             indices = self._restricted(indices, self.own.classes)
         elif unknown := self.task.store.unknown:

@@ -115,6 +115,11 @@ class SyntheticPooling(Strategy):
         self.pool: dict[int, SyntheticTokens] = {}  # the latest samples of nodes, by number; the oldest come first
         self.report = RoundReport(phase.offset + done)
 
+    @property
+    def averages(self) -> bool:
+        """Whether adapters come from the nodes."""
+        return self.phase.mode.trains_adapters and self.rules.send == "all"
+
     def summary(self) -> None:
         """Log the settings of the wrapped strategy."""
         logger.debug("%s around %s", type(self).__name__, type(self.strategy).__name__)
@@ -122,7 +127,7 @@ class SyntheticPooling(Strategy):
     def start(self, grid: Grid, *args: Any, **options: Any) -> Result:
         """Run the rounds as Flower does, with replies that come one by one."""
         secure, rounds = self.rules.secure, RoundGrid(grid)
-        if secure.used and self.phase.mode.trains_adapters:
+        if secure.used and self.averages:
             rounds = SecureGrid(grid, secure, self.members, equal=self.rules.dp != "none")
         return super().start(rounds, *args, **options)
 
@@ -166,7 +171,7 @@ class SyntheticPooling(Strategy):
         AggregationError
             If fewer than ``min_nodes`` good replies came; names who is missing, and why.
         """
-        wanted = self._arrays if self.phase.mode.trains_adapters else ArrayRecord()
+        wanted = self._arrays if self.averages else ArrayRecord()
         changes: dict[int, float] = {}
 
         def check(member: Member, reply: Message) -> None:
@@ -213,7 +218,7 @@ class SyntheticPooling(Strategy):
         return self.strategy.aggregate_evaluate(server_round, replies)
 
     def _aggregate(self, number: int, replies: list[Message]) -> tuple[ArrayRecord, MetricRecord | None]:
-        if not self.phase.mode.trains_adapters:
+        if not self.averages:
             return self._arrays, None
         show_step("averaging")
         keep_shared_metrics(replies)

@@ -13,6 +13,7 @@ STRATEGIES = [
     "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm",
     "fedmedian", "median", "fedtrimmedavg", "trimmed_mean", "krum", "multikrum", "bulyan",
 ]  # fmt: skip
+SENT = ["all", "samples"]
 CLIPPING = ["none", "server", "client"]
 AVERAGES = ["fedavg", "fedprox"]  # a node changes them by its share of its own change
 
@@ -25,6 +26,9 @@ class StrategyConfig:
     ----------
     name : str
         A strategy of Flower; it aggregates adapters, whatever else travels.
+    send : str
+        What leaves a node: ``all``, or ``samples`` alone. Then nodes keep the adapters that they train, and the server
+        trains the global ones on the samples only.
     min_nodes : int, optional
         Good replies that a round needs; all nodes that it asks by default.
     nodes_per_round : int, optional
@@ -56,6 +60,7 @@ class StrategyConfig:
     """
 
     name: str = "fedavg"
+    send: str = "all"
     min_nodes: int | None = None
     nodes_per_round: int | None = None
     pool_nodes: int = 100
@@ -84,6 +89,7 @@ class StrategyConfig:
         require(most is None or most > 1, f"strategy.max_change={most} must be above 1")
         require(self.timeout > 0, f"strategy.timeout={self.timeout} must be above 0")
         require(self.wait > 0, f"strategy.wait={self.wait} must be above 0")
+        choose(self.send, SENT, "strategy.send")
         choose(self.dp, CLIPPING, "strategy.dp")
         for name in ("clipping_norm", "noise_multiplier", "delta"):
             value, key = getattr(self, name), f"strategy.{name}"
@@ -125,11 +131,13 @@ class StrategyConfig:
             "have none in the phase that only uses them: train them in a run of its own, with every node",
         )
         taught = teaching if any(MODES[mode].synthesizes for mode in modes) else "none"
-        trains = any(MODES[mode].federated and MODES[mode].trains_adapters for mode in modes)
+        self._check_send(modes, teaching)
+        trains = self.send == "all" and any(MODES[m].federated and MODES[m].trains_adapters for m in modes)
         asked = self.nodes_per_round or nodes
         self.secure.check(asked, least or asked, self.name, self.dp, trains, taught)
         if self.dp == "none":
             return
+        require(self.send == "all", f"{chosen} means nothing with strategy.send=samples: no adapters leave a node")
         idle = [mode for mode in modes if not (MODES[mode].federated and MODES[mode].trains_adapters)]
         means = len(idle) < len(modes) and all(MODES[mode].federated for mode in modes)
         require(means, f"{chosen} means nothing with mode={''.join(idle[:1])}: no adapters leave a node there")
@@ -139,3 +147,12 @@ class StrategyConfig:
         require(self.delta < 1 / nodes, f"strategy.delta={self.delta} must be below one over partition.nodes={nodes}")
         why = "global_training=distil: nodes' adapters teach without noise"
         require(taught != "distil", f"{chosen} does not hold with {why}")
+
+    def _check_send(self, modes: Sequence[str], teaching: str) -> None:
+        """Refuse ``samples`` where the global adapters would not learn from any."""
+        if self.send == "all":
+            return
+        idle = [mode for mode in modes if not MODES[mode].synthesizes]
+        require(not idle, f"strategy.send=samples: mode={''.join(idle[:1])} sends none; use one_shot or generate")
+        good = teaching == "supervised"
+        require(good, f"strategy.send=samples needs global_training=supervised: with {teaching} nothing is learnt")

@@ -15,6 +15,7 @@ import torch
 
 from fedgen.data.datasets import Dataset, open_dataset
 from fedgen.data.encoders import Encoder, differences, open_encoder
+from fedgen.data.folds import held_back
 from fedgen.data.partition import partition
 from fedgen.data.store import Store, identity_of, open_store, prepare, store_folder, without_clips
 from fedgen.data.targets import Targets, check_targets, open_targets, prepare_targets
@@ -26,6 +27,7 @@ from fedgen.models.adapters import Adapters, build_adapters
 from fedgen.models.codec import CodecSettings
 from fedgen.models.public import PublicSpace
 from fedgen.models.seeds import seeded
+from fedgen.phases import uses_samples
 from fedgen.progress import quiet
 from fedgen.settings import Config
 from fedgen.training.granularity import GranularitySettings
@@ -65,6 +67,19 @@ class Task:
     @cached_property
     def parts(self) -> list[np.ndarray]:
         """Clips of the store that each node trains on; ``centralised`` has one node with all of them."""
+        return [self.split_controls(share)[0] for share in self.shares]
+
+    def split_controls(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return those of a node's clips that it trains on, and its controls: see `fedgen.data.folds.held_back`."""
+        chosen = self.config.evaluation
+        share = chosen.controls if chosen.gate != "off" and uses_samples(self.config.phase_list) else 0.0
+        labels, recordings = self.store.labels[indices].tolist(), [self.store.recordings[i] for i in indices]
+        controls = held_back(labels, recordings, share, self.config.seed)
+        return indices[~controls], indices[controls]
+
+    @cached_property
+    def shares(self) -> list[np.ndarray]:
+        """Clips of the store that each node has."""
         train = self.train_indices
         if self.config.phase_list[0].mode == "centralised":
             return [train]

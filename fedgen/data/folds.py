@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
 
 from fedgen.data.streams import stream
 
@@ -60,3 +63,30 @@ def deal(labels: list[int], recordings: list[str], folds: int, seed: int) -> lis
         load[best].update(wanted)
         fold_of[name] = best + 1
     return [fold_of[recording] for recording in recordings]
+
+
+def held_back(labels: Sequence[int], recordings: Sequence[str], share: float, seed: int) -> np.ndarray:
+    """Return which clips are controls: of each class a random ``share`` of the recordings, rounded.
+
+    They come from the same folds and recordings' places as the rest, so that what tells them from it is not where they
+    come from, but that nobody trained on them.
+
+    Parameters
+    ----------
+    labels, recordings : Sequence
+        Class id and recording of each clip of a node, ``(N,)``.
+    share : float
+        From 0 to below 1. At least one recording of a class is left to train on.
+    seed : int
+
+    Returns
+    -------
+    np.ndarray
+        ``(N,)``, bool.
+    """
+    chosen: set[str] = set()
+    for label in sorted(set(labels)):
+        own = sorted({name for name, other in zip(recordings, labels, strict=True) if other == label})
+        order = stream("controls", seed, label).permutation(len(own))
+        chosen |= {own[place] for place in order[: min(round(share * len(own)), len(own) - 1)]}
+    return np.array([name in chosen for name in recordings], dtype=bool)

@@ -56,6 +56,8 @@ class Store:
         Named groups of classes.
     names : list[str]
         Clip names.
+    recordings : list[str]
+        What the clips were cut from.
     labels, folds : np.ndarray
         Global class ids and 1-based folds, each ``(N,)``, int64.
     shape : tuple[int, int]
@@ -73,6 +75,7 @@ class Store:
         self.classes: list[str] = index["classes"]
         self.groups: dict[str, list[str]] = index["groups"]
         self.names = [clip["name"] for clip in index["clips"]]
+        self.recordings = [str(clip["recording"]) for clip in index["clips"]]
         self.labels = np.array([clip["label"] for clip in index["clips"]], dtype=np.int64)
         self.folds = np.array([clip["fold"] for clip in index["clips"]], dtype=np.int64)
         self.shape = (int(index["shape"][0]), int(index["shape"][1]))

@@ -29,6 +29,9 @@ class EvaluationSettings:
     standard_errors : float
         By how many standard errors the AUC must be above its limit to fail: 1.645 is a one-sided test at 5 %; 0 takes
         the estimate as it is.
+    controls : float
+        Share of the recordings of a class that a node does not train on, for attacks to be judged by; none with ``off``
+        and in runs without samples.
     min_held_out : int
         Fewest held-out records that suffice to judge.
     """
@@ -40,6 +43,7 @@ class EvaluationSettings:
     max_near_copies: float = 0.05
     max_membership_auc: float = 0.60
     standard_errors: float = 1.645
+    controls: float = 0.1
     min_held_out: int = 30
 
     def __post_init__(self) -> None:
@@ -51,6 +55,7 @@ class EvaluationSettings:
         require(0 <= share <= 1, f"evaluation.max_near_copies={share} must be between 0 and 1")
         require(0.5 <= auc <= 1, f"evaluation.max_membership_auc={auc} must be between 0.5 and 1")
         require(self.standard_errors >= 0, f"evaluation.standard_errors={self.standard_errors} must be at least 0")
+        require(0 <= self.controls < 1, f"evaluation.controls={self.controls} must be at least 0 and below 1")
         require(self.min_held_out >= 2, f"evaluation.min_held_out={self.min_held_out} must be at least 2")
 
 

@@ -22,8 +22,8 @@ class ClassStatistics:
         Global class ids ``(C,)``, ascending, and samples of each.
     means : Tensor
         ``(C, k)``, float64.
-    scatters : Tensor
-        Sums of outer products of deviations from the mean ``(C, k, k)``, float64.
+    scatters : Tensor, optional
+        Sums of outer products of deviations from the mean ``(C, k, k)``, float64; None where covariances are public.
 
     References
     ----------
@@ -32,22 +32,25 @@ class ClassStatistics:
 
     NAMES = ("classes", "counts", "means", "scatters")
 
-    def __init__(self, classes: Tensor, counts: Tensor, means: Tensor, scatters: Tensor) -> None:
-        self.classes, self.counts = classes.long().cpu(), counts.long().cpu()
-        self.means, self.scatters = means.double().cpu(), scatters.double().cpu()
+    def __init__(self, classes: Tensor, counts: Tensor, means: Tensor, scatters: Tensor | None = None) -> None:
+        self.classes, self.counts, self.means = classes.long().cpu(), counts.long().cpu(), means.double().cpu()
+        self.scatters = None if scatters is None else scatters.double().cpu()
 
     @classmethod
-    def empty(cls, size: int) -> ClassStatistics:
-        """Return the statistics of no samples of ``size`` coefficients."""
-        return cls(torch.zeros(0), torch.zeros(0), torch.zeros(0, size), torch.zeros(0, size, size))
+    def empty(cls, size: int, scattered: bool = True) -> ClassStatistics:
+        """Return the statistics of no samples of ``size`` coefficients, with scatters or without."""
+        scatters = torch.zeros(0, size, size) if scattered else None
+        return cls(torch.zeros(0), torch.zeros(0), torch.zeros(0, size), scatters)
 
     @classmethod
-    def measure(cls, latents: Tensor, labels: Tensor) -> ClassStatistics:
-        """Measure ``latents`` ``(N, k)`` of classes ``labels`` ``(N,)``."""
+    def measure(cls, latents: Tensor, labels: Tensor, scattered: bool = True) -> ClassStatistics:
+        """Measure ``latents`` ``(N, k)`` of classes ``labels`` ``(N,)``, with scatters or without."""
         values = latents.detach().cpu().double()
         classes, rows, counts = labels.cpu().unique(return_inverse=True, return_counts=True)
         sums = torch.zeros(len(classes), values.shape[1], dtype=torch.float64).index_add_(0, rows, values)
         means = sums / counts[:, None]
+        if not scattered:
+            return cls(classes, counts, means)
         centred = values - means[rows]
         parts = [centred[rows == row] for row in range(len(classes))]
         return cls(classes, counts, means, torch.stack([part.T @ part for part in parts]))
@@ -56,25 +59,27 @@ class ClassStatistics:
         classes = torch.cat([self.classes, other.classes]).unique()
         counts = torch.zeros(len(classes), dtype=torch.long)
         means = torch.zeros(len(classes), self.means.shape[1], dtype=torch.float64)
-        scatters = torch.zeros(len(classes), *self.scatters.shape[1:], dtype=torch.float64)
+        size = self.means.shape[1]
+        scatters = None if self.scatters is None else torch.zeros(len(classes), size, size, dtype=torch.float64)
         for part in (self, other):
             rows = torch.searchsorted(classes, part.classes)
             before, added = counts[rows].double()[:, None], part.counts.double()[:, None]  # (C', 1)
             gap = part.means - means[rows]  # (C', k)
-            between = (before * added / (before + added))[..., None] * gap[:, :, None] * gap[:, None]
-            scatters[rows] += part.scatters + between
+            if scatters is not None and part.scatters is not None:
+                between = (before * added / (before + added))[..., None] * gap[:, :, None] * gap[:, None]
+                scatters[rows] += part.scatters + between
             means[rows] += gap * added / (before + added)
             counts[rows] += part.counts
         return ClassStatistics(classes, counts, means, scatters)
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything, by name, in float32 and int64."""
-        values = {name: getattr(self, name) for name in self.NAMES}
+        """Return everything that there is, by name, in float32 and int64."""
+        values = {name: getattr(self, name) for name in self.NAMES if getattr(self, name) is not None}
         return {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], size: int) -> ClassStatistics:
-        """Rebuild statistics of ``size`` coefficients from `state`.
+    def from_state(cls, state: Mapping[str, Tensor], size: int, scattered: bool = True) -> ClassStatistics:
+        """Rebuild statistics of ``size`` coefficients from `state`, with scatters or without.
 
         Raises
         ------
@@ -82,9 +87,9 @@ class ClassStatistics:
             A tensor is missing, unknown, not finite or of a wrong shape, classes do not ascend, or counts are below 1.
         """
         count = length_of(state, "classes")
-        shapes = {"classes": (count,), "counts": (count,), "means": (count, size), "scatters": (count, size, size)}
-        check_tensors(state, shapes)
-        found = cls(*(state[name] for name in cls.NAMES))
+        shapes = {"classes": (count,), "counts": (count,), "means": (count, size)}
+        check_tensors(state, shapes | ({"scatters": (count, size, size)} if scattered else {}))
+        found = cls(**state)
         if (found.classes.diff() <= 0).any() or (found.counts < 1).any():
             raise DataError(f"statistics of classes {found.classes.tolist()} with counts {found.counts.tolist()}")
         return found
@@ -132,6 +137,7 @@ class ClassGaussians:
     @classmethod
     def from_statistics(cls, statistics: ClassStatistics, shrinkage: float = 0.3) -> ClassGaussians:
         """Return the densities that follow from ``statistics`` of at least one class."""
+        assert statistics.scatters is not None
         tied, shared = _tied(statistics), None
         factors: list[Tensor] = []
         factor_of: list[int] = []
@@ -145,6 +151,12 @@ class ClassGaussians:
                     factors.append(_factor(tied))
                 factor_of.append(shared)
         return cls(statistics.classes, statistics.means, torch.stack(factors), torch.tensor(factor_of))
+
+    @classmethod
+    def around(cls, statistics: ClassStatistics, covariance: Tensor) -> ClassGaussians:
+        """Return densities with the means of ``statistics`` and one ``covariance`` ``(k, k)`` that was known before."""
+        rows = torch.zeros(len(statistics.classes), dtype=torch.long)
+        return cls(statistics.classes, statistics.means, _factor(covariance.double())[None], rows)
 
     def sample(self, label: int, count: int, generator: torch.Generator) -> Tensor:
         """Draw ``count`` vectors ``(count, k)`` of class ``label`` with ``generator`` (on the CPU).
@@ -199,6 +211,7 @@ def variance_within(values: Tensor, labels: Tensor) -> Tensor:
 
 def _tied(statistics: ClassStatistics) -> Tensor:
     """Return the covariance within classes ``(k, k)``; that of all samples, or the unit matrix, where none repeats."""
+    assert statistics.scatters is not None
     samples, (classes, size) = int(statistics.counts.sum()), statistics.means.shape
     if samples > classes:
         within = statistics.scatters.sum(dim=0) / (samples - classes)

@@ -115,7 +115,7 @@ class Bank:
 
     def new_generator(self) -> Generator:
         """Return an unfitted generator of the bank's settings."""
-        return open_generator(self.settings, self.codec.size, self.conditions)
+        return open_generator(self.settings, self.codec.size, self.conditions, self.space.within)
 
     def fit(self, source: TokenSource, seed: int) -> list[dict[str, float | str]]:
         """Fit every generator to its classes' clips of ``source``, on the source's device; a later call goes on.

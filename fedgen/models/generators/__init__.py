@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from fedgen.data.conditions import Conditions
 from fedgen.errors import choose
 from fedgen.models.generators.base import Generator, Part
@@ -19,12 +21,14 @@ KINDS: dict[str, type[Generator]] = {
 __all__ = ["KINDS", "Generator", "GeneratorSettings", "GeneratorTraining", "Part", "open_generator"]
 
 
-def open_generator(settings: GeneratorSettings, size: int, conditions: Conditions | None = None) -> Generator:
-    """Return an unfitted generator of ``settings.kind`` for latents of ``size`` coefficients.
+def open_generator(
+    settings: GeneratorSettings, size: int, conditions: Conditions | None = None, within: Tensor | None = None
+) -> Generator:
+    """Return an unfitted generator of ``settings.kind``: the arguments are those of `Generator`.
 
     Raises
     ------
     ConfigError
         Unknown kind, or conditions that do not fit it.
     """
-    return KINDS[choose(settings.kind, KINDS, "generator.kind")](settings, size, conditions)
+    return KINDS[choose(settings.kind, KINDS, "generator.kind")](settings, size, conditions, within)

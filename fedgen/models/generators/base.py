@@ -48,6 +48,8 @@ class Generator(ABC):
         Coefficients ``k`` of a latent vector.
     conditions : Conditions, optional
         What the target has for each global class id. Given once: fitting and sampling use the same.
+    within : Tensor, optional
+        Covariance of public sounds within classes ``(k, k)``, for ``generator.covariance=public``.
 
     Raises
     ------
@@ -60,8 +62,15 @@ class Generator(ABC):
     conditioned: ClassVar[bool] = False
     restarts: ClassVar[bool] = False  # whether a shared round starts from nothing, as closed forms do
 
-    def __init__(self, settings: GeneratorSettings, size: int, conditions: Conditions | None = None) -> None:
+    def __init__(
+        self,
+        settings: GeneratorSettings,
+        size: int,
+        conditions: Conditions | None = None,
+        within: Tensor | None = None,
+    ) -> None:
         self.settings, self.size = settings, size
+        self.within = within if settings.covariance == "public" else None
         self.conditions = self.select(settings, conditions)
 
     @classmethod

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedgen.models.density import ClassGaussians
+from fedgen.models.density import ClassGaussians, ClassStatistics
 from fedgen.models.generators.adversaries import GANNetwork
 from fedgen.models.generators.base import Part
 from fedgen.models.generators.jobs import Job, hold_out
@@ -79,12 +79,12 @@ class GANGenerator(NeuralGenerator):
 
     def _job(self, part: Part, shared: bool) -> Job:
         """Add the class Gaussians and the codes of validation; the start is the first that later epochs must beat."""
-        job, settings, labels = super()._job(part, shared), self.settings, part.labels.cpu()
-        held, rows = hold_out(job.count, 0.0 if shared else settings.training.validation, part.split_seed)
+        job, labels = super()._job(part, shared), part.labels.cpu()
+        held, rows = hold_out(job.count, 0.0 if shared else self.settings.training.validation, part.split_seed)
         alone = held[~torch.isin(labels[held], labels[rows])]  # their classes have no other clips
         rows = torch.cat([rows, alone])
         values = job.rows["values"]
-        density = ClassGaussians.fit(values[rows.to(job.device)], labels[rows], settings.shrinkage)
+        density = self._density(values[rows.to(job.device)], labels[rows])
         draws = torch.randn(DRAWS, self.size, generator=seeded(part.split_seed, "validation codes"))
         tables = {"means": density.means, "factors": density.factors[density.factor_of], "draws": draws}
         job.tables |= {name: value.to(job.device) for name, value in tables.items()}
@@ -92,7 +92,13 @@ class GANGenerator(NeuralGenerator):
 
     def settle(self, latents: Tensor, labels: Tensor) -> None:
         """Fit the class Gaussians that samples start from."""
-        self.density = ClassGaussians.fit(self.standardised(latents), labels, self.settings.shrinkage)
+        self.density = self._density(self.standardised(latents), labels)
+
+    def _density(self, values: Tensor, labels: Tensor) -> ClassGaussians:
+        """Return class Gaussians of standardised ``values`` ``(N, k)``."""
+        if self.within is None:
+            return ClassGaussians.fit(values, labels, self.settings.shrinkage)
+        return ClassGaussians.around(ClassStatistics.measure(values, labels), self.within / self.deviation.square())
 
     @torch.no_grad()
     def sample(self, label: int, count: int, generator: torch.Generator, absent: Sequence[str] = ()) -> Tensor:

@@ -32,19 +32,25 @@ class GaussianGenerator(Generator):
     kind = "gaussian"
     restarts = True
 
-    def __init__(self, settings: GeneratorSettings, size: int, conditions: Conditions | None = None) -> None:
-        super().__init__(settings, size, conditions)
+    def __init__(
+        self,
+        settings: GeneratorSettings,
+        size: int,
+        conditions: Conditions | None = None,
+        within: Tensor | None = None,
+    ) -> None:
+        super().__init__(settings, size, conditions, within)
         self.density: ClassGaussians | None = None
-        self.statistics = ClassStatistics.empty(size)  # shared ones
+        self.statistics = self._nothing()  # shared ones
 
     def initialise(self, seed: int) -> None:
         """Forget everything."""
-        self.density, self.statistics = None, ClassStatistics.empty(self.size)
+        self.density, self.statistics = None, self._nothing()
 
     def fit(self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0) -> list[dict[str, float]]:
         """Fit means and covariances anew; the loss is the mean squared distance to the class mean."""
         statistics = ClassStatistics.measure(latents, labels)
-        self.density = ClassGaussians.from_statistics(statistics, self.settings.shrinkage)
+        self.density = self._density(statistics)
         return [_loss(statistics)]
 
     def fit_shared(self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule) -> list[dict[str, float]]:
@@ -55,7 +61,7 @@ class GaussianGenerator(Generator):
         ConfigError
             A class has so few clips that its mean and scatter would give them away.
         """
-        own = ClassStatistics.measure(latents, labels)
+        own = ClassStatistics.measure(latents, labels, self.within is None)
         few = own.classes[own.counts < FEWEST_SHARED].tolist()
         if few:
             raise ConfigError(
@@ -63,13 +69,21 @@ class GaussianGenerator(Generator):
                 "clips on this node, and their statistics would give these clips away; use sharing=local"
             )
         self.statistics += own
-        return [_loss(own)]
+        return [_loss(ClassStatistics.measure(latents, labels))]
 
     def settle(self, latents: Tensor, labels: Tensor) -> None:
         """Take the densities from the shared statistics; nothing of them is the node's own."""
         if not len(self.statistics.classes):
             raise DataError("the generator has no shared statistics to settle on")
-        self.density = ClassGaussians.from_statistics(self.statistics, self.settings.shrinkage)
+        self.density = self._density(self.statistics)
+
+    def _nothing(self) -> ClassStatistics:
+        return ClassStatistics.empty(self.size, self.within is None)
+
+    def _density(self, statistics: ClassStatistics) -> ClassGaussians:
+        if self.within is not None:
+            return ClassGaussians.around(statistics, self.within)
+        return ClassGaussians.from_statistics(statistics, self.settings.shrinkage)
 
     def sample(self, label: int, count: int, generator: torch.Generator, absent: Sequence[str] = ()) -> Tensor:
         """Draw ``count`` latents ``(count, k)`` of class ``label``."""
@@ -79,18 +93,18 @@ class GaussianGenerator(Generator):
         return self.density.sample(label, count, generator)
 
     def shared_state(self) -> dict[str, Tensor]:
-        """Return class ids, counts, means and scatters."""
+        """Return class ids, counts and means, and scatters where covariances are those of clips."""
         return self.statistics.state()
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
         """Take over statistics."""
-        self.statistics = ClassStatistics.from_state(state, self.size)
+        self.statistics = ClassStatistics.from_state(state, self.size, self.within is None)
         self.density = None
 
     @classmethod
     def merge(cls, states: Sequence[dict[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
         """Return the statistics of all clips together; they carry their weights in themselves."""
-        parts = [ClassStatistics.from_state(state, state["means"].shape[-1]) for state in states]
+        parts = [ClassStatistics.from_state(own, own["means"].shape[-1], "scatters" in own) for own in states]
         return reduce(add, parts).state()
 
     def state(self) -> dict[str, Tensor]:
@@ -103,5 +117,6 @@ class GaussianGenerator(Generator):
 
 
 def _loss(statistics: ClassStatistics) -> dict[str, float]:
+    assert statistics.scatters is not None
     samples, size = int(statistics.counts.sum()), statistics.means.shape[1]
     return {"loss": float(statistics.scatters.diagonal(dim1=1, dim2=2).sum() / (samples * size))}

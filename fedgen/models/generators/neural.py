@@ -46,8 +46,14 @@ class NeuralGenerator(Generator):
         AdamW's, between fits.
     """
 
-    def __init__(self, settings: GeneratorSettings, size: int, conditions: Conditions | None = None) -> None:
-        super().__init__(settings, size, conditions)
+    def __init__(
+        self,
+        settings: GeneratorSettings,
+        size: int,
+        conditions: Conditions | None = None,
+        within: Tensor | None = None,
+    ) -> None:
+        super().__init__(settings, size, conditions, within)
         self.embeddings = self.see(self.conditions)
         self.model = self.build()
         self.mean, self.deviation, self.residual = torch.zeros(size), torch.ones(()), torch.zeros(size)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fedgen.errors import require
+from fedgen.errors import choose, require
 from fedgen.models.lengths import Lengths
+
+COVARIANCES = ("clips", "public")
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ class GeneratorSettings:
         Hidden width and latent size of neural kinds.
     embedding : int
         Width of a condition as conditioned kinds see it.
+    covariance : str
+        Of a class: ``clips``, or ``public``: that of public sounds within classes (`gaussian` and `gan`).
     shrinkage : float
-        Share of the tied covariance in each class's, from 0 (own) to 1 (tied).
+        With ``clips``, share of the tied covariance in each class's, from 0 (own) to 1 (tied).
     marginals : bool
         Whether samples are mapped to the distribution of single values in the clips: see `fedgen.models.marginals`.
     conditions : list[str]
@@ -73,6 +77,7 @@ class GeneratorSettings:
     width: int = 512
     latents: int = 64
     embedding: int = 64
+    covariance: str = "clips"
     shrinkage: float = 0.6
     marginals: bool = True
     conditions: list[str] = field(default_factory=list)
@@ -85,6 +90,7 @@ class GeneratorSettings:
         for name in ("width", "latents", "embedding"):
             value = getattr(self, name)
             require(value >= 1, f"generator.{name}={value} must be at least 1")
+        choose(self.covariance, COVARIANCES, "generator.covariance")
         require(0 <= self.shrinkage <= 1, f"generator.shrinkage={self.shrinkage} must be between 0 and 1")
 
     @property
