@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["run"]
+__all__ = ["load_run", "run"]
 
 
 def __getattr__(name: str) -> Any:
     """Import `fedgen.api` when it is asked for: Flower imports this package to look for apps, and torch takes time."""
-    if name == "run":
-        return import_module("fedgen.api").run
+    if name in __all__:
+        return getattr(import_module("fedgen.api"), name)
     raise AttributeError(f"module 'fedgen' has no attribute {name!r}")

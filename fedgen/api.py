@@ -1,4 +1,4 @@
-"""fedgen from Python: one function that runs a configuration and returns its results."""
+"""fedgen from Python: run a configuration, and open what a run has left."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 
 from fedgen.config import load_config
 from fedgen.local_run import run as run_config
+from fedgen.saved_run import load_run
+
+__all__ = ["load_run", "run"]
 
 
 def run(*overrides: str, run_dir: str | Path | None = None) -> dict[str, Any]:

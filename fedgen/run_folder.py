@@ -136,6 +136,19 @@ class RunFolder:
             raise ConfigError(f"{self.path} has no results.json: {why}")
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
+    def classes(self) -> list[str]:
+        """Return the names of the run's classes, by id.
+
+        Raises
+        ------
+        ConfigError
+            No round has finished.
+        """
+        state = self.states.latest()
+        if state is not None and "classes" in state.facts:
+            return [str(name) for name in state.facts["classes"]]
+        return [str(name) for name in self.results()["classes"]]
+
     def failure(self) -> str | None:
         """Return why the run failed, if its metrics or its log tell."""
         try:

@@ -8,17 +8,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn import functional
+
 from fedgen.assessment import Assessment, assess
-from fedgen.errors import ConfigError
+from fedgen.data.audio import read_audio, resample
+from fedgen.data.encoders import open_encoder
+from fedgen.data.store import without_clips
+from fedgen.data.targets import prepare_targets
+from fedgen.errors import choose, require
 from fedgen.evaluation.gate import PROBES
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.models.adapters import Adapters
+from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
+from fedgen.models.seeds import seeded
 from fedgen.phases import uses_samples
 from fedgen.run_folder import RunFolder
 from fedgen.server_app import pool_from_state
 from fedgen.settings import Config
-from fedgen.task import Task, prepare_task
+from fedgen.task import Task, prepare_task, use_hardware
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +56,56 @@ class SavedRun:
     round: int
     pool: Mapping[int, SyntheticTokens]
 
+    @property
+    def classes(self) -> list[str]:
+        """Class names by id."""
+        return self.task.classes
+
+    @property
+    def codec(self) -> Codec:
+        """The public codec of the run: ``encode`` tokens to latents, ``decode`` latents to tokens."""
+        return self.task.space.codec
+
+    def tokens(self, *files: str | Path) -> Tensor:
+        """Return what the run's encoder makes of sound files, ``(N, S, D)``, float32.
+
+        Raises
+        ------
+        DataError
+            A file cannot be read.
+        """
+        encoder = open_encoder(self.task.config.encoder, self.task.device)
+        sounds = [resample(*read_audio(Path(file)), encoder.sample_rate) for file in files]
+        return encoder(sounds).float()
+
+    @torch.no_grad()
+    def __call__(self, *files: str | Path) -> dict[str, Tensor]:
+        """Return what the global adapters make of sound files: ``(N, *shape of the target)`` by head."""
+        outputs = self.adapters(self.tokens(*files).to(self.task.device))
+        return {name: value.float().cpu() for name, value in outputs.items()}
+
+    def nearest(self, *files: str | Path) -> list[str]:
+        """Return the class whose target is nearest to each file's output: the mean cosine over heads decides."""
+        similarity = torch.zeros(len(files), len(self.classes))
+        for name, value in self(*files).items():
+            targets = functional.normalize(self.task.targets.heads[name].flatten(1).cpu(), dim=1)
+            similarity += functional.normalize(value.flatten(1), dim=1) @ targets.T
+        return [self.classes[place] for place in similarity.argmax(dim=1).tolist()]
+
+    def samples(self, name: str, count: int) -> Tensor:
+        """Return ``count`` of the run's last synthetic samples of a class, decoded: ``(count, O, D)``, float32.
+
+        Raises
+        ------
+        ConfigError
+            The class is unknown, or there are fewer samples.
+        """
+        label = self.classes.index(choose(name, self.classes, "class"))
+        own = [samples.latents[samples.labels == label] for samples in self.pool.values()]
+        latents = torch.cat(own) if own else torch.zeros(0, self.codec.size)
+        require(count <= len(latents), f"{self.folder.path} has {len(latents)} samples of {name}, not {count}")
+        return self.codec.decode(latents[:count], seeded(0, "samples", name))
+
     @classmethod
     def open(cls, folder: RunFolder, config: Config) -> SavedRun:
         """Open a run under its own configuration, or one that differs in what is held out or in the device.
@@ -57,16 +117,67 @@ class SavedRun:
         CheckpointError
             The adapters are missing, damaged, or of another task.
         """
-        if config.phase_list[0].mode == "standalone":
-            raise ConfigError(f"{folder.path} is a run of mode=standalone: it has no global adapters")
-        task = prepare_task(config)
+        _refuse_standalone(folder, config)
+        return cls._with(folder, prepare_task(config))
+
+    @classmethod
+    def without_data(cls, folder: RunFolder, device: str = "auto") -> SavedRun:
+        """Open a run where its clips are not.
+
+        Raises
+        ------
+        ConfigError, CheckpointError
+            As `open`.
+        """
+        config = replace(folder.config(), device=device)
+        _refuse_standalone(folder, config)
+        encoder = open_encoder(config.encoder)
+        device_there = use_hardware(config)
+        store = without_clips(folder.classes(), encoder)
+        return cls._with(
+            folder, Task(config, store, prepare_targets(store.classes, config.target, device_there), device_there)
+        )
+
+    @classmethod
+    def _with(cls, folder: RunFolder, task: Task) -> SavedRun:
         weights, round_number = folder.load_adapters(task.identity())
         adapters = task.adapters()
         adapters.load_state_dict(weights)
         state = folder.states.latest()
-        codec = task.space.codec if uses_samples(config.phase_list) else None
+        codec = task.space.codec if uses_samples(task.config.phase_list) else None
         pool = pool_from_state(state, codec) if state is not None and "seeds" in state.facts else {}
         return cls(folder, task, adapters.eval(), round_number, pool)
+
+
+def _refuse_standalone(folder: RunFolder, config: Config) -> None:
+    require(
+        config.phase_list[0].mode != "standalone",
+        f"{folder.path} is a run of mode=standalone: it has no global adapters",
+    )
+
+
+def load_run(path: str | Path, device: str = "auto") -> SavedRun:
+    """Open the folder of a run; its clips are not needed.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run's folder.
+    device : str
+        ``auto``, ``cpu`` or ``cuda``.
+
+    Returns
+    -------
+    SavedRun
+        ``run.classes``, ``run("a.wav")``, ``run.nearest("a.wav")``, ``run.pool``, ``run.samples("dog", 8)``,
+        ``run.codec`` and ``run.tokens("a.wav")``.
+
+    Raises
+    ------
+    FedgenError
+        What is wrong, in words that name the folder.
+    """
+    return SavedRun.without_data(RunFolder(Path(path)), device)
 
 
 def evaluate_again(path: Path, fold: int | None = None) -> tuple[dict[str, Any], Assessment | None]:

@@ -223,7 +223,12 @@ class Server:
         for node, samples in self.pool.items():
             seeds[node] = samples.seed
             tensors[f"samples_node{node}"] = samples.state()
-        facts: dict[str, Any] = {"finished": self.finished, "seeds": seeds, "recorder": self.recorder.state()}
+        facts: dict[str, Any] = {
+            "finished": self.finished,
+            "classes": self.task.classes,
+            "seeds": seeds,
+            "recorder": self.recorder.state(),
+        }
         if self.shared is not None:
             tensors["shared"], facts["seen"] = self.shared.tensors(), self.shared.seen
         self.folder.states.save(RunState(strategy.report.round, tensors, facts))
