@@ -13,7 +13,7 @@ LAYERS = [
     ["errors"],
     ["files"],
     ["data", "models"],
-    ["training", "evaluation"],
+    ["training", "evaluation", "audit"],
     ["exchange", "secure_aggregation", "tracking", "progress"],
     ["phases", "settings", "strategy_settings", "config", "memory"],
     ["task", "run_folder", "run_state", "paths"],

@@ -1,0 +1,129 @@
+"""What an attacker holds: clips that may have been trained on, and what nodes sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from sklearn.covariance import ledoit_wolf
+from torch import Tensor
+
+from fedgen.errors import DataError
+
+Draw = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""Fits the run's generators to the candidates at rows ``(n,)`` with a seed, and draws latents and labels as sent."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Clips of which the attacker must say whether they were trained on.
+
+    Attributes
+    ----------
+    latents : Tensor
+        In the public codec ``(N, k)``.
+    labels, nodes : Tensor
+        Class id and node of each clip ``(N,)``: of a control, the node that would have trained on it.
+    members : Tensor
+        ``(N,)``, bool: trained on, or a control. Attacks use no more of it than counts, which are sent.
+    recordings : Tensor, optional
+        What each clip was cut from ``(N,)``, int64; members are drawn by recording. By default every clip has its own.
+    views : Mapping[str, Tensor]
+        Other vectors of the clips ``(N, F)``, such as whole cores and mean tokens, for matrices of that width.
+    others, other_labels : Tensor, optional
+        Further clips of the population ``(P, k)``, ``(P,)``, that no node trained on.
+
+    Raises
+    ------
+    DataError
+        Sizes differ.
+    """
+
+    latents: Tensor
+    labels: Tensor
+    nodes: Tensor
+    members: Tensor
+    recordings: Tensor | None = None
+    views: Mapping[str, Tensor] = field(default_factory=dict)
+    others: Tensor | None = None
+    other_labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        vectors = {"labels": self.labels, "nodes": self.nodes, "members": self.members, **self.views}
+        if self.recordings is not None:
+            vectors["recordings"] = self.recordings
+        for name, value in vectors.items():
+            if len(value) != len(self.latents):
+                raise DataError(f"audit: {name} has {len(value)} rows for {len(self.latents)} candidates")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def strata(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield node, class and rows of each pair that has both members and controls."""
+        for node, label in torch.stack([self.nodes, self.labels], dim=1).unique(dim=0).tolist():
+            rows = ((self.nodes == node) & (self.labels == label)).nonzero()[:, 0]
+            if 0 < int(self.members[rows].sum()) < len(rows):
+                yield node, label, rows
+
+    def whitening(self) -> Tensor:
+        """Return the symmetric matrix ``(k, k)``, float64, that makes all clips white within their classes."""
+        others = self.latents[:0] if self.others is None else self.others
+        labels = self.labels[:0] if self.other_labels is None else self.other_labels
+        clips = torch.cat([self.latents, others]).double()
+        classes, rows = torch.cat([self.labels, labels]).unique(return_inverse=True)
+        means = torch.stack([clips[rows == row].mean(dim=0) for row in range(len(classes))])
+        centred = clips - means[rows]
+        found = torch.from_numpy(ledoit_wolf(centred.numpy(), assume_centered=True)[0])
+        values, vectors = torch.linalg.eigh(found * len(clips) / max(1, len(clips) - len(classes)))
+        return (vectors / values.clamp(min=1e-12).sqrt()) @ vectors.T
+
+
+@dataclass(frozen=True)
+class GaussianFit:
+    """How a run fits class Gaussians, as every party knows it.
+
+    Attributes
+    ----------
+    shrinkage : float
+        0 takes a class's own covariance, 1 the one tied over the classes of the release.
+    covariance : Tensor, optional
+        A public covariance ``(k, k)`` in place of both.
+    few : int
+        Clips below which a class takes the tied covariance alone.
+    """
+
+    shrinkage: float = 0.0
+    covariance: Tensor | None = None
+    few: int = 8
+
+
+@dataclass(frozen=True)
+class Release:
+    """What left one node, or several that pool or average what they send.
+
+    Attributes
+    ----------
+    nodes : tuple[int, ...]
+        Whose clips it was made from.
+    latents, labels : Tensor
+        All samples that were sent ``(M, k)``, ``(M,)``; several rounds make one tensor.
+    matrices : Mapping[str, Tensor]
+        Whatever else was sent that has rows and columns.
+    draw : Draw, optional
+        Lets the attacker fit shadow generators.
+    gaussian : GaussianFit, optional
+        Where generators are class Gaussians: their likelihood is then known.
+    """
+
+    nodes: tuple[int, ...]
+    latents: Tensor
+    labels: Tensor
+    matrices: Mapping[str, Tensor] = field(default_factory=dict)
+    draw: Draw | None = None
+    gaussian: GaussianFit | None = None
+
+    def rows(self, candidates: Candidates) -> Tensor:
+        """Return the candidates ``(n,)`` that it may have been made from."""
+        return torch.isin(candidates.nodes, torch.tensor(self.nodes)).nonzero()[:, 0]
