@@ -1,4 +1,4 @@
-"""The samples of a run, held against each node's own clips and the held-out ones; and what the gate makes of it."""
+"""What a run's samples are worth, and what all that its nodes sent gives away."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedgen.audit.gate import FAILED, UNKNOWN
+from fedgen.audit.result import Report
 from fedgen.errors import LeakError
 from fedgen.evaluation.features import Records, read_records
-from fedgen.evaluation.gate import FAILED, judge
-from fedgen.evaluation.privacy import Site, measure_privacy
-from fedgen.evaluation.quality import AdapterTask, fidelity_report, privacy_values, segments_of, utility_report
+from fedgen.evaluation.quality import AdapterTask, Site, fidelity_report, segments_of, utility_report
 from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.run_audit import Clips, Sent, audit_run, verdict_of
 from fedgen.task import Task
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -24,22 +25,27 @@ Counts = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class Assessment:
-    """What samples are worth and give away.
+    """What samples are worth, and what was sent gives away.
 
     Attributes
     ----------
     results : dict
-        JSON values: ``samples``, ``privacy`` and ``gate`` unless the gate is off, ``utility`` and ``fidelity`` if they
-        were asked for.
+        JSON values: ``samples``, ``gate`` unless it is off, ``utility`` and ``fidelity`` if they were asked for.
     records : Site, optional
         Everyone's clips, the held-out ones and all samples, for a picture, where this machine has them.
     classes : list[str]
         Class names by id.
+    report : Report, optional
+        Of the audit.
+    by_node : dict, optional
+        Audits that nodes made for themselves, as JSON values by number.
     """
 
     results: dict[str, Any]
     records: Site | None
     classes: list[str]
+    report: Report | None = None
+    by_node: dict[str, Any] | None = None
 
     @property
     def leak(self) -> LeakError | None:
@@ -48,66 +54,56 @@ class Assessment:
         if gate is None or gate["verdict"] != FAILED or gate["setting"] != "fail":
             return None
         return LeakError(
-            f"the synthetic samples leak: {'; '.join(gate['reasons'])}. Everything is saved; evaluation.gate=warn lets "
-            "such a run pass"
+            f"what nodes sent tells their clips: {'; '.join(gate['reasons'])}. Everything is saved; "
+            "evaluation.gate=warn lets such a run pass"
         )
 
 
 def assess(
-    task: Task, pool: Mapping[int, SyntheticTokens], nodes: Counts, probes: Sequence[str], quality: bool
+    task: Task, sent: Mapping[int, Sent], pool: Mapping[int, SyntheticTokens], nodes: Counts, quality: Sequence[str]
 ) -> Assessment | None:
-    """Measure the samples of every node; None if there are none, or nothing is to be measured.
+    """Audit what every node sent, and measure its samples; None if nothing was sent, or nothing is to be looked at.
 
     Parameters
     ----------
     task : Task
-        Of this machine, which must have the nodes' clips: where a node has others, privacy is not judged.
+        Of this machine, which must have the nodes' clips: where a node has others, nothing is judged.
+    sent : Mapping[int, Sent]
+        By node.
     pool : Mapping[int, SyntheticTokens]
-        Samples by node.
+        The last samples by node.
     nodes : Counts
         What the nodes said they train on.
-    probes : Sequence[str]
-        Classifiers that utility is measured with.
-    quality : bool
-        Whether utility and fidelity are measured, or privacy alone.
+    quality : Sequence[str]
+        Probes that utility and fidelity are measured with; nothing but the audit if empty.
     """
-    settings = task.config.evaluation
-    numbers = sorted(node for node, samples in pool.items() if len(samples))
-    pool = {node: pool[node].to(task.device) for node in numbers}  # their noise begins anew: same figures each time
-    if not pool or (settings.gate == "off" and not quality):
+    pool = {node: samples.to(task.device) for node, samples in sorted(pool.items()) if len(samples)}
+    if not pool or (task.config.gate == "off" and not quality):
         return None
-    made = PooledTokens(list(pool.values()))
-    train, held_out = task.tokens(np.concatenate(task.parts)), task.test_tokens()
-    count = segments_of(train, made)
-    folds = torch.from_numpy(task.store.folds[np.concatenate(task.parts)])
-    own = {node: read_records(samples, count) for node, samples in pool.items()}
-    everything = Site(read_records(train, count, folds), read_records(held_out, count), _joined(list(own.values())))
-    results: dict[str, Any] = {"samples": len(made)}
-    if settings.gate != "off":
-        results |= _privacy(task, everything, own, nodes)
+    results: dict[str, Any] = {"samples": sum(map(len, pool.values()))}
+    report, records = None, None
+    if task.config.gate != "off":
+        report, results["gate"] = _audited(task, sent, nodes)
     if quality:
-        seed, adapters = task.seed("evaluation"), task.config.adapter.training
-        probing = AdapterTask(task.targets.heads, task.adapters, adapters)
-        results |= utility_report(everything, task.classes, probes, (train, held_out, made), probing, seed)
-        results["fidelity"] = fidelity_report(everything, task.classes, seed)
-    return Assessment(results, everything, task.classes)
+        records, found = _quality(task, pool, quality)
+        results |= found
+    return Assessment(results, records, task.classes, report)
 
 
-def _privacy(task: Task, everything: Site, own: Mapping[int, Records], nodes: Counts) -> dict[str, Any]:
-    """Return what the samples give away, and the verdict."""
-    strangers = [node for node in own if not _is_here(task, node, nodes)]
-    sites = {} if strangers else _sites(task, everything, own)
-    report = measure_privacy(sites, task.seed("evaluation"))
-    verdict = judge(report, task.config.evaluation)
-    reasons = [f"node {node} trains on clips that this machine does not have" for node in strangers]
-    return {
-        "privacy": privacy_values(report, task.classes),
-        "gate": {
-            "setting": task.config.evaluation.gate,
-            "verdict": verdict.verdict,
-            "reasons": reasons or verdict.reasons,
-        },
-    }
+def clips_of(task: Task) -> dict[int, Clips]:
+    """Return the clips of the nodes that this machine would deal them, by number."""
+    return {node: Clips(*task.split_controls(share)) for node, share in enumerate(task.shares)}
+
+
+def _audited(task: Task, sent: Mapping[int, Sent], nodes: Counts) -> tuple[Report | None, dict[str, Any]]:
+    """Return the audit and the gate's verdict."""
+    strangers = [node for node in sent if not _is_here(task, node, nodes)]
+    report = None if strangers else audit_run(task, sent, clips_of(task))
+    verdict = verdict_of(task, report)
+    if strangers:
+        reasons = [f"node {node} trains on clips that this machine does not have" for node in strangers]
+        verdict |= {"verdict": UNKNOWN, "reasons": reasons, "summary": f"{UNKNOWN}: {reasons[0]}"}
+    return report, verdict
 
 
 def _is_here(task: Task, node: int, nodes: Counts) -> bool:
@@ -115,21 +111,19 @@ def _is_here(task: Task, node: int, nodes: Counts) -> bool:
     if node >= len(task.parts):
         return False
     said = nodes.get(str(node), {})
-    labels = [task.classes[label] for label in task.store.labels[task.parts[node]]]
-    dealt = Counter(labels)
+    dealt = Counter(task.classes[label] for label in task.store.labels[task.parts[node]])
     return bool(said) and all(dealt.get(name) == count for name, count in said.items())
 
 
-def _sites(task: Task, everything: Site, own: Mapping[int, Records]) -> dict[int, Site]:
-    """Return what each node's samples are compared with; generators that all nodes share have seen everyone's clips."""
-    if task.config.sharing.name == "shared":
-        return {node: Site(everything.train, everything.held_out, samples) for node, samples in own.items()}
-    ends = np.cumsum([len(part) for part in task.parts])
-    shares = {node: torch.arange(ends[node] - len(task.parts[node]), ends[node]) for node in own}
-    return {
-        node: Site(everything.train.at(shares[node]), everything.held_out, samples) for node, samples in own.items()
-    }
-
-
-def _joined(records: list[Records]) -> Records:
-    return Records(torch.cat([r.segments for r in records]), torch.cat([r.labels for r in records]))
+def _quality(task: Task, pool: Mapping[int, SyntheticTokens], probes: Sequence[str]) -> tuple[Site, dict[str, Any]]:
+    """Return the clips and samples as records, and their utility and fidelity."""
+    made = PooledTokens(list(pool.values()))
+    train, held_out = task.tokens(np.concatenate(task.parts)), task.test_tokens()
+    count = segments_of(train, made)
+    own = [read_records(samples, count) for samples in pool.values()]
+    synthetic = Records(torch.cat([r.segments for r in own]), torch.cat([r.labels for r in own]))
+    records = Site(read_records(train, count), read_records(held_out, count), synthetic)
+    seed = task.seed("evaluation")
+    probing = AdapterTask(task.targets.heads, task.adapters, task.config.adapter.training)
+    found = utility_report(records, task.classes, probes, (train, held_out, made), probing, seed)
+    return records, found | {"fidelity": fidelity_report(records, task.classes, seed)}

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 
+from fedgen.audit.gate import FAILED, PASSED, UNKNOWN
+from fedgen.audit.result import Report
 from fedgen.errors import DataError, PayloadError
-from fedgen.evaluation.gate import FAILED, PASSED, UNKNOWN
 from fedgen.evaluation.zero_shot import Scores, scores_of
 from fedgen.exchange.payload import read_array
 from fedgen.training.losses import History
@@ -190,18 +191,23 @@ def _check_metrics(member: Member, metrics: MetricRecord) -> None:
 
 
 def read_verdict(member: Member, reply: Message) -> dict[str, Any]:
-    """Return what a node's samples give away of its clips, and its verdict: ``privacy``, ``verdict``, ``reasons``.
+    """Return a node's audit of itself, and its verdict: ``audit``, ``verdict``, ``reasons``, ``summary``.
 
     Raises
     ------
     PayloadError
         It cannot be read.
     """
-    said = _json(reply, "privacy", "what samples give away")
+    said = _json(reply, "audit", "the audit of a node")
     good = isinstance(said, dict) and said.get("verdict") in (PASSED, FAILED, UNKNOWN)
-    if not good or not isinstance(said.get("reasons"), list):
-        raise PayloadError(f"node {member.number} tells no verdict on its samples: {str(said)[:100]}")
-    return {"privacy": said.get("privacy"), "verdict": said["verdict"], "reasons": [str(x) for x in said["reasons"]]}
+    if not good or not isinstance(said.get("reasons"), list) or not isinstance(said.get("summary"), str):
+        raise PayloadError(f"node {member.number} tells no verdict on what it sent: {str(said)[:100]}")
+    try:
+        audit = None if said.get("audit") is None else Report.from_dict(said["audit"]).to_dict()
+    except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PayloadError(f"node {member.number} sends an audit that cannot be read: {error!r}") from error
+    reasons = [str(text) for text in said["reasons"]]
+    return {"audit": audit, "verdict": said["verdict"], "reasons": reasons, "summary": said["summary"]}
 
 
 def read_losses(reply: Message) -> History:

@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     add("info", info_command, "print versions, the device, and every configuration group with its choices")
     evaluate = add("evaluate", evaluate_command, "score a run's adapters again, and measure its synthetic samples", "+")
     evaluate.add_argument("--fold", type=int, help="held-out fold; the run's own by default")
+    audit = add("audit", audit_command, "attack what the nodes of a run sent, as who sees every message would")
+    audit.add_argument("folder", type=Path, metavar="RUN", help="run folder; the clips must be on this machine")
+    audit.add_argument("--messages", type=Path, metavar="FOLDER", help="all messages, as record=FOLDER wrote them")
     add_options(add("render", render_command, "make pictures of what a run's adapters make of sound"))
     page = add("report", report_command, "write one HTML page about runs, and draw their plots again", "+")
     page.add_argument(
@@ -210,6 +213,25 @@ def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
             wrong += [f"{folder.path}: {assessment.leak}"] if assessment.leak else []
     if wrong:
         raise FedgenError("\n".join(wrong))
+
+
+def audit_command(options: argparse.Namespace, rest: list[str]) -> None:
+    """``fedgen audit``: which of a run's clips can be told from what was sent; writes ``audit.json`` and a plot."""
+    from fedgen.assessment import Assessment
+    from fedgen.recorder import say_gate, show_samples
+    from fedgen.run_folder import RunFolder
+    from fedgen.saved_run import SavedRun
+
+    _refuse(rest)
+    _log_to_terminal()
+    folder = RunFolder(options.folder)
+    run = SavedRun.open(folder, folder.config())
+    report, gate = run.audit(options.messages)
+    found = Assessment({"gate": gate}, None, run.classes, report)
+    show_samples(found, folder)
+    say_gate(gate)
+    if found.leak is not None:
+        raise found.leak
 
 
 def render_command(options: argparse.Namespace, rest: list[str]) -> None:

@@ -18,7 +18,7 @@ from fedgen.errors import ConfigError, require
 from fedgen.exchange.payload import samples_from_record, samples_to_record
 from fedgen.exchange.states import states_from_records, states_to_records
 from fedgen.files import home
-from fedgen.measuring import measure_adapters, measure_samples
+from fedgen.measuring import audit_node, measure_adapters
 from fedgen.models.samples import SyntheticTokens
 from fedgen.node import Node
 from fedgen.phases import Generators, Phase, plan
@@ -118,10 +118,10 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @app.query("assess")
 def assess(message: Message, context: Context) -> Message:
-    """Reply with what the node's samples give away of its clips."""
+    """Reply with what the messages of the node tell of its clips."""
     order = Order.read(message)
-    found = measure_samples(open_node(order.config, context), order.round)
-    return Message(RecordDict({"report": ConfigRecord({"privacy": json.dumps(found)})}), reply_to=message)
+    found = audit_node(open_node(order.config, context), order.round)
+    return Message(RecordDict({"report": ConfigRecord({"audit": json.dumps(found)})}), reply_to=message)
 
 
 @app.query("fit")

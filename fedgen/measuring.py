@@ -1,20 +1,16 @@
-"""What a node measures on its own clips where the server has none: scores of adapters, and what samples give away."""
+"""What a node measures on its own clips where the server has none: scores of adapters, and an audit."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedgen.errors import DataError
-from fedgen.evaluation.features import read_records
-from fedgen.evaluation.gate import judge
-from fedgen.evaluation.privacy import Site, measure_privacy
-from fedgen.evaluation.quality import privacy_values, segments_of
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.node import Node
+from fedgen.run_audit import Clips, Sent, audit_run, named, verdict_of
 
 
 def measure_adapters(node: Node, weights: dict[str, Tensor]) -> dict[str, Any]:
@@ -33,23 +29,27 @@ def measure_adapters(node: Node, weights: dict[str, Tensor]) -> dict[str, Any]:
     return asdict(zero_shot(adapters, node.task.tokens(node.held_out), node.task.targets.heads, node.task.classes))
 
 
-def measure_samples(node: Node, round_number: int) -> dict[str, Any]:
-    """Return what the node's samples of a round give away of its clips, and the verdict, as JSON has them.
+def audit_node(node: Node, round_number: int) -> dict[str, Any]:
+    """Return what the node's samples of a round and its last adapters tell of its clips, and the verdict, as JSON.
 
     Raises
     ------
     DataError
         The node is private: what this tells of clips its budget does not cover.
     """
-    _refuse_private(node, "a comparison of its samples with clips")
-    samples = node.synthesize(round_number).to(node.task.device)
-    count = segments_of(node.source, samples)
-    folds = torch.from_numpy(node.task.store.folds[node.indices])
-    held_out = read_records(node.task.tokens(node.held_out), count)
-    site = Site(read_records(node.source, count, folds), held_out, read_records(samples, count))
-    report = measure_privacy({node.number: site}, node.task.seed("evaluation"))
-    verdict = judge(report, node.config.evaluation)
-    return {"privacy": privacy_values(report, node.task.classes), **asdict(verdict)}
+    _refuse_private(node, "an audit by its clips")
+    report = audit_run(
+        node.task, {node.number: sent_by(node, round_number)}, {node.number: Clips(node.indices, node.controls)}
+    )
+    audit = None if report is None else named(report, node.task.classes)
+    return {"audit": audit, **verdict_of(node.task, report)}
+
+
+def sent_by(node: Node, round_number: int) -> Sent:
+    """Return what left the node in a round, as far as the server sees it: masked adapters are not seen."""
+    samples, strategy = node.synthesize(round_number), node.config.strategy
+    adapters = node.state.adapters() if strategy.send == "all" and not strategy.secure.used else None
+    return Sent(samples.latents.cpu(), samples.labels, [adapters] if adapters else [])
 
 
 def _refuse_private(node: Node, what: str) -> None:

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from fedgen.adapters_spent import adapters_spent
 from fedgen.assessment import Assessment
+from fedgen.audit.gate import PASSED
+from fedgen.audit.show import audit_table, draw_audit
 from fedgen.evaluation.plots import SAMPLES, draw_run, draw_samples, sample_points
 from fedgen.evaluation.tables import distribution_table, quality_table, show
 from fedgen.evaluation.zero_shot import Scores
 from fedgen.phases import Phase
 from fedgen.progress import RoundsBar, keep_log, leave_log, quiet
+from fedgen.run_audit import AUDIT, named
 from fedgen.run_folder import RunFolder
 from fedgen.task import Task
 from fedgen.tracking.base import GuardedTracker
@@ -220,21 +223,36 @@ class Recorder:
         self._tracker.close(finished=True)
         done = scores.accuracy, len(self._reports), self.folder.path
         logger.info("accuracy %.3f after %d rounds; run folder: %s", *done)
+        if assessment is not None and "gate" in assessment.results:
+            say_gate(assessment.results["gate"])
         leave_log()
         return results
 
 
 def show_samples(assessment: Assessment, folder: RunFolder) -> None:
-    """Print what was measured of a run's samples, and draw them where more than their privacy was.
+    """Print what was measured of a run's samples and what the audit found, draw both, and write ``audit.json``.
 
     ``samples.json`` keeps the points of the picture, so that it can be drawn again without the clips.
     """
-    if not quiet():
+    report, audits = assessment.report, assessment.by_node
+    if not quiet() and "utility" in assessment.results:
         show(quality_table(assessment.results))
+    if report is not None:
+        if not quiet():
+            show(audit_table(report, assessment.classes))
+        draw_audit(report, folder.path / "audit.png")
+        folder.save_json(AUDIT, {"gate": assessment.results["gate"], **named(report, assessment.classes)})
+    elif audits is not None:
+        folder.save_json(AUDIT, {"gate": assessment.results["gate"], "by_node": audits})
     if assessment.records is not None and "fidelity" in assessment.results:
         points = sample_points(assessment.records, assessment.classes)
         folder.save_json(SAMPLES, points)
         draw_samples(points, folder.path / "samples.png")
+
+
+def say_gate(gate: Mapping[str, Any]) -> None:
+    """Log the gate's verdict in one line: a warning unless everything passed."""
+    logger.log(logging.INFO if gate["verdict"] == PASSED else logging.WARNING, "privacy %s", gate["summary"])
 
 
 def _plain(report: RoundReport) -> dict[str, Any]:

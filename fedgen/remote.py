@@ -10,9 +10,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedgen.assessment import Assessment
+from fedgen.audit.gate import FAILED, PASSED, UNKNOWN
 from fedgen.border import Member, read_scores, read_verdict
 from fedgen.errors import AggregationError, PayloadError
-from fedgen.evaluation.gate import FAILED, PASSED, UNKNOWN
 from fedgen.evaluation.zero_shot import Scores, pooled_scores
 from fedgen.round_grid import RoundGrid
 from fedgen.settings import Config
@@ -62,7 +62,7 @@ class RemoteMeasures:
         return pooled_scores([found[number] for number in sorted(found)], classes)
 
     def assessment(self, counts: Mapping[int, int], classes: list[str], round_number: int) -> Assessment | None:
-        """Return what every node's samples give away of its own clips; None if nothing is to be judged.
+        """Return every node's audit of what it sent; None if nothing is to be judged.
 
         Parameters
         ----------
@@ -72,28 +72,27 @@ class RemoteMeasures:
         round_number : int
             The round whose samples these are.
         """
-        setting = self.config.evaluation.gate
+        setting = self.config.gate
         owners = {node_id: member for node_id, member in self.members.items() if counts.get(member.number)}
         if setting == "off" or not owners:
             return None
         found: dict[int, dict[str, Any]] = {}
-        reasons = ["privacy=dp: samples follow from the private release alone, and are compared with no clip"]
+        reasons = ["privacy=dp: what is sent follows from the private release alone, and is held against no clip"]
         if not self.config.privacy.used:
             found = self._ask(owners, {"config": self._words(round_number)}, "query.assess", read_verdict)
             verdicts = {number: (told["verdict"], told["reasons"]) for number, told in found.items()}
             silent = {member.number for member in owners.values()} - set(found)
-            verdicts |= {number: (UNKNOWN, ["has not compared its samples with its clips"]) for number in silent}
+            verdicts |= {number: (UNKNOWN, ["has not audited what it sent"]) for number in silent}
             reasons = [f"node {number}: {text}" for number, (_, told) in sorted(verdicts.items()) for text in told]
         told = [values["verdict"] for values in found.values()]
         complete = len(found) == len(owners) and set(told) == {PASSED}
         verdict = FAILED if FAILED in told else PASSED if complete else UNKNOWN
-        privacy = {str(number): found[number]["privacy"] for number in sorted(found)}
-        results = {
-            "samples": sum(counts.values()),
-            "privacy": {"by_node": privacy} if privacy else None,
-            "gate": {"setting": setting, "verdict": verdict, "reasons": reasons},
-        }
-        return Assessment(results, None, classes)
+        worst = [
+            f"node {n}: {values['summary']}" for n, values in sorted(found.items()) if values["verdict"] == verdict
+        ]
+        gate = {"setting": setting, "verdict": verdict, "reasons": reasons, "summary": (worst or [verdict])[0]}
+        audits = {str(number): found[number]["audit"] for number in sorted(found)}
+        return Assessment({"samples": sum(counts.values()), "gate": gate}, None, classes, by_node=audits)
 
     def _words(self, round_number: int) -> ConfigRecord:
         return ConfigRecord({**self.settings, "round": round_number})

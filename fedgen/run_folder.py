@@ -69,7 +69,15 @@ class RunFolder:
         folder.path.mkdir(parents=True, exist_ok=True)
         for part in (folder.checkpoints, folder.path / "state"):
             shutil.rmtree(part, ignore_errors=True)
-        for name in ("metrics.jsonl", "results.json", "partition.json", "evaluation.json", "samples.png"):
+        for name in (
+            "metrics.jsonl",
+            "results.json",
+            "partition.json",
+            "evaluation.json",
+            "audit.json",
+            "audit.png",
+            "samples.png",
+        ):
             (folder.path / name).unlink(missing_ok=True)
         write_atomically(folder.path / "config.yaml", to_yaml(config).encode())
         return folder

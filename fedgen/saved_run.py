@@ -12,19 +12,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedgen.assessment import Assessment, assess
+from fedgen.assessment import Assessment, assess, clips_of
+from fedgen.audit.gate import PROBES
+from fedgen.audit.result import Report
 from fedgen.data.audio import read_audio, resample
 from fedgen.data.encoders import open_encoder
 from fedgen.data.store import without_clips
 from fedgen.data.targets import prepare_targets
-from fedgen.errors import choose, require
-from fedgen.evaluation.gate import PROBES
+from fedgen.errors import DataError, choose, require
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.models.adapters import Adapters
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
 from fedgen.models.seeds import seeded
+from fedgen.node_state import NodeState
 from fedgen.phases import uses_samples
+from fedgen.recording import read_recorded, sent_in
+from fedgen.run_audit import AUDIT, Sent, audit_run, verdict_of
 from fedgen.run_folder import RunFolder
 from fedgen.server_app import pool_from_state
 from fedgen.settings import Config
@@ -105,6 +109,38 @@ class SavedRun:
         latents = torch.cat(own) if own else torch.zeros(0, self.codec.size)
         require(count <= len(latents), f"{self.folder.path} has {len(latents)} samples of {name}, not {count}")
         return self.codec.decode(latents[:count], seeded(0, "samples", name))
+
+    def sent(self, messages: Path | None = None) -> dict[int, Sent]:
+        """Return what each node sent: of all messages in a folder of ``record``, or what is left of the last round.
+
+        Raises
+        ------
+        ConfigError
+            ``messages`` holds none.
+        """
+        if messages is not None:
+            return sent_in(read_recorded(messages))
+        found, strategy = {}, self.task.config.strategy
+        for node, samples in self.pool.items():
+            seen = strategy.send == "all" and not strategy.secure.used
+            adapters = NodeState(self.folder.path / "state" / f"node{node}").adapters() if seen else None
+            found[node] = Sent(samples.latents.cpu(), samples.labels, [adapters] if adapters else [])
+        return found
+
+    def audit(self, messages: Path | None = None) -> tuple[Report | None, dict[str, Any]]:
+        """Attack what nodes sent, and return the figures and the gate's verdict; needs the nodes' clips.
+
+        Raises
+        ------
+        ConfigError, DataError
+            The clips are not on this machine; ``messages`` holds no recorded run.
+        """
+        if self.task.config.data.on_nodes:
+            raise DataError(f"{self.folder.path}: the clips are on the nodes, whose audits are in {AUDIT}")
+        sent = self.sent(messages)
+        require(bool(sent), f"{self.folder.path}: no node sent samples or adapters, so there is nothing to attack")
+        report = audit_run(self.task, sent, clips_of(self.task))
+        return report, verdict_of(self.task, report)
 
     @classmethod
     def open(cls, folder: RunFolder, config: Config) -> SavedRun:
@@ -208,7 +244,7 @@ def evaluate_again(path: Path, fold: int | None = None) -> tuple[dict[str, Any],
     task, results = run.task, folder.results()
     scores = asdict(zero_shot(run.adapters, task.test_tokens(), task.targets.heads, task.classes))
     same = fold in (None, own.data.test_fold)
-    assessment = assess(task, run.pool, results["nodes"], PROBES, quality=True) if same else None
+    assessment = assess(task, run.sent(), run.pool, results["nodes"], PROBES) if same else None
     measured = {} if assessment is None else {"evaluation": assessment.results}
     folder.save_json("evaluation.json", {"test_fold": config.data.test_fold, **scores, **measured})
     return {**results, **scores}, assessment

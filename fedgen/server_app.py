@@ -30,6 +30,7 @@ from fedgen.progress import show_lines, show_step
 from fedgen.recorder import Recorder, RoundReport
 from fedgen.recording import RecordingGrid
 from fedgen.remote import RemoteMeasures
+from fedgen.run_audit import Sent
 from fedgen.run_folder import RunFolder
 from fedgen.run_state import RunState
 from fedgen.settings import Config
@@ -107,6 +108,7 @@ class Server:
         self.finished = self._load() if self.config.checkpoint.load and not state else 0
         if state is not None:
             self._restore(state)
+        self.seen: tuple[ArrayRecord, dict[int, ArrayRecord]] | None = None  # adapters of the last round, and replies
         self.test = task.test_tokens() if len(task.store) else None
         self.members: dict[int, Member] = {}
         self.meeting = Meeting(grid, self.config)
@@ -131,11 +133,21 @@ class Server:
             assessment = self._remote().assessment(counts, self.task.classes, last)
         else:
             show_step("measuring samples")
-            assessment = assess(self.task, self.pool, self.recorder.nodes, chosen.probes, chosen.quality)
+            probes = chosen.probes if chosen.quality else []
+            assessment = assess(self.task, self._sent(), self.pool, self.recorder.nodes, probes)
         results = self.recorder.finish(assessment)
         if assessment is not None and assessment.leak is not None:
             raise assessment.leak
         return results
+
+    def _sent(self) -> dict[int, Sent]:
+        """Return what each node sent last, as this server has seen it."""
+        before, after = self.seen or (ArrayRecord(), {})
+        pairs = {n: (before.to_torch_state_dict(), reply.to_torch_state_dict()) for n, reply in after.items()}
+        return {
+            number: Sent(samples.latents.cpu(), samples.labels, [pairs[number]] if number in pairs else [])
+            for number, samples in self.pool.items()
+        }
 
     def meet(self) -> dict[int, Member]:
         """Wait for the nodes and learn what each has.
@@ -185,6 +197,7 @@ class Server:
         except AggregationError as error:
             self.recorder.stopped(phase, strategy.report, error)
             raise
+        self.seen = strategy.seen or self.seen
         return result.arrays
 
     def _strategy(self, number: int, phase: Phase, members: dict[int, Member], done: int) -> SyntheticPooling:

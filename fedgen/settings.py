@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedgen.audit.gate import EvaluationSettings
 from fedgen.data.datasets import DataSettings
 from fedgen.data.encoders import EncoderSettings
 from fedgen.data.partition import PartitionSettings
 from fedgen.data.targets import TargetSettings
 from fedgen.errors import choose, require
-from fedgen.evaluation.gate import EvaluationSettings
 from fedgen.models.adapters import AdapterSettings
 from fedgen.models.codec import CodecSettings
 from fedgen.models.generators import GeneratorSettings
@@ -234,6 +234,12 @@ class Config:
     def phase_list(self) -> list[PhaseSettings]:
         """The phases, or the single one that ``mode`` and ``rounds`` describe."""
         return list(self.phases) or [PhaseSettings(self.mode, self.rounds)]
+
+    @property
+    def gate(self) -> str:
+        """What a leak does: ``evaluation.gate``, or what ``auto`` means in this run."""
+        chosen = self.evaluation.gate
+        return ("fail" if self.privacy.used else "warn") if chosen == "auto" else chosen
 
     @property
     def min_nodes(self) -> int:

@@ -112,6 +112,7 @@ class SyntheticPooling(Strategy):
         self.samples_limit, self.samples_seed, self.train_on_pool = samples_limit, samples_seed, train_on_pool
         self.shared, self.done = shared, done
         self.filling, self.admit, self.rules, self.seed = filling, admit, rules or StrategyConfig(), seed
+        self.seen: tuple[ArrayRecord, dict[int, ArrayRecord]] | None = None  # adapters of the last round, and replies
         self.pool: dict[int, SyntheticTokens] = {}  # the latest samples of nodes, by number; the oldest come first
         self.report = RoundReport(phase.offset + done)
 
@@ -197,6 +198,8 @@ class SyntheticPooling(Strategy):
         self.report.answered = list(good)
         # before they are aggregated: some strategies take the arrays out of the replies
         teachers = {n: ArrayRecord(dict(next(iter(r.content.array_records.values())))) for n, r in good.items()}
+        if wanted:
+            self.seen = self._arrays, teachers
         arrays, metrics_record = self._aggregate(self.done + server_round, list(good.values()))
         if self.shared is not None and self.phase.mode.generators is Generators.TRAIN:
             self.report.generators |= self.shared.round(self._round.ask, self._round.left(), self.min_nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,8 @@ MOST = 5  # attacks in the plot
 COLORS = ("#2b6cb0", "#dd8452", "#55a868", "#8172b3", "#937860")
 
 
-def audit_table(report: Report) -> Table:
-    """Return the figures of every attack, and where each is worst."""
+def audit_table(report: Report, classes: Sequence[str] = ()) -> Table:
+    """Return the figures of every attack, and where each is worst; ``classes`` are the names by id."""
     table = Table(title=f"membership attacks; epsilon at delta {report.delta:g}")
     table.add_column("attack by", overflow="fold")
     for name in ("AUC", "TPR at 1 %", "at 0.1 %", "epsilon at least"):
@@ -28,16 +29,18 @@ def audit_table(report: Report) -> Table:
         found = attack.overall
         rates = f"{found.tpr_1:.3f}", f"{found.tpr_01:.3f}", f"{found.epsilon:.2f}"
         alone = replace(report, attacks=[attack])
-        worst = (_worst(alone, part) for part in ("class", "node"))
+        worst = (_worst(alone, part, classes) for part in ("class", "node"))
         table.add_row(escape(attack.plain), f"{found.auc:.3f} ± {found.error:.3f}", *rates, *worst)
     return table
 
 
-def _worst(report: Report, part: str) -> str:
+def _worst(report: Report, part: str, classes: Sequence[str]) -> str:
     found = report.worst(part)
     if found is None:
         return "·"
-    return f"{found.where.split()[1]}: {found.figures.auc:.2f}, at least {max(0.0, report.lower(found)):.2f}"
+    number = int(found.where.split()[1])
+    name = classes[number] if part == "class" and number < len(classes) else str(number)
+    return f"{escape(name)}: {found.figures.auc:.2f}, at least {max(0.0, report.lower(found)):.2f}"
 
 
 def draw_audit(report: Report, file: Path) -> None:

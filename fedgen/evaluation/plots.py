@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from fedgen.evaluation.privacy import Site
+from fedgen.evaluation.quality import Site
 
 BLUE = "#2b6cb0"
 ORANGE = "#dd8452"

@@ -1,4 +1,4 @@
-"""All measures of synthetic data put together: utility, fidelity and privacy, overall and by class, as JSON values."""
+"""What synthetic data are worth: utility and fidelity, overall and by class, as JSON values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from fedgen.data.tokens import TokenSource
-from fedgen.evaluation.features import SEGMENTS, Records, read_records
+from fedgen.evaluation.features import SEGMENTS, Records
 from fedgen.evaluation.fidelity import measure_fidelity
-from fedgen.evaluation.privacy import PrivacyReport, Site, measure_privacy
 from fedgen.evaluation.probes import Utility, adapter_probe, linear_probe, two_sample
 from fedgen.models.adapters import Adapters
 from fedgen.models.seeds import seeded
@@ -22,54 +21,21 @@ MOST = 2000  # records of a cloud: fidelity takes distances between all pairs
 
 
 @dataclass(frozen=True)
+class Site:
+    """What was trained on, what was never seen of the same classes, and what was generated."""
+
+    train: Records
+    held_out: Records
+    synthetic: Records
+
+
+@dataclass(frozen=True)
 class AdapterTask:
     """What the adapter probe needs: targets ``{head: (C, *shape)}``, untrained adapters, and how to train them."""
 
     targets: dict[str, Tensor]
     new_adapters: Callable[[], Adapters]
     settings: TrainingSettings
-
-
-def quality(
-    train: TokenSource,
-    held_out: TokenSource,
-    synthetic: TokenSource,
-    classes: list[str],
-    task: AdapterTask | None = None,
-    probes: Sequence[str] = ("pooled", "segments"),
-    groups: Tensor | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Measure synthetic samples of one site by everything there is.
-
-    Parameters
-    ----------
-    train : TokenSource
-        Real clips that the generator was fitted to.
-    held_out : TokenSource
-        Real clips that it never saw, of other recordings.
-    synthetic : TokenSource
-        Its samples.
-    classes : list[str]
-        Class names by id.
-    task : AdapterTask, optional
-        For the probe ``adapter``, which is left out without it.
-    probes : Sequence[str]
-        ``pooled``, ``segments``, ``adapter``.
-    groups : Tensor, optional
-        Fold of each training clip ``(N,)``, for the reference of the membership AUC.
-    seed : int
-
-    Returns
-    -------
-    dict
-        ``utility``, ``fidelity`` and ``privacy`` (None where there is too little to compare), as JSON values.
-    """
-    count = segments_of(train, held_out, synthetic)
-    site = Site(read_records(train, count, groups), read_records(held_out, count), read_records(synthetic, count))
-    found = utility_report(site, classes, probes, (train, held_out, synthetic), task, seed)
-    found |= {"fidelity": fidelity_report(site, classes, seed)}
-    return found | {"privacy": privacy_values(measure_privacy({0: site}, seed), classes)}
 
 
 def segments_of(*sources: TokenSource) -> int:
@@ -137,14 +103,3 @@ def _compared(site: Site, seed: int) -> dict[str, Any]:
 def _some(records: Records, count: int, seed: int) -> Records:
     order = torch.randperm(len(records), generator=seeded(seed, "fidelity"))
     return records.at(order[:count])
-
-
-def privacy_values(report: PrivacyReport | None, classes: list[str]) -> dict[str, Any] | None:
-    """Return a report as JSON values, classes by name and nodes by number."""
-    if report is None:
-        return None
-    return {
-        **asdict(report.overall),
-        "per_class": {classes[label]: asdict(value) for label, value in report.classes.items()},
-        "nodes": {str(number): asdict(value) for number, value in report.sites.items()},
-    }

@@ -132,12 +132,10 @@ def quality_table(evaluation: Mapping[str, Any]) -> Table:
     table = Table(title=f"{evaluation['samples']} synthetic samples")
     for name in ("measure", "synthetic", "compare with", "what that is"):
         table.add_column(name, justify="right" if name in ("synthetic", "compare with") else "left", overflow="fold")
-    for rows in (_utility_rows(evaluation), _fidelity_rows(evaluation), _privacy_rows(evaluation)):
+    for rows in (_utility_rows(evaluation), _fidelity_rows(evaluation)):
         for name, value, reference, meaning in rows:
             table.add_row(name, _number(value), _number(reference), meaning)
         table.add_section()
-    if "gate" in evaluation:
-        table.add_row("gate", evaluation["gate"]["verdict"], "", "; ".join(evaluation["gate"]["reasons"]))
     return table
 
 
@@ -156,18 +154,6 @@ def _fidelity_rows(evaluation: Mapping[str, Any]) -> Rows:
     made, real, told = fidelity["synthetic"], fidelity["real"], fidelity["classifier"]
     rows: Rows = [(name, value, real[name], "training against held-out clips") for name, value in made.items()]
     return [*rows, ("classifier's AUC", told["auc"], 0.5, "not to be told from real")] if told else rows
-
-
-def _privacy_rows(evaluation: Mapping[str, Any]) -> Rows:
-    privacy = evaluation.get("privacy")
-    if not privacy or "membership_error" not in privacy:  # nodes that measure each for itself have no figure in common
-        return []
-    auc = f"real clips in place of samples; standard error {privacy['membership_error']:.3f}"
-    return [
-        ("distance ratio", privacy["distance_ratio"], 1.0, "held-out clips"),
-        ("near copies", privacy["near_copies"], privacy["near_copies_held_out"], "held-out clips"),
-        ("membership AUC", privacy["membership_auc"], privacy["membership_reference"], auc),
-    ]
 
 
 def _number(value: float | None) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedgen.data.tokens import FactoredSource, FactoredTokens, TokenSource
+from fedgen.data.tokens import FactoredSource, FactoredTokens, TokenSource, rows_at_once
 from fedgen.errors import choose, require
 from fedgen.models.adapters import Adapters
 from fedgen.models.batches import BatchLimit
@@ -104,7 +104,7 @@ class GlobalTrainingSettings(TrainingSettings):
 def target_losses(
     outputs: dict[str, Tensor], targets: dict[str, Tensor], labels: Tensor, settings: TrainingSettings
 ) -> dict[str, Tensor]:
-    """Return the loss of every head.
+    """Return the loss of every head and sample, ``(B,)``.
 
     Parameters
     ----------
@@ -126,11 +126,26 @@ def target_losses(
         wanted = targets[name][labels]
         if output.shape != wanted.shape:
             raise ValueError(f"head '{name}' gives {tuple(output.shape)} where its target is {tuple(wanted.shape)}")
-        error = F.mse_loss(output, wanted) / targets[name].square().mean()
+        error = (output - wanted).square().flatten(1).mean(dim=1) / targets[name].square().mean()
         cosines = F.normalize(output.flatten(1), dim=1) @ F.normalize(targets[name].flatten(1), dim=1).T  # (B, C)
-        contrast = F.cross_entropy(cosines / settings.temperature, labels)
+        contrast = F.cross_entropy(cosines / settings.temperature, labels, reduction="none")
         losses[name] = settings.mse_weight * error + settings.contrastive_weight * contrast
     return losses
+
+
+@torch.no_grad()
+def clip_losses(
+    adapters: Adapters, source: TokenSource, targets: dict[str, Tensor], settings: TrainingSettings, rows: int = 64
+) -> Tensor:
+    """Return the loss of each clip of ``source`` ``(N,)``, summed over heads, on the CPU."""
+    device = next(adapters.parameters()).device
+    targets = {name: value.to(device) for name, value in targets.items()}
+    adapters.eval()
+    found = []
+    for indices in torch.arange(len(source)).split(rows_at_once(source, rows)):
+        labels, outputs = source.labels[indices].to(device), adapters(read(source, indices))
+        found.append(torch.stack(list(target_losses(outputs, targets, labels, settings).values())).sum(dim=0).cpu())
+    return torch.cat(found)
 
 
 @contextmanager
@@ -243,7 +258,7 @@ def contribution(
         outputs = {name: value.float() for name, value in adapters(tokens).items()}
         taught = teachers.losses(outputs, tokens, labels, targets) if teachers else None
     heads = target_losses(outputs, targets, labels.to(device, non_blocking=True), settings)
-    losses = torch.stack(list(heads.values()))  # (H,)
+    losses = torch.stack([loss.mean() for loss in heads.values()])  # (H,)
     if taught is not None:
         losses = torch.lerp(losses, taught, teacher_weight)
     return torch.cat([losses, losses.sum(dim=0, keepdim=True)]) * (len(indices) / count)
