@@ -11,6 +11,8 @@ from fedgen.errors import DataError
 from fedgen.models.states import check_tensors, length_of
 
 FEW = 8  # samples below which a class has no covariance of its own
+BANDS = 4  # of directions, in which the width of a class is measured
+NARROWEST = 0.05  # of what is usual: no class is narrower in any band
 
 
 class ClassStatistics:
@@ -153,10 +155,22 @@ class ClassGaussians:
         return cls(statistics.classes, statistics.means, torch.stack(factors), torch.tensor(factor_of))
 
     @classmethod
-    def around(cls, statistics: ClassStatistics, covariance: Tensor) -> ClassGaussians:
-        """Return densities with the means of ``statistics`` and one ``covariance`` ``(k, k)`` that was known before."""
-        rows = torch.zeros(len(statistics.classes), dtype=torch.long)
-        return cls(statistics.classes, statistics.means, _factor(covariance.double())[None], rows)
+    def around(cls, statistics: ClassStatistics, within: Tensor, widths: Tensor | None = None) -> ClassGaussians:
+        """Return densities with the means of ``statistics`` and a covariance that was known before.
+
+        Parameters
+        ----------
+        statistics : ClassStatistics
+        within : Tensor
+            The covariance ``(k, k)``.
+        widths : Tensor, optional
+            How much wider each class is, as a ratio of variances in each of `BANDS` ``(C, BANDS)``: see `class_widths`.
+        """
+        ratios = torch.ones(len(statistics.classes), BANDS) if widths is None else widths
+        values, axes = principal_axes(within)
+        spread = (values * ratios[:, bands(len(values))].double()).sqrt()  # (C, k)
+        factors = (axes * spread[:, None]) @ axes.T
+        return cls(statistics.classes, statistics.means, factors, torch.arange(len(factors)))
 
     def sample(self, label: int, count: int, generator: torch.Generator) -> Tensor:
         """Draw ``count`` vectors ``(count, k)`` of class ``label`` with ``generator`` (on the CPU).
@@ -199,6 +213,45 @@ class ClassGaussians:
         shapes = {"classes": (count,), "means": (count, size), "factors": (factors, size, size), "factor_of": (count,)}
         check_tensors(state, shapes)
         return cls(*(state[name] for name in cls.NAMES))
+
+
+def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the variances ``(k,)`` and the axes ``(k, k)``, in columns, of ``covariance``, the widest first."""
+    values, axes = torch.linalg.eigh(covariance.double())
+    return values.flip(0).clamp(min=1e-12), axes.flip(1)
+
+
+def bands(size: int) -> Tensor:
+    """Return in which of `BANDS` each of ``size`` axes is ``(size,)``: few axes in the first, where most variance is."""
+    place = torch.log2(torch.arange(size) + 1.0) / torch.log2(torch.tensor(size + 1.0))
+    return (place * BANDS).long()
+
+
+def class_widths(latents: Tensor, labels: Tensor, within: Tensor) -> Tensor:
+    """Return how much wider classes are than usual: ratios of variances in each band of axes ``(C, BANDS)``.
+
+    A class of one sample is as wide as usual, and so is every class in a band without axes.
+
+    Parameters
+    ----------
+    latents : Tensor
+        ``(N, k)``.
+    labels : Tensor
+        ``(N,)``; rows of the result are in ascending order of classes.
+    within : Tensor
+        The usual covariance ``(k, k)``.
+    """
+    values, axes = principal_axes(within)
+    classes, rows, counts = labels.cpu().unique(return_inverse=True, return_counts=True)
+    points = latents.detach().cpu().double() @ axes  # (N, k)
+    means = torch.zeros(len(classes), len(values), dtype=torch.float64).index_add_(0, rows, points) / counts[:, None]
+    squares = (points - means[rows]).square() / values
+    own = torch.zeros(len(classes), len(values), dtype=torch.float64).index_add_(0, rows, squares)
+    own = own / (counts[:, None] - 1).clamp(min=1)
+    sizes = bands(len(values)).bincount(minlength=BANDS)
+    ratios = torch.zeros(len(classes), BANDS, dtype=torch.float64).index_add_(1, bands(len(values)), own) / sizes
+    usual = (counts[:, None] < 2) | (sizes == 0)
+    return torch.where(usual, 1.0, ratios).clamp(min=NARROWEST)
 
 
 def variance_within(values: Tensor, labels: Tensor) -> Tensor:

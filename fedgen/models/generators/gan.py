@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedgen.models.density import ClassGaussians, ClassStatistics
+from fedgen.models.density import ClassGaussians, ClassStatistics, class_widths
 from fedgen.models.generators.adversaries import GANNetwork
 from fedgen.models.generators.base import Part
 from fedgen.models.generators.jobs import Job, hold_out
@@ -98,7 +98,9 @@ class GANGenerator(NeuralGenerator):
         """Return class Gaussians of standardised ``values`` ``(N, k)``."""
         if self.within is None:
             return ClassGaussians.fit(values, labels, self.settings.shrinkage)
-        return ClassGaussians.around(ClassStatistics.measure(values, labels), self.within / self.deviation.square())
+        within = self.within / self.deviation.square()
+        statistics = ClassStatistics.measure(values, labels, scattered=False)
+        return ClassGaussians.around(statistics, within, class_widths(values, labels, within))
 
     @torch.no_grad()
     def sample(self, label: int, count: int, generator: torch.Generator, absent: Sequence[str] = ()) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedgen.data.conditions import Conditions
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.density import ClassGaussians, ClassStatistics
+from fedgen.models.density import ClassGaussians, ClassStatistics, class_widths
 from fedgen.models.generators.base import Generator
 from fedgen.models.generators.settings import GeneratorSettings
 from fedgen.models.schedule import Schedule
@@ -50,7 +50,8 @@ class GaussianGenerator(Generator):
     def fit(self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0) -> list[dict[str, float]]:
         """Fit means and covariances anew; the loss is the mean squared distance to the class mean."""
         statistics = ClassStatistics.measure(latents, labels)
-        self.density = self._density(statistics)
+        widths = None if self.within is None else class_widths(latents, labels, self.within)
+        self.density = self._density(statistics, widths)
         return [_loss(statistics)]
 
     def fit_shared(self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule) -> list[dict[str, float]]:
@@ -80,9 +81,9 @@ class GaussianGenerator(Generator):
     def _nothing(self) -> ClassStatistics:
         return ClassStatistics.empty(self.size, self.within is None)
 
-    def _density(self, statistics: ClassStatistics) -> ClassGaussians:
+    def _density(self, statistics: ClassStatistics, widths: Tensor | None = None) -> ClassGaussians:
         if self.within is not None:
-            return ClassGaussians.around(statistics, self.within)
+            return ClassGaussians.around(statistics, self.within, widths)
         return ClassGaussians.from_statistics(statistics, self.settings.shrinkage)
 
     def sample(self, label: int, count: int, generator: torch.Generator, absent: Sequence[str] = ()) -> Tensor:

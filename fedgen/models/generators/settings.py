@@ -60,7 +60,8 @@ class GeneratorSettings:
     embedding : int
         Width of a condition as conditioned kinds see it.
     covariance : str
-        Of a class: ``clips``, or ``public``: that of public sounds within classes (`gaussian` and `gan`).
+        Of a class, for `gaussian` and `gan`: ``clips``, or ``public``: that of public sounds within classes, as wide as
+        the class's clips in a few bands. Clips are told by the former alone.
     shrinkage : float
         With ``clips``, share of the tied covariance in each class's, from 0 (own) to 1 (tied).
     marginals : bool
