@@ -222,7 +222,7 @@ def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bands(size: int) -> Tensor:
-    """Return in which of `BANDS` each of ``size`` axes is ``(size,)``: few axes in the first, where most variance is."""
+    """Return in which of `BANDS` each of ``size`` axes is ``(size,)``: few in the first, where most variance is."""
     place = torch.log2(torch.arange(size) + 1.0) / torch.log2(torch.tensor(size + 1.0))
     return (place * BANDS).long()
 
