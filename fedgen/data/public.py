@@ -6,70 +6,49 @@ import hashlib
 
 import numpy as np
 import torch
-from numpy.random import RandomState
 from torch import Tensor
 
 from fedgen.data.audio import resample
 from fedgen.data.datasets import DataSettings
 from fedgen.data.encoders import Encoder
 from fedgen.data.readers import AudioFiles, read_folder
-from fedgen.data.sounds import SOUNDS, TAKES, synthesise
-from fedgen.data.streams import stream
-from fedgen.data.synthesis import RATE, seconds
+from fedgen.data.recipes import recipe_sound
+from fedgen.data.synthesis import RATE
 from fedgen.data.tokens import TensorTokens, TokenSource
 from fedgen.errors import DataError, FedgenError
 
-VERSION = 1  # of the recipe: another one makes another codec
-CLIPS = 8  # of each class, each from a recording of its own
-LENGTH = 5.0  # seconds
-SEED = -1  # of no data set: `data.seed` is 0 or more
-LEVELS = 30  # decibels over which the levels spread
-SILENCES = 3  # most stretches of silence in a clip
+VERSION = 2  # of the recipes: another one makes another codec
+CLIPS = 4  # of each class
+CLASSES = 100  # more of them are worth more than more clips of each
+FULL_SCALE = 32767  # 16 bits, as recordings have: what processors round otherwise in synthesis mostly vanishes
 
 
 class PublicTokens:
     """A `TokenSource` of synthesised sounds: the same for every node, and drawn from no one's data.
 
-    The classes are those of `fedgen.data.sounds`, each clip repeated to five seconds. Its level varies, and every other
-    clip is broken by silence, as recordings are; without that, silence in real clips would lie far from all that is
-    known here.
+    Held are the sounds, 160 kB each; every batch is encoded anew, as all tokens would take a gigabyte.
 
     Parameters
     ----------
     encoder : Encoder
         The nodes' frozen encoder.
-    clips : int
-        Of each class.
+    classes, clips : int
+        Classes, each a recipe of its own (`fedgen.data.recipes`), and clips of each.
     """
 
-    def __init__(self, encoder: Encoder, clips: int = CLIPS) -> None:
-        self.shape = encoder.shape
-        self.labels = torch.arange(len(SOUNDS)).repeat_interleave(clips)
-        self._tokens = torch.cat([encoder([_recorded(name, index) for index in range(clips)]) for name in SOUNDS])
+    def __init__(self, encoder: Encoder, classes: int = CLASSES, clips: int = CLIPS) -> None:
+        self.shape, self._encoder = encoder.shape, encoder
+        self.labels = torch.arange(classes).repeat_interleave(clips)
+        sounds = (recipe_sound(label, take) for label in range(classes) for take in range(clips))
+        self._sounds = [np.round(sound * FULL_SCALE).astype(np.int16) for sound in sounds]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> Tensor:
         """Return the sequences at ``indices`` ``(B,)``: ``(B, S, D)``, float32, on the CPU."""
-        return self._tokens[indices].float()
-
-
-def _recorded(name: str, index: int) -> np.ndarray:
-    """Return clip ``index`` of class ``name``, ``(samples,)``, float32, 16 kHz."""
-    rng = stream("public", name, index)
-    sound = synthesise(name, TAKES * index, SEED)
-    sound = np.resize(sound, seconds(LENGTH)) * 10 ** (rng.uniform(-LEVELS, 0) / 20)
-    return (_broken(rng, sound) if index % 2 else sound).astype(np.float32)
-
-
-def _broken(rng: RandomState, sound: np.ndarray) -> np.ndarray:
-    """Return ``sound`` ``(samples,)`` with silence in it."""
-    broken = sound.copy()
-    for _ in range(rng.randint(1, SILENCES + 1)):
-        start = rng.randint(0, len(broken))
-        broken[start : start + seconds(rng.uniform(0.05, 0.4) * len(broken) / RATE)] = 0
-    return broken
+        sounds = (self._sounds[index].astype(np.float32) / FULL_SCALE for index in indices.tolist())
+        return self._encoder([resample(sound, RATE, self._encoder.sample_rate) for sound in sounds]).float()
 
 
 def open_public(encoder: Encoder, folder: str | None) -> TokenSource:

@@ -88,6 +88,13 @@ class Codec:
         ConfigError
             The modelled length is above the encoder's.
         """
+        return cls.fit_with_latents(source, settings, lengths, batch_size)[0]
+
+    @classmethod
+    def fit_with_latents(
+        cls, source: TokenSource, settings: CodecSettings, lengths: Lengths, batch_size: int = 64
+    ) -> tuple[Codec, Tensor]:
+        """`fit`, and return the latents of the clips too, ``(N, k)``: reading them once more may cost an encoding."""
         if len(source) == 0:
             raise DataError("a codec needs at least 1 clip, got none")
         bases = Bases.from_moments(Moments.measure(source, batch_size), settings, lengths)
@@ -95,7 +102,8 @@ class Codec:
         mean = cores.mean(dim=0)
         components, deviation, residual = principal(cores - mean, settings.components)
         scale = (deviation * deviation.mean()).sqrt()
-        return cls(bases, mean, scale, components, residual if settings.noise else residual * 0)
+        codec = cls(bases, mean, scale, components, residual if settings.noise else residual * 0)
+        return codec, codec.of_cores(cores)
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Return latents ``(B, k)`` of ``tokens`` ``(B, S, D)``.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedgen.data.streams import stream
-from fedgen.data.tokens import TokenSource, batches
+from fedgen.data.tokens import TokenSource
 from fedgen.errors import DataError
 from fedgen.models.codec import NATIVE, Codec, CodecSettings
 from fedgen.models.lengths import Lengths
@@ -40,8 +40,7 @@ class PublicSpace:
     @classmethod
     def of(cls, public: TokenSource, settings: CodecSettings, lengths: Lengths = NATIVE) -> PublicSpace:
         """Fit a codec to ``public`` sounds."""
-        codec = Codec.fit(public, settings, lengths)
-        latents = torch.cat([codec.encode(tokens) for tokens in batches(public, 64)])
+        codec, latents = Codec.fit_with_latents(public, settings, lengths)
         return cls(codec, latents.cpu(), public.labels)
 
     @cached_property
