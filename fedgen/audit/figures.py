@@ -10,7 +10,6 @@ from statistics import NormalDist
 import numpy as np
 import torch
 from scipy.special import betaincinv
-from scipy.stats import rankdata
 from torch import Tensor
 
 DRAWS = 5_000
@@ -75,14 +74,13 @@ class Stratum:
     @classmethod
     def of(cls, node: int, label: int, rows: Tensor, scores: Tensor, members: Tensor) -> Stratum:
         """Compare ``scores`` ``(n,)`` of members with those of controls; at least one of each."""
-        high, low = scores[members], scores[~members]
-        wins = (high[:, None] > low).double() + 0.5 * (high[:, None] == low)  # (m, c)
+        everyone = (scores[:, None] > scores).double() + 0.5 * (scores[:, None] == scores)  # (n, n)
+        wins = everyone[members][:, ~members]  # (m, c)
         auc = float(wins.mean())
         influence = torch.zeros(len(scores), dtype=torch.float64)
         influence[members] = _centred(wins.mean(dim=1), auc)
         influence[~members] = -_centred(wins.mean(dim=0), auc)
-        ranks = torch.from_numpy(rankdata(scores.numpy())).double()
-        pairs = len(high) * len(low)
+        ranks, pairs = everyone.sum(dim=1), wins.numel()
         chance = (ranks - ranks.mean()) / math.sqrt(pairs * len(scores) * (len(scores) - 1))
         spread = scores.std(correction=0).clamp(min=1e-300)
         return cls(node, label, rows, members, (scores - scores.mean()) / spread, auc, pairs, influence, chance)

@@ -90,12 +90,12 @@ def test_a_public_basis_tells_nothing() -> None:
     assert verdict(candidates, releases) == PASSED
 
 
-def chance(size: int, draws: int, clips: int, gaussian: bool = False) -> tuple[float, float]:
+def chance(size: int, draws: int, clips: int, nodes: int, gaussian: bool = False) -> tuple[float, float]:
     """Return how often the gate fails, and how often any lower limit is above 0.5, on samples of other clips."""
     failed = above = 0
     for seed in range(draws):
-        candidates = world(size, seed, clips)
-        others = world(size, seed, 2 * clips)  # the same centres
+        candidates = world(size, seed, clips, nodes=nodes)
+        others = world(size, seed, 2 * clips, nodes=nodes)  # the same centres
         made = fitted(others.latents[others.members].float(), others.labels[others.members], 32, 0.6, seed)
         releases = on_nodes(candidates, *made)
         if gaussian:
@@ -116,13 +116,13 @@ def redraw(candidates: Candidates) -> Callable[[Tensor, int], tuple[Tensor, Tens
 
 def test_false_alarms_are_rare() -> None:
     """At most 5 %, and not only because the limit is above 0.5: 8.5 % is three deviations above 5 % of 200 draws."""
-    failed, above = chance(32, 200, 17)
+    failed, above = chance(32, 200, 17, nodes=1)
     assert failed <= 0.05
     assert above <= 0.085
 
 
 def test_false_alarms_are_rare_with_likelihoods_and_few_clips() -> None:
-    failed, above = chance(8, 60, 4, gaussian=True)
+    failed, above = chance(8, 60, 4, nodes=1, gaussian=True)
     assert failed <= 0.05
     assert above <= 0.13
 
