@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedgen.border import Member, message_bytes
-from fedgen.errors import AggregationError, PayloadError
+from fedgen.errors import AggregationError, PayloadError, said
 from fedgen.limits import check_size
 from fedgen.recorder import REFUSED, RoundReport
 from fedgen.round_grid import RoundGrid, drawn
 from fedgen.strategy_settings import StrategyConfig
 
 logger = logging.getLogger(__name__)
-
-LONGEST = 500  # characters that are kept of what a node says why it failed
 
 
 class ExchangeRound:
@@ -132,8 +130,7 @@ class ExchangeRound:
 
     def lose(self, number: int, reason: str) -> None:
         """Note that a node is missing, and why."""
-        reason = " ".join(reason.split())
-        self.report.lost[number] = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."
+        self.report.lost[number] = said(reason)
         logger.warning("round %d: node %d is missing: %s", self.report.round, number, self.report.lost[number])
 
     def demand(self, good: int, needed: int | None = None) -> None:

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fedgen.assessment import Assessment
 from fedgen.border import Member, read_scores, read_verdict
-from fedgen.errors import AggregationError, PayloadError
+from fedgen.errors import AggregationError, PayloadError, said
 from fedgen.evaluation.gate import FAILED, PASSED, UNKNOWN
 from fedgen.evaluation.zero_shot import Scores, pooled_scores
 from fedgen.round_grid import RoundGrid
@@ -115,5 +115,5 @@ class RemoteMeasures:
                     raise PayloadError(str(reply.error.reason))
                 found[member.number] = read(member, reply)
             except PayloadError as error:
-                logger.warning("%s: node %d is missing: %s", message_type, member.number, error)
+                logger.warning("%s: node %d is missing: %s", message_type, member.number, said(error))
         return found

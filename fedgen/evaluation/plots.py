@@ -73,8 +73,9 @@ def confusion_axes(axes: Axes, confusion: list[list[int]], names: list[str]) -> 
 
 def _matrix(axes: Axes, counts: np.ndarray, rows: list[str], columns: list[str]) -> None:
     axes.imshow(counts, cmap="Blues", aspect="auto")
-    axes.set_xticks(range(len(columns)), [name.replace("_", " ") for name in columns], rotation=60, ha="right")
-    axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
+    across, down = ([name.replace("_", " ") for name in names] for names in (columns, rows))
+    axes.set_xticks(range(len(columns)), across, rotation=60, ha="right", parse_math=False)
+    axes.set_yticks(range(len(rows)), down, parse_math=False)
     threshold = counts.max() / 2
     for row, column in zip(*counts.nonzero(), strict=True):
         value = counts[row, column]
@@ -130,7 +131,7 @@ def draw_samples(points: Mapping[str, Any], file: Path) -> None:
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, (name, kinds) in zip(grid, classes.items(), strict=False):
         sample_axes(axes, kinds)
-        axes.set(title=name.replace("_", " "))
+        axes.set_title(name.replace("_", " "), parse_math=False)
     for axes in grid[len(classes) :]:
         axes.set_visible(False)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
