@@ -143,8 +143,8 @@ class RunFolder:
     def failure(self) -> str | None:
         """Return why the run failed, if its metrics or its log tell."""
         try:
-            last = read_json((self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        except (OSError, ValueError, IndexError):  # none yet, or half a line
+            last = dict(read_json((self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]))
+        except (OSError, TypeError, ValueError, IndexError):  # none yet, or half a line
             last = {}
         if "server/stopped" in last:
             return said(last["server/stopped"])

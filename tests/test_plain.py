@@ -84,8 +84,8 @@ HOSTILE = {
     "depth": (f"{'[' * 100_000}\n", "deeper than 12"),
     "width": (f"[{'[],' * 1_300_000}]\n", "more than 100000 values"),
     "length": (f"{'#' * 5_000_000}\n", "more than 4000000 characters"),
-    "digits": (TEXT.replace("seed: 0", f"seed: 1{'0' * 3_000_000}"), "seed='1000"),
-    "sixties": (TEXT.replace("seed: 0", f"seed: 1{':1' * 1_500_000}"), "seed='1:1"),
+    "digits": (TEXT.replace("\nseed: 0", f"\nseed: 1{'0' * 3_000_000}"), "seed='1000"),
+    "sixties": (TEXT.replace("\nseed: 0", f"\nseed: 1{':1' * 1_500_000}"), "seed='1:1"),
     "two documents": (f"{TEXT}---\n{TEXT}", "single document"),
     "a list": ("- 1\n", "no mapping of keys"),
     "a word": ("hello\n", "no mapping of keys"),
@@ -114,7 +114,7 @@ def test_hostile_text_is_refused_at_once(name: str) -> None:
 
 def test_a_cut_file_is_refused_wherever_it_is_cut() -> None:
     ends = [place + 1 for place, letter in enumerate(TEXT[:-1]) if letter == "\n"]
-    for end in [*ends, *range(0, len(TEXT), 97), len(TEXT) - 1]:
+    for end in [*ends[::3], *ends[-25:], *range(0, len(TEXT), 197), len(TEXT) - 1]:
         with pytest.raises(ConfigError, match=r"cut off|is missing|is no plain YAML|must be a mapping"):
             from_yaml(TEXT[:end])
 
@@ -155,8 +155,6 @@ def test_types_are_checked(line: str, words: str) -> None:
         ("data.classes=dog", r"data\.classes='dog' must be a list"),
         ("evaluation.quality=7", r"evaluation\.quality=7 must be true or false"),
         ("adapter.training.lr=fast", r"adapter\.training\.lr='fast' must be a number"),
-        ("+data={}", r"data"),
-        ("nodes=[1]", r"nodes=\[1\] must be a mapping"),
         ("nodes.0=3", r"nodes\.0=3 must be a mapping"),
         ("run_dir=${oc.env:NOT_THERE}", r"run_dir.*NOT_THERE"),
     ],
