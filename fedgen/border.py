@@ -102,7 +102,7 @@ def read_member(reply: Message, agreement: Agreement) -> Member:
     except (*UNREADABLE, ConfigError) as error:
         raise DataError(f"{node} describes itself in a way that cannot be read: {said(repr(error))}") from error
     if differences:
-        raise DataError(said(f"node {member.number} has {'; '.join(differences)}"))
+        raise DataError(f"node {member.number} has {said('; '.join(differences))}")
     return member
 
 

@@ -285,7 +285,7 @@ def node_home(run_dir: str, context: Context, apart: bool = False) -> Path:
     """
     root = context.node_config.get("state", home() / "nodes" if apart else None)
     name = Path(run_dir).name
-    require(bool(name) and name != "..", f"run_dir={run_dir} must end in a name")
+    require(bool(name) and name != "..", f"run_dir={run_dir} must be a path that ends in a name")
     return Path(str(root)) / name if root else Path(run_dir)
 
 

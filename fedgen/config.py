@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -204,11 +205,10 @@ def _scalar(kind: type, value: Any, key: str) -> Any:
     wanted, taken = SCALARS[kind]
     if kind is bool and isinstance(value, str):
         value = {"true": True, "false": False}.get(value.lower(), value)
-    try:
-        require(type(value) in taken, "")
-        return kind(value)
-    except (ConfigError, ValueError):
-        raise ConfigError(f"{key}={said(repr(value))} must be {wanted}") from None
+    with suppress(ValueError):
+        if type(value) in taken:
+            return kind(value)
+    raise ConfigError(f"{key}={said(repr(value))} must be {wanted}")
 
 
 def explain(error: HydraException) -> ConfigError:

@@ -139,7 +139,7 @@ def check_names(names: Iterable[object], what: str) -> None:
 
 def _fault(name: object) -> str | None:
     if not isinstance(name, str) or not name.strip():
-        return "is no text"
+        return "is no text, or an empty one"
     if len(name) > LONGEST_NAME:
         return f"has more than {LONGEST_NAME} characters"
     if "${" in name:
