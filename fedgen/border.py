@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +12,15 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedgen.audit.gate import FAILED, PASSED, UNKNOWN
 from fedgen.audit.result import Report
-from fedgen.errors import DataError, PayloadError
+from fedgen.errors import ConfigError, DataError, PayloadError, said
 from fedgen.evaluation.zero_shot import Scores, scores_of
 from fedgen.exchange.payload import read_array
+from fedgen.plain import LONGEST, bounded, check_names, read_json
+from fedgen.training.granularity import GRANULARITIES
 from fedgen.training.losses import History
 
-LONGEST = 4_000_000  # characters of JSON that a node may send
+UNREADABLE = (AttributeError, KeyError, TypeError, ValueError, OverflowError)  # what ill-formed facts raise
+MOST_CLASSES, MOST_REASONS = 10_000, 20  # that a node may name
 TARGET_ROUNDING = 1e-3  # by which the same targets may differ on two machines
 
 
@@ -68,15 +70,15 @@ class Agreement:
     encoder: dict[str, Any]
     targets: list[list[float]]
 
-    def differences(self, said: Mapping[str, Any]) -> list[str]:
+    def differences(self, facts: Mapping[str, Any]) -> list[str]:
         """Return in which ways a node's own words differ, in words."""
         pairs = {
-            "classes": (list(said["classes"]), self.classes),
-            "shape of tokens": (tuple(said["shape"]), self.shape),
-            "encoder": (said["encoder"], self.encoder),
+            "classes": (list(facts["classes"]), self.classes),
+            "shape of tokens": (tuple(facts["shape"]), self.shape),
+            "encoder": (facts["encoder"], self.encoder),
         }
         found = [f"{name} {theirs}, the server has {ours}" for name, (theirs, ours) in pairs.items() if theirs != ours]
-        theirs, ours = np.array(said["targets"], float), np.array(self.targets, float)
+        theirs, ours = np.array(facts["targets"], float), np.array(self.targets, float)
         if theirs.shape != ours.shape or not np.allclose(theirs, ours, atol=TARGET_ROUNDING):
             found.append("other targets than the server: another version of fedgen, or of the text encoders")
         return found
@@ -90,19 +92,33 @@ def read_member(reply: Message, agreement: Agreement) -> Member:
     DataError
         It cannot be read, or the node disagrees with the server about classes, tokens, encoder or targets.
     """
+    node = f"Flower node {reply.metadata.src_node_id}"
     try:
-        said = _facts(reply)
+        facts = _facts(reply)
         ids = range(len(agreement.classes))
-        counts, held_out = _class_counts(said["counts"], ids), _class_counts(said["held_out"], ids)
-        slots = {str(key): [str(name) for name in names] for key, names in said["slots"].items()}
-        member = Member(int(said["number"]), counts, str(said["granularity"]), slots, held_out)
-        differences = agreement.differences(said)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        node_id = reply.metadata.src_node_id
-        raise DataError(f"Flower node {node_id} describes itself in a way that cannot be read: {error!r}") from error
+        counts, held_out = _class_counts(facts["counts"], ids), _class_counts(facts["held_out"], ids)
+        slots = _slots(facts["slots"], agreement.classes)
+        member = Member(int(facts["number"]), counts, _granularity(facts["granularity"]), slots, held_out)
+        differences = agreement.differences(facts)
+    except (*UNREADABLE, ConfigError) as error:
+        raise DataError(f"{node} describes itself in a way that cannot be read: {said(repr(error))}") from error
     if differences:
-        raise DataError(f"node {member.number} has {'; '.join(differences)}")
+        raise DataError(f"node {member.number} has {said('; '.join(differences))}")
     return member
+
+
+def _granularity(name: str) -> str:
+    if name not in GRANULARITIES:
+        raise ValueError(f"granularity {name!r}")
+    return name
+
+
+def _slots(slots: Mapping[str, list[str]], classes: list[str]) -> dict[str, list[str]]:
+    """Return which classes each generator serves; `ConfigError` or `ValueError` for names that there are not."""
+    check_names(slots, "generators")
+    if not all(name in classes for names in slots.values() for name in names):
+        raise ValueError("generators of classes that the run does not have")
+    return {key: list(names) for key, names in slots.items()}
 
 
 def read_classes(reply: Message) -> list[str]:
@@ -111,23 +127,26 @@ def read_classes(reply: Message) -> list[str]:
     Raises
     ------
     DataError
-        The node cannot say, or it cannot be read.
+        The node cannot say, it cannot be read, or a name is none.
     """
+    node = f"Flower node {reply.metadata.src_node_id}"
     try:
-        return [str(name) for name in _facts(reply)["classes"]]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        node_id = reply.metadata.src_node_id
-        raise DataError(f"Flower node {node_id} names its classes in a way that cannot be read: {error!r}") from error
+        names = list(_facts(reply)["classes"])[: MOST_CLASSES + 1]
+        if len(names) > MOST_CLASSES:
+            raise ValueError(f"more than {MOST_CLASSES} classes")
+        check_names(names, f"classes of {node}")
+        return names
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+    except UNREADABLE as error:
+        raise DataError(f"{node} names its classes in a way that cannot be read: {said(repr(error))}") from error
 
 
 def _facts(reply: Message) -> Any:
     """Return what a node says of itself; `DataError` with its own words if it cannot."""
     if reply.has_error():
         raise DataError(str(reply.error.reason))
-    text = str(reply.content.config_records["facts"]["json"])
-    if len(text) > LONGEST:
-        raise ValueError(f"{len(text)} characters, expected at most {LONGEST}")
-    return json.loads(text)
+    return read_json(str(reply.content.config_records["facts"]["json"]))
 
 
 def _class_counts(pairs: Any, ids: range) -> dict[int, int]:
@@ -146,12 +165,12 @@ def read_scores(member: Member, reply: Message, classes: list[str], heads: Seque
     PayloadError
         It cannot be read, is not finite, or is about clips that the node has not told of.
     """
-    said = _json(reply, "scores", "scores")
+    found = _json(reply, "scores", "scores")
     try:
-        confusion = [[int(count) for count in row] for row in said["confusion"]]
-        values = {head: {name: float(said["heads"][head][name]) for name in ("cosine", "mse")} for head in heads}
-    except (KeyError, TypeError, ValueError) as error:
-        raise PayloadError(f"scores cannot be read: {error!r}") from error
+        confusion = [[int(count) for count in row] for row in found["confusion"]]
+        values = {head: {name: float(found["heads"][head][name]) for name in ("cosine", "mse")} for head in heads}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise PayloadError(f"scores cannot be read: {said(repr(error))}") from error
     clips = [member.held_out.get(label, 0) for label in range(len(classes))]
     square = all(len(row) == len(classes) and min(row) >= 0 for row in confusion)
     if not square or [sum(row) for row in confusion] != clips:
@@ -188,6 +207,8 @@ def _check_metrics(member: Member, metrics: MetricRecord) -> None:
     for name, value in metrics.items():
         if not isinstance(value, int | float):
             raise PayloadError(f"metric {name} is {value}, expected a number")
+        if said(name, 100) != name:
+            raise PayloadError(f"metric {said(repr(name), 100)} is no name")
 
 
 def read_verdict(member: Member, reply: Message) -> dict[str, Any]:
@@ -198,16 +219,16 @@ def read_verdict(member: Member, reply: Message) -> dict[str, Any]:
     PayloadError
         It cannot be read.
     """
-    said = _json(reply, "audit", "the audit of a node")
-    good = isinstance(said, dict) and said.get("verdict") in (PASSED, FAILED, UNKNOWN)
-    if not good or not isinstance(said.get("reasons"), list) or not isinstance(said.get("summary"), str):
-        raise PayloadError(f"node {member.number} tells no verdict on what it sent: {str(said)[:100]}")
+    found = _json(reply, "audit", "the audit of a node")
+    good = isinstance(found, dict) and found.get("verdict") in (PASSED, FAILED, UNKNOWN)
+    if not good or not isinstance(found.get("reasons"), list) or not isinstance(found.get("summary"), str):
+        raise PayloadError(f"node {member.number} tells no verdict on what it sent: {said(found, 100)}")
     try:
-        audit = None if said.get("audit") is None else Report.from_dict(said["audit"]).to_dict()
-    except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PayloadError(f"node {member.number} sends an audit that cannot be read: {error!r}") from error
-    reasons = [str(text) for text in said["reasons"]]
-    return {"audit": audit, "verdict": said["verdict"], "reasons": reasons, "summary": said["summary"]}
+        audit = None if found.get("audit") is None else Report.from_dict(found["audit"]).to_dict()
+    except (DataError, *UNREADABLE) as error:
+        raise PayloadError(f"node {member.number} sends an audit that cannot be read: {said(error)}") from error
+    reasons = [said(reason) for reason in found["reasons"][:MOST_REASONS]]
+    return {"audit": audit, "verdict": found["verdict"], "reasons": reasons, "summary": said(found["summary"])}
 
 
 def read_losses(reply: Message) -> History:
@@ -243,8 +264,8 @@ def _json(reply: Message, key: str, what: str) -> Any:
     if sum(map(len, texts)) > LONGEST:
         raise PayloadError(f"{what} are {sum(map(len, texts))} characters long, expected at most {LONGEST}")
     try:
-        return json.loads(texts[0]) if texts else None
-    except (ValueError, RecursionError) as error:
+        return bounded(read_json(texts[0])) if texts else None
+    except ValueError as error:
         raise PayloadError(f"{what} are no JSON: {error}") from error
 
 

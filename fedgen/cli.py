@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from fedgen.config import config_dir, explain, load_config, opened, resume_config
-from fedgen.errors import FedgenError, require
+from fedgen.errors import FedgenError, require, visible
 from fedgen.progress import hush, made_quiet, quiet
 from fedgen.render.options import add_options
 from fedgen.settings import Config
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error)
     except KeyboardInterrupt:
         message = "interrupted"
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {visible(message)}", file=sys.stderr)
     return 1
 
 

@@ -22,6 +22,7 @@ from fedgen.measuring import audit_node, measure_adapters
 from fedgen.models.samples import SyntheticTokens
 from fedgen.node import Node
 from fedgen.phases import Generators, Phase, plan
+from fedgen.plain import read_json
 from fedgen.private_node import PrivateNode
 from fedgen.progress import show_own_step
 from fedgen.secure_aggregation.node import check_asked, check_node, masked
@@ -261,7 +262,9 @@ def node_home(run_dir: str, context: Context, apart: bool = False) -> Path:
     ``$FEDGEN_HOME/nodes``.
     """
     root = context.node_config.get("state", home() / "nodes" if apart else None)
-    return Path(str(root)) / Path(run_dir).name if root else Path(run_dir)
+    name = Path(run_dir).name
+    require(bool(name) and name != "..", f"run_dir={run_dir} must be a path that ends in a name")
+    return Path(str(root)) / name if root else Path(run_dir)
 
 
 def own_settings(facts: dict[str, Any]) -> NodeConfig:
@@ -289,7 +292,7 @@ def own_settings(facts: dict[str, Any]) -> NodeConfig:
 
 def _groups(text: str) -> dict[str, list[str]]:
     try:
-        groups = json.loads(text)
+        groups = read_json(text)
         assert all(isinstance(name, str) for names in groups.values() for name in names)
     except (ValueError, AttributeError, TypeError, AssertionError) as error:
         raise ConfigError(
@@ -300,4 +303,4 @@ def _groups(text: str) -> dict[str, list[str]]:
 
 @lru_cache(maxsize=4)
 def _config(text: str) -> Config:
-    return from_yaml(text)
+    return from_yaml(text, "the server's message")

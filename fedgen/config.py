@@ -5,22 +5,33 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedgen.errors import ConfigError, require, suggestion
-from fedgen.phases import PhaseSettings
+from fedgen.errors import ConfigError, require, said, suggestion
+from fedgen.plain import read_text, read_yaml
 from fedgen.settings import Config, NodeConfig
 
 Settings = TypeVar("Settings")
 
 CHANGEABLE = ["device", "threads", "memory", "strategy.timeout", "strategy.wait"]  # when a run is resumed
+SCALARS: dict[type, tuple[str, tuple[type, ...]]] = {  # by type: its name, and what is taken for it
+    str: ("text: in quotes, if it reads as something else", (str, int, float)),
+    int: ("a whole number", (int, str)),
+    float: ("a number", (float, int, str)),
+    bool: ("true or false", (bool,)),
+}
 OPEN_KEYS = ("granularity.groups", "strategy.options", "nodes")  # mappings whose keys are the user's own
 
 
@@ -79,10 +90,11 @@ def resume_config(overrides: Sequence[str]) -> Config | None:
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"resume={named} is no run folder: it has no config.yaml")
-    changed = OmegaConf.create(file.read_text(encoding="utf-8"))
-    for key, value in {**given, "resume": str(folder), "run_dir": str(folder)}.items():
-        OmegaConf.update(changed, key, value)
-    return from_dictconfig(changed)  # type: ignore[arg-type]
+    values = dataclasses.asdict(read_config(file))
+    for key, value in {**_resolved(OmegaConf.create(given)), "resume": str(folder), "run_dir": str(folder)}.items():
+        *groups, name = key.split(".")
+        reduce(getitem, groups, values)[name] = value
+    return typed(Config, values)
 
 
 def quoted(value: str) -> str:
@@ -96,67 +108,107 @@ def opened(overrides: Sequence[str]) -> list[str]:
     return [f"++{text}" if re.match(rf"({'|'.join(OPEN_KEYS)})[.=]", text) else text for text in overrides]
 
 
-def from_yaml(text: str) -> Config:
-    """Return the configuration that `to_yaml` wrote."""
-    return from_dictconfig(OmegaConf.create(text))  # type: ignore[arg-type]
+def read_config(file: Path) -> Config:
+    """Return the resolved configuration in a file; `ConfigError` as `from_yaml`, or if it cannot be read."""
+    return from_yaml(read_text(file), str(file))
+
+
+def from_yaml(text: str, where: str = "the configuration") -> Config:
+    """Return the configuration that `to_yaml` wrote: plain data, in which nothing is interpolated or completed.
+
+    Parameters
+    ----------
+    text : str
+    where : str
+        It is from: a file or a message, for errors.
+
+    Raises
+    ------
+    ConfigError
+        It is no plain YAML; a key is missing or unknown, or a value of another type or out of range.
+    """
+    require(text.endswith("\n"), f"{where} is empty, or cut off: its last line has no end")
+    values = read_yaml(text, where)
+    require(isinstance(values, dict), f"{where} holds no configuration: it is no mapping of keys to values")
+    try:
+        return typed(Config, values, complete=True)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def to_yaml(config: Config) -> str:
     """Return the resolved configuration as YAML text."""
-    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+    return str(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=1000))
 
 
 def from_dictconfig(values: DictConfig) -> Config:
-    """Validate a composed configuration: every key known, every value of its type."""
-    rest = OmegaConf.masked_copy(values, [str(key) for key in values if key != "nodes"])
-    nodes = values.get("nodes") or {}
-    mapping = isinstance(nodes, dict | DictConfig) and all(isinstance(own, dict | DictConfig) for own in nodes.values())
-    require(mapping, f"nodes={nodes} must map numbers of nodes to what they do otherwise")
-    plain = _merged(Config, rest)
-    plain["nodes"] = {
-        str(number): _build(NodeConfig, _merged(NodeConfig, own, f"nodes.{number}."))
-        for number, own in sorted(nodes.items(), key=str)
-    }
-    return _build(Config, plain)
+    """Resolve and validate a composed configuration: every key known, every value of its type."""
+    return typed(Config, _resolved(values))
 
 
-def _merged(cls: type, values: DictConfig, prefix: str = "") -> dict[str, Any]:
-    """Return ``values`` over the defaults of ``cls``, each of its type."""
+def _resolved(values: DictConfig) -> dict[str, Any]:
     try:
-        schema = _writable(OmegaConf.structured(cls))
-        return dict(OmegaConf.to_container(OmegaConf.merge(schema, values), resolve=True))  # type: ignore[arg-type]
+        return dict(OmegaConf.to_container(values, resolve=True))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
-        raise _explain_value(error, prefix) from error
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
 
 
-def _writable(schema: DictConfig) -> DictConfig:
-    OmegaConf.set_readonly(schema, False)  # frozen dataclasses make read-only nodes
-    for key in schema:
-        child = schema._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
-            _writable(child)
-    return schema
+def typed(cls: type[Settings], values: Any, key: str = "", complete: bool = False) -> Settings:
+    """Return plain ``values`` as the settings ``cls``.
+
+    Parameters
+    ----------
+    cls : type
+        A dataclass.
+    values : dict
+    key : str
+        Where they stand in the configuration, with a full stop at its end.
+    complete : bool
+        Whether every key must be there; otherwise defaults stand in.
+
+    Raises
+    ------
+    ConfigError
+        Names the key that is unknown or missing, or whose value is of another type or out of range.
+    """
+    require(isinstance(values, dict), f"{key[:-1]}={said(repr(values))} must be a mapping of keys to values")
+    known = get_type_hints(cls)
+    hints = {item.name: known[item.name] for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in (name for name in values if name not in hints):
+        unknown = said(f"{key}{name}")
+        raise ConfigError(f"unknown configuration key '{unknown}'.{suggestion(unknown, known_keys())}")
+    for name in hints if complete else ():
+        require(name in values, f"the key {key}{name} is missing")
+    given = {name: hint for name, hint in hints.items() if name in values}
+    return cls(**{name: _value(hint, values[name], f"{key}{name}", complete) for name, hint in given.items()})
 
 
-def _build(cls: type[Settings], values: Any) -> Settings:
-    hints = get_type_hints(cls)
-    built = {}
-    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
-        value, hint = values[item.name], hints[item.name]
-        if dataclasses.is_dataclass(hint):
-            value = _build(hint, value)  # type: ignore[arg-type]
-        elif hint == list[PhaseSettings]:
-            value = [_build(PhaseSettings, phase) for phase in value]
-        built[item.name] = value
-    return cls(**built)
+def _value(hint: Any, value: Any, key: str, complete: bool) -> Any:
+    """Return ``value`` as the type ``hint``."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind is UnionType:  # of a type and None
+        return None if value is None else _value(inner[0], value, key, complete)
+    if dataclasses.is_dataclass(kind):
+        return typed(kind, value, f"{key}.", complete)  # type: ignore[arg-type]
+    if kind is list:
+        require(isinstance(value, list), f"{key}={said(repr(value))} must be a list")
+        return [_value(inner[0], item, f"{key}[{place}]", complete) for place, item in enumerate(value)]
+    if kind is dict:
+        require(isinstance(value, dict), f"{key}={said(repr(value))} must be a mapping of keys to values")
+        pairs = [(_scalar(str, name, key), item) for name, item in value.items()]
+        return {name: _value(inner[1], item, f"{key}.{name}", complete) for name, item in pairs}
+    return _scalar(kind, value, key)
 
 
-def _explain_value(error: OmegaConfBaseException, prefix: str = "") -> ConfigError:
-    key = prefix + (error.full_key or "")
-    first = str(error).splitlines()[0]
-    if "not in" in first:
-        return ConfigError(f"unknown configuration key '{key}'.{suggestion(key, known_keys())}")
-    return ConfigError(f"{key}: {first}")
+def _scalar(kind: type, value: Any, key: str) -> Any:
+    """Return ``value`` as text, number or boolean; numbers may stand for text, and text that reads as one for them."""
+    wanted, taken = SCALARS[kind]
+    if kind is bool and isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.lower(), value)
+    with suppress(ValueError):
+        if type(value) in taken:
+            return kind(value)
+    raise ConfigError(f"{key}={said(repr(value))} must be {wanted}")
 
 
 def explain(error: HydraException) -> ConfigError:

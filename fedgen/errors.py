@@ -38,9 +38,20 @@ class LeakError(FedgenError):
     """Synthetic samples give away training records; all that the run made is saved."""
 
 
+def visible(text: str) -> str:
+    """Return ``text`` with what does not print, such as a terminal's commands, written as Python writes it."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def said(words: object, longest: int = 500) -> str:
+    """Return what somebody else says as one line for logs, terminals and files: escaped, and its first part alone."""
+    line = visible(" ".join(str(words)[: 4 * longest].split()))
+    return line if len(line) <= longest else f"{line[:longest]} ..."
+
+
 def suggestion(value: str, choices: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the choice nearest to ``value``, or an empty string."""
-    close = get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    close = get_close_matches(str(value)[:200], [str(choice) for choice in choices], n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedgen.border import Member, message_bytes
-from fedgen.errors import AggregationError, PayloadError
+from fedgen.errors import AggregationError, PayloadError, said
 from fedgen.limits import check_size
 from fedgen.recorder import REFUSED, RoundReport
 from fedgen.round_grid import RoundGrid, drawn
@@ -18,8 +18,6 @@ logger = logging.getLogger(__name__)
 
 Ask = Callable[..., dict[int, Message]]
 """`ExchangeRound.ask`: sends nodes their contents, checks the replies, and returns the good ones by node number."""
-
-LONGEST = 500  # characters that are kept of what a node says why it failed
 
 
 class ExchangeRound:
@@ -135,8 +133,7 @@ class ExchangeRound:
 
     def lose(self, number: int, reason: str) -> None:
         """Note that a node is missing, and why."""
-        reason = " ".join(reason.split())
-        self.report.lost[number] = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."
+        self.report.lost[number] = said(reason)
         logger.warning("round %d: node %d is missing: %s", self.report.round, number, self.report.lost[number])
 
     def demand(self, good: int, needed: int | None = None) -> None:

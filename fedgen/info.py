@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 
 from fedgen.config import choices, load_config
+from fedgen.evaluation.tables import PlainTable
 from fedgen.sweeps import launching
 
 PACKAGES = ("fedgen", "flwr", "torch", "numpy", "hydra-core", "omegaconf", "safetensors", "scikit-learn")
@@ -26,7 +27,7 @@ EXTRAS = {
 
 def versions() -> Table:
     """Return versions of Python, packages and extras, and the device that ``device=auto`` is."""
-    table = Table(title="installed")
+    table = PlainTable(title="installed")
     table.add_column("what")
     table.add_column("version")
     table.add_row("python", platform.python_version())
@@ -44,7 +45,7 @@ def versions() -> Table:
 def groups() -> Table:
     """Return every configuration group with its choices, the default marked; of sweeps, those that are installed."""
     config = load_config([])
-    table = Table(title="configuration groups: fedgen run GROUP=CHOICE")
+    table = PlainTable(title="configuration groups: fedgen run GROUP=CHOICE")
     table.add_column("group")
     table.add_column("choices; the default has a star", overflow="fold")
     for group, names in choices().items():

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedgen.border import Agreement, Member, read_classes, read_member
 from fedgen.config import to_yaml
-from fedgen.errors import AggregationError, DataError
+from fedgen.errors import AggregationError, DataError, said
 from fedgen.phases import uses_samples
 from fedgen.round_grid import LATE, RoundGrid
 from fedgen.settings import Config
@@ -78,7 +78,7 @@ class Meeting:
             try:
                 found |= set(read_classes(reply))
             except DataError as error:
-                reasons.append(str(error))
+                reasons.append(said(error))
         if not found:
             raise DataError(f"nodes cannot start: {'; '.join(sorted(set(reasons))) or 'none has answered'}")
         return sorted(found)
@@ -107,7 +107,7 @@ class Meeting:
             try:
                 members[node_id] = read_member(reply, agreement)
             except DataError as error:
-                self.refused[f"Flower node {node_id}"] = str(error)
+                self.refused[f"Flower node {node_id}"] = said(error)
         self._say(members)
         return members
 

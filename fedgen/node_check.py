@@ -30,6 +30,7 @@ from fedgen.client_app import own_settings
 from fedgen.data.encoders import differences
 from fedgen.data.store import Store, open_store
 from fedgen.errors import ConfigError, DataError, FedgenError, choose, require, suggestion
+from fedgen.evaluation.tables import PlainTable
 from fedgen.secure_aggregation.node import OWN_KEY, fewest
 from fedgen.settings import DEVICES, Config
 from fedgen.task import use_hardware
@@ -125,7 +126,7 @@ def check_node(
 def findings_table(findings: list[Finding]) -> Table:
     """Return what was found, one line a thing."""
     wrong = sum(not finding.sound for finding in findings)
-    table = Table(title="this node is ready" if not wrong else f"this node is not ready: {wrong} to mend")
+    table = PlainTable(title="this node is ready" if not wrong else f"this node is not ready: {wrong} to mend")
     table.add_column("what")
     table.add_column("is")
     table.add_column("found", overflow="fold")

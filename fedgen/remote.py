@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from fedgen.assessment import Assessment
 from fedgen.audit.gate import FAILED, PASSED, UNKNOWN
 from fedgen.border import Member, read_scores, read_verdict
-from fedgen.errors import AggregationError, PayloadError
+from fedgen.errors import AggregationError, PayloadError, said
 from fedgen.evaluation.zero_shot import Scores, pooled_scores
 from fedgen.round_grid import RoundGrid
 from fedgen.settings import Config
@@ -114,5 +114,5 @@ class RemoteMeasures:
                     raise PayloadError(str(reply.error.reason))
                 found[member.number] = read(member, reply)
             except PayloadError as error:
-                logger.warning("%s: node %d is missing: %s", message_type, member.number, error)
+                logger.warning("%s: node %d is missing: %s", message_type, member.number, said(error))
         return found

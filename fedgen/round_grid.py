@@ -13,6 +13,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fedgen.errors import said
 from fedgen.models.seeds import seeded
 from fedgen.progress import show_step
 
@@ -159,8 +160,8 @@ class RoundGrid(Grid):
 
 
 def _error(message: Message, code: int, reason: str) -> Message:
-    """Return an error reply from the node that ``message`` was sent to."""
-    return Message(Error(code, reason), reply_to=message)
+    """Return an error reply from the node that ``message`` was sent to; its own words on one line, escaped."""
+    return Message(Error(code, said(reason)), reply_to=message)
 
 
 def drawn(numbers: Collection[int], count: int | None, seed: int, round_number: int) -> list[int]:

@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fedgen.config import from_yaml, to_yaml
-from fedgen.errors import CheckpointError, ConfigError
+from fedgen.config import read_config, to_yaml
+from fedgen.errors import CheckpointError, ConfigError, said
 from fedgen.exchange.files import load_tensors, save_tensors
 from fedgen.files import write_atomically, writing
+from fedgen.plain import read_json
 from fedgen.progress import LOG
 from fedgen.run_state import RunState, RunStates
 from fedgen.settings import Config
@@ -107,7 +108,7 @@ class RunFolder:
         kept = []
         for line in file.read_text(encoding="utf-8").splitlines():
             try:
-                values = json.loads(line)
+                values = read_json(line)
             except ValueError:
                 continue  # the process died while it wrote this
             if values["round"] <= round_number:
@@ -120,14 +121,14 @@ class RunFolder:
         Raises
         ------
         ConfigError
-            If the folder is not one of a run.
+            If the folder is not one of a run, or its configuration is no plain, whole one.
         """
         file = self.path / "config.yaml"
         if not file.is_file():
             reason = self.failure()
             why = f"; the run failed: {reason}" if reason else ""
             raise ConfigError(f"{self.path} is no run folder: it has no config.yaml{why}")
-        return from_yaml(file.read_text(encoding="utf-8"))
+        return read_config(file)
 
     def results(self) -> dict[str, Any]:
         """Return ``results.json``.
@@ -135,14 +136,17 @@ class RunFolder:
         Raises
         ------
         ConfigError
-            If the run has not finished, or the folder is not one of a run.
+            If the run has not finished, or the folder is not one of a run; or the file is damaged.
         """
         file = self.path / "results.json"
         if not file.is_file():
             reason = self.failure()
             why = f"the run failed: {reason}" if reason else "not a run folder, or a run that has not finished"
             raise ConfigError(f"{self.path} has no results.json: {why}")
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        try:
+            return dict(read_json(file.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{file} cannot be read: {said(error)}") from error
 
     def classes(self) -> list[str]:
         """Return the names of the run's classes, by id.
@@ -160,15 +164,15 @@ class RunFolder:
     def failure(self) -> str | None:
         """Return why the run failed, if its metrics or its log tell."""
         try:
-            last = json.loads((self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        except (OSError, ValueError, IndexError):  # none yet, or half a line
+            last = dict(read_json((self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]))
+        except (OSError, TypeError, ValueError, IndexError):  # none yet, or half a line
             last = {}
         if "server/stopped" in last:
-            return str(last["server/stopped"])
+            return said(last["server/stopped"])
         log = self.path / LOG
         text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         reasons = re.findall(rf"{re.escape(self.path.absolute().name)}{FAILED}(.*)", text)
-        return str(reasons[-1]) if reasons else None
+        return said(reasons[-1]) if reasons else None
 
     def log_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""

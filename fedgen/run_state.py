@@ -16,6 +16,7 @@ from torch import Tensor
 from fedgen.errors import CheckpointError
 from fedgen.exchange.files import load_tensors, save_tensors
 from fedgen.files import write_atomically
+from fedgen.plain import read_json
 
 FORMAT = 1
 
@@ -88,7 +89,7 @@ class RunStates:
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
+        content = read_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

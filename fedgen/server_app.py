@@ -52,7 +52,7 @@ def main(grid: Grid, context: Context) -> None:
     show_lines()
     values = context.run_config
     if "config" in values:
-        config = from_yaml(str(values["config"]))
+        config = from_yaml(str(values["config"]), "config of the run")
     else:
         config = load_config(shlex.split(str(values.get("overrides", ""))))
     if config.run_dir is None:

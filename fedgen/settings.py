@@ -17,6 +17,7 @@ from fedgen.models.generators import GeneratorSettings
 from fedgen.models.privacy import PrivacySettings
 from fedgen.models.projected import ProjectionSettings
 from fedgen.phases import MODES, PhaseSettings
+from fedgen.plain import check_names
 from fedgen.strategy_settings import StrategyConfig
 from fedgen.tracking.settings import TrackingSettings
 from fedgen.training.adapters import GlobalTrainingSettings, TrainingSettings
@@ -112,6 +113,7 @@ class CheckpointConfig:
             self.keep_last is None or self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last} must be at least 1"
         )
         name = self.base_name
+        check_names([name] if name else [], "checkpoint.base_name")
         require(not name or Path(name).name == name, f"checkpoint.base_name={name!r} must be a name, not a path")
 
 
@@ -164,6 +166,8 @@ class NodeConfig:
             choose(self.granularity, GRANULARITIES, "nodes.*.granularity")
         if self.samples_per_class is not None:
             check_samples_per_class(self.samples_per_class, "nodes.*.samples_per_class")
+        check_names([*(self.groups or {}), *(self.classes or ())], "nodes.*.groups and .classes")
+        check_names((name for names in (self.groups or {}).values() for name in names), "nodes.*.groups")
         require(self.classes is None or bool(self.classes), "nodes.*.classes=[] leaves a node without classes")
 
 

@@ -16,6 +16,7 @@ from fedgen.data.tokens import LazyTokens, TokenSource
 from fedgen.errors import DataError, choose
 from fedgen.models.kept import kept
 from fedgen.models.projected import ProjectedTokens
+from fedgen.plain import check_names
 from fedgen.settings import Config, NodeConfig
 from fedgen.task import Task
 from fedgen.training.granularity import GranularitySettings, slots
@@ -43,6 +44,8 @@ class Site:
     ------
     DataError
         If the node has no clips to train on, or none of a class that it is told to use.
+    ConfigError
+        If a class of its clips has a name that is no line of visible text.
     """
 
     def __init__(self, task: Task, number: int, own_store: bool = False, own: NodeConfig | None = None) -> None:
@@ -58,12 +61,15 @@ class Site:
         if self.own.classes is not None:
             indices = self._restricted(indices, self.own.classes)
         elif unknown := self.task.store.unknown:
+            check_names(unknown, f"classes of node {self.number}")
             raise DataError(
                 f"node {self.number} has clips of {', '.join(unknown)}, which data.classes={self.task.classes} lacks: "
                 f"leave them out with nodes.{self.number}.classes, or classes in the node configuration"
             )
         if not len(indices):
             raise DataError(f"node {self.number} has no clip to train on: check partition and data.test_fold")
+        names = [self.task.classes[label] for label in np.unique(self.task.store.labels[indices])]
+        check_names(names, f"classes of node {self.number}")
         return indices
 
     @property

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fedgen.config import config_dir, from_dictconfig
-from fedgen.errors import FedgenError
+from fedgen.errors import FedgenError, said
 from fedgen.run_folder import FAILED
 from fedgen.task import available_cores
 
@@ -42,7 +42,7 @@ class Failures:
     def add(self, folder: str, reason: str) -> None:
         """Note a job by its folder."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([folder, " ".join(reason.split())[:LONGEST]]) + "\n")
+            file.write(json.dumps([folder, said(reason, LONGEST)]) + "\n")
 
     def all(self) -> list[str]:
         """Return a line for each job that failed."""

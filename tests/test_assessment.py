@@ -11,9 +11,8 @@ import torch
 
 from fedgen.assessment import assess
 from fedgen.cli import main
-from fedgen.config import from_yaml, load_config
 from fedgen.errors import LeakError
-from fedgen.evaluation.gate import FAILED, UNKNOWN, EvaluationSettings
+from fedgen.evaluation.gate import FAILED, UNKNOWN
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
 from fedgen.settings import Config
@@ -145,7 +144,3 @@ def test_a_run_that_leaks_fails_after_everything_is_saved(
     assert (tmp_path / "run" / "checkpoints" / "adapters.safetensors").is_file()
     assert main(["evaluate", str(tmp_path / "run")]) == 1
     assert "the synthetic samples leak" in capsys.readouterr().err
-
-
-def test_runs_of_before_have_the_default_settings() -> None:
-    assert from_yaml("seed: 3").evaluation == EvaluationSettings() == load_config([]).evaluation

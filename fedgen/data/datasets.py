@@ -12,6 +12,7 @@ from fedgen.data.readers import read_esc50, read_folder
 from fedgen.data.sounds import GROUPS, TAKES, synthesise
 from fedgen.data.synthesis import RATE
 from fedgen.errors import ConfigError, DataError, choose, require
+from fedgen.plain import check_names
 
 __all__ = ["DATASETS", "Clip", "DataSettings", "Dataset", "SoundsDataset", "open_dataset"]
 
@@ -59,6 +60,7 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         choose(self.name, [*DATASETS, NODES], "data")
+        check_names(self.classes, "data.classes")
         require(self.name != NODES or self.root is None, f"data.root={self.root} means nothing with data=nodes")
         require(self.test_fold >= 1, f"data.test_fold={self.test_fold} is not at least 1")
         reason = f"holds data.test_fold={self.test_fold}, which would then have no clip"
@@ -113,13 +115,14 @@ def open_dataset(settings: DataSettings) -> Dataset:
     ------
     ConfigError
         ``data.root`` is needed and missing, or ``data.classes`` or ``data.test_fold`` name what there is not; or
-        ``data=nodes``.
+        ``data=nodes``; a class has a name that is no line of visible text.
     DataError
         A file, a column or a folder is missing, or a class has no clip to test or to train on.
     """
     if settings.on_nodes:
         raise ConfigError("data=nodes names no audio: make a store on each node, with data=folder or data=esc50")
     dataset = DATASETS[settings.name](settings)
+    check_names(dataset.classes, f"classes of data={dataset.name}")
     _check_split(dataset, settings.test_fold)
     return dataset
 

@@ -19,6 +19,7 @@ BLUE = "#2b6cb0"
 ORANGE = "#dd8452"
 SAMPLES = "samples.json"
 KINDS = {"synthetic": "synthetic", "training": "training clips", "held_out": "held-out clips"}
+LONGEST = 40  # characters of a name
 MOST_POINTS = 200  # of a class and kind in the picture
 
 
@@ -73,13 +74,18 @@ def confusion_axes(axes: Axes, confusion: list[list[int]], names: list[str]) -> 
 
 def _matrix(axes: Axes, counts: np.ndarray, rows: list[str], columns: list[str]) -> None:
     axes.imshow(counts, cmap="Blues", aspect="auto")
-    axes.set_xticks(range(len(columns)), [name.replace("_", " ") for name in columns], rotation=60, ha="right")
-    axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
+    axes.set_xticks(range(len(columns)), [*map(_label, columns)], rotation=60, ha="right", parse_math=False)
+    axes.set_yticks(range(len(rows)), [*map(_label, rows)], parse_math=False)
     threshold = counts.max() / 2
     for row, column in zip(*counts.nonzero(), strict=True):
         value = counts[row, column]
         color = "white" if value > threshold else "black"
         axes.text(column, row, str(value), ha="center", va="center", color=color, fontsize=8)
+
+
+def _label(name: str) -> str:
+    """Return a name as a picture has room for it."""
+    return (name if len(name) <= LONGEST else name[:LONGEST] + "...").replace("_", " ")
 
 
 def sample_points(records: Site, names: list[str]) -> dict[str, Any]:
@@ -130,7 +136,7 @@ def draw_samples(points: Mapping[str, Any], file: Path) -> None:
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, (name, kinds) in zip(grid, classes.items(), strict=False):
         sample_axes(axes, kinds)
-        axes.set(title=name.replace("_", " "))
+        axes.set_title(_label(name), parse_math=False)
     for axes in grid[len(classes) :]:
         axes.set_visible(False)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)

@@ -6,25 +6,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from fedgen.errors import visible
 
 WIDEST = 1000  # characters of a line where nothing limits it
 MOST, LONGEST = 6, 40  # settings of a run that are shown, and characters of each
 ROOM, BORDER = 32, 3  # characters for runs and settings on a narrow terminal, and beside a column
 
 
+class PlainTable(Table):
+    """A table whose cells are shown as they are: no markup, and nothing that a terminal would obey."""
+
+    def add_row(self, *cells: str, style: str = "") -> None:  # type: ignore[override]
+        """Add a row of texts."""
+        super().add_row(*(Text(visible(cell)) for cell in cells), style=style)
+
+
 def show(table: Table) -> None:
     """Print a table; where there is no terminal it gets the width it needs."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(_width(table), 80))
-    console.print(table)
+    width = None if Console().is_terminal else max(_width(table), 80)
+    Console(width=width, markup=False, emoji=False).print(table)  # titles are folders' names
 
 
 def _width(table: Table) -> int:
     """Return the characters of a line that a table needs for nothing to be folded."""
-    return Console(width=WIDEST).measure(table).maximum
+    return Console(width=WIDEST, markup=False).measure(table).maximum
 
 
 def terminal_width() -> int | None:
@@ -43,7 +51,7 @@ def distribution_table(nodes: Mapping[str, Mapping[str, int]], classes: list[str
     classes : list[str]
         Row order.
     """
-    table = Table(title="training clips of each class on each node")
+    table = PlainTable(title="training clips of each class on each node")
     table.add_column("class")
     for number in nodes:
         table.add_column(f"node {number}", justify="right")
@@ -86,14 +94,14 @@ def _side_by_side(
     runs: Mapping[str, Mapping[str, Any]], figures: Sequence[Mapping[str, str]], widths: Mapping[str, int | None]
 ) -> Table:
     differ = any(result.get("settings") for result in runs.values())
-    table = Table(title="zero-shot accuracy on the held-out fold")
+    table = PlainTable(title="zero-shot accuracy on the held-out fold")
     for name in ("run", "settings") if differ else ("run",):
         table.add_column(name, overflow="fold")
     for name, width in widths.items():
         table.add_column(name, justify="left" if name == "mode" else "right", width=width)
     for (name, result), row in zip(runs.items(), figures, strict=True):
         texts = [name, _settings(result["settings"])] if differ else [name]
-        table.add_row(*map(escape, texts), *(row[key] for key in widths))
+        table.add_row(*texts, *(row[key] for key in widths))
     return table
 
 
@@ -129,7 +137,7 @@ def quality_table(evaluation: Mapping[str, Any]) -> Table:
     evaluation : Mapping
         ``evaluation`` of ``results.json``.
     """
-    table = Table(title=f"{evaluation['samples']} synthetic samples")
+    table = PlainTable(title=f"{evaluation['samples']} synthetic samples")
     for name in ("measure", "synthetic", "compare with", "what that is"):
         table.add_column(name, justify="right" if name in ("synthetic", "compare with") else "left", overflow="fold")
     for rows in (_utility_rows(evaluation), _fidelity_rows(evaluation)):

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 from safetensors import SafetensorError, safe_open
 
-from fedgen.errors import CheckpointError, choose
+from fedgen.errors import CheckpointError, choose, visible
+from fedgen.evaluation.tables import PlainTable
 from fedgen.exchange.files import load_tensors
 from fedgen.exchange.manifest import MANIFEST, Checkpoint, Manifest
 from fedgen.exchange.names import SUFFIX, checkpoint_name
@@ -46,7 +46,7 @@ def overview(folder: Path, names: Sequence[str] = ()) -> Table:
     table = _table(f"checkpoints in {folder}", "name", *columns)
     table.columns[0].no_wrap = True  # `show` wants it in full
     for name, checkpoint in _chosen(Manifest.read(folder), names).items():
-        _add(table, name, *_overview(checkpoint))
+        table.add_row(name, *_overview(checkpoint))
     return table
 
 
@@ -74,7 +74,7 @@ def verification(folder: Path, names: Sequence[str] = ()) -> tuple[Table, bool]:
         f"{len(found)} files in {folder}: {problems or 'no'} problem{'s' * (problems != 1)}", "file", "result"
     )
     for file, sound, result in found:
-        _add(table, file, result, style="" if sound else "red")
+        table.add_row(file, result, style="" if sound else "red")
     return table, not problems
 
 
@@ -115,7 +115,7 @@ def _facts(name: str, checkpoint: Checkpoint) -> Table:
     table.show_header = False
     facts = {key: value for key, value in vars(checkpoint).items() if key not in ("files", "metadata")}
     for key, value in (facts | checkpoint.metadata).items():
-        _add(table, key, _text(value))
+        table.add_row(key, _text(value))
     return table
 
 
@@ -123,7 +123,7 @@ def _files(checkpoint: Checkpoint) -> Table:
     table = _table("files", "file", "key", "classes", "parameters", "standardised by", "size", "sha256")
     for file, part in checkpoint.files.items():
         classes, statistics = ", ".join(part.classes), ", ".join(part.standardisation)
-        _add(table, file, part.key, classes, f"{part.parameters:,}", statistics, _size(part.bytes), part.sha256[:12])
+        table.add_row(file, part.key, classes, f"{part.parameters:,}", statistics, _size(part.bytes), part.sha256[:12])
     return table
 
 
@@ -136,7 +136,7 @@ def _tensors(folder: Path, checkpoint: Checkpoint) -> Iterator[Table]:
         more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
         table = _table(f"tensors of {files[0]}{more}", "tensor", "shape", "type")
         for row in tensors:
-            _add(table, *row)
+            table.add_row(*row)
         yield table
 
 
@@ -174,14 +174,10 @@ def _verify_others(folder: Path, manifest: Manifest) -> Iterator[tuple[str, bool
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, min_width=len(title))
+    table = PlainTable(title=visible(title), min_width=len(title))
     for column in columns:
         table.add_column(column, justify="right" if column in NUMBERS else "left", overflow="fold")
     return table
-
-
-def _add(table: Table, *cells: str, style: str = "") -> None:
-    table.add_row(*map(Text, cells), style=style)  # as they are: a class may be called [bold]
 
 
 def _text(value: Any) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from urllib.parse import quote
 
 SUFFIX = ".safetensors"
+LONGEST = 120  # characters of a key in a file name; all of a name must stay below 256
 SLOT = {"unified": "", "per_class": "_class_{key}", "per_group": "_group_{key}"}
 
 
@@ -15,8 +17,13 @@ def checkpoint_name(base_name: str, node: int, round: int | None = None) -> str:
 
 
 def generator_file(base_name: str, node: int, granularity: str, key: str, round: int | None = None) -> str:
-    """Return the file name of the generator ``key``; what no file system likes and what reads as a round is quoted."""
+    """Return the file name of the generator ``key``; what no file system likes and what reads as a round is quoted.
+
+    Of a long key, the beginning stands there with a digest.
+    """
     quoted = re.sub(r"_(?=round_\d+$)", "%5F", quote(key, safe=" "))
+    if len(quoted) > LONGEST:
+        quoted = f"{quoted[: LONGEST - 17]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     return _file(base_name, node, SLOT[granularity].format(key=quoted), round)
 
 

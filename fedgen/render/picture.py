@@ -15,6 +15,7 @@ from PIL import Image
 from fedgen.files import write_atomically
 from fedgen.render.conditioning import Condition
 
+LONGEST = 50  # characters of a class in a folder's name: up to 4 bytes each
 ASIDE = ("pipeline", "revision", "run", "nearest", "check")
 """Entries of a JSON that may change while the picture stays: a digest says which pipeline it was."""
 
@@ -68,7 +69,7 @@ class Picture:
 
 def folder_name(name: str) -> str:
     """Return a folder's name for a class, whatever a data set or a node calls it."""
-    plain = re.sub(r"[^\w.-]", "_", name).lstrip(".")
+    plain = re.sub(r"[^\w.-]", "_", name).lstrip(".")[:LONGEST]
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 

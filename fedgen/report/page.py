@@ -196,7 +196,7 @@ def chart(
 
 def html_table(table: Table) -> dict[str, Any]:
     """Return title, heads and rows of a table for the terminal, with which columns hold numbers."""
-    columns = [[str(cell).replace("\\[", "[") for cell in column.cells] for column in table.columns]  # as it is printed
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
     return {
         "title": str(table.title)[:1].upper() + str(table.title)[1:],
         "heads": [(str(column.header), column.justify == "right") for column in table.columns],

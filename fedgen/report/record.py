@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from fedgen.errors import ConfigError, said
 from fedgen.evaluation.plots import SAMPLES
+from fedgen.plain import read_json
 from fedgen.recorder import REFUSED
 from fedgen.run_folder import RunFolder
 from fedgen.settings import Config
@@ -225,7 +226,10 @@ def _mean(entries: list[dict[str, Any]], epoch: int, component: str) -> float:
 
 
 def _json(file: Path) -> dict[str, Any] | None:
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    try:
+        return dict(read_json(file.read_bytes())) if file.is_file() else None
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be read: {said(error)}") from error
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -233,7 +237,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     found: list[Mapping[str, Any]] = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
-            found.append(json.loads(line))
+            found.append(read_json(line))
         except ValueError:
             continue
     return [dict(line) for line in found]

@@ -10,6 +10,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from fedgen.errors import require
+from fedgen.plain import read_text, read_yaml
 from fedgen.tracking.base import GuardedTracker, Tracker
 from fedgen.tracking.settings import TrackingSettings
 
@@ -58,7 +59,7 @@ def sweep_of(folder: Path) -> str | None:
     file = folder / ".hydra" / "hydra.yaml"
     if not file.is_file():
         return None
-    noted = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]
+    noted = read_yaml(read_text(file), str(file))["hydra"]
     if noted["mode"] != "MULTIRUN":
         return None
     sweep, own = Path(noted["sweep"]["dir"]), Path(noted["runtime"]["output_dir"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fedgen.errors import choose, require
+from fedgen.plain import check_names
 
 GRANULARITIES = ("unified", "per_class", "per_group")
 
@@ -20,6 +21,7 @@ class GranularitySettings:
         choose(self.name, GRANULARITIES, "granularity")
         members = [name for names in self.groups.values() for name in names]
         twice = sorted({name for name in members if members.count(name) > 1})
+        check_names([*self.groups, *members], "granularity.groups")
         require(not twice, f"granularity.groups names {', '.join(twice)} more than once")
 
 

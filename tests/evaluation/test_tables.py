@@ -31,7 +31,7 @@ def text(table: Table, width: int = 200) -> str:
 
 
 def cells(table: Table, row: int) -> list[str]:
-    return [list(column.cells)[row] for column in table.columns]
+    return [str(list(column.cells)[row]) for column in table.columns]
 
 
 def test_comparison() -> None:
