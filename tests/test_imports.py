@@ -25,7 +25,6 @@ LAYERS = [
         "round_grid",
         "secure_grid",
         "exchange_round",
-        "shared_codec",
         "filling",
         "sharing",
         "strategy",
@@ -45,7 +44,6 @@ LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 LIBRARIES: dict[str, list[str]] = {
     "flwr": [
         "exchange/payload.py",
-        "exchange/moments.py",
         "exchange/states.py",
         "secure_aggregation/masks.py",
         "secure_aggregation/node.py",
@@ -62,7 +60,6 @@ LIBRARIES: dict[str, list[str]] = {
         "meeting.py",
         "remote.py",
         "sharing.py",
-        "shared_codec.py",
         "filling.py",
         "local_grid.py",
         "cli.py",

@@ -29,7 +29,6 @@ RUNS: dict[str, list[str]] = {
     "generators_only": ["mode=generators_only", "generator=gan"],
     "phases": ["phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds: 2}]", "generator=vae"],
     "one_shot": ["mode=one_shot", "rounds=2", "granularity=per_class"],
-    "shared codec": ["sharing.codec=shared", "rounds=2"],
     "shared generators": ["sharing=shared", "generator=vae"],
     "private": ["privacy=dp", "privacy.epsilon=8", "privacy.delta=0.01", "rounds=2"],
     "secure": ["mode=one_shot", "strategy.secure.name=secagg", "partition.nodes=3"],
@@ -132,8 +131,7 @@ KINDS = {
     "generators_only": "describe train",
     "phases": "describe train synthesize fill",
     "one_shot": "describe train synthesize fill",
-    "shared codec": "describe train synthesize fill moments codec",
-    "shared generators": "describe train synthesize moments fit adopt",
+    "shared generators": "describe train synthesize fit adopt",
     "private": "describe train synthesize fill",
     ON_NODES: "introduce describe train synthesize evaluate assess",
 }

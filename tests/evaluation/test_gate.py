@@ -108,7 +108,7 @@ def judged(clips: tuple[TokenSource, TokenSource], samples: TokenSource) -> Verd
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_shipped_kinds_pass(kind: str, sounds: Task, clips: tuple[TokenSource, TokenSource]) -> None:
     settings = replace(sounds.config.generator, kind=kind)
-    bank = Bank(settings, sounds.granularity, sounds.classes, sounds.targets.conditions())
+    bank = Bank(settings, sounds.granularity, sounds.classes, sounds.space, sounds.targets.conditions())
     bank.fit(clips[0], seed=0)
     samples = bank.sample(dict.fromkeys(range(len(sounds.classes)), 32), seed=1)
     assert judged(clips, samples) == Verdict(PASSED, [])
