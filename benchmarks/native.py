@@ -1,10 +1,10 @@
 """What a node needs at the native length, 1214 x 768 tokens: parameters, memory over its data, CPU seconds.
 
-One node of three, with a third of the synthesised classes, fits each kind of generator to its clips in the public codec,
-which its machine has already, and trains its adapters for one round; each in a process of its own, on one thread. Peak
-is the most memory that was ever resident in it (see ``memory.py``), idle what was before the work: Python, torch, the
-configuration and the codec. What the node holds of its clips, in float32, is told apart. Repeats take turns; the
-smallest figure counts.
+One node of three, with a third of the synthesised classes, fits each kind of generator to its clips in the public
+codec, which its machine has already, and trains its adapters for one round; each in a process of its own, on one
+thread. Peak is the most memory that was ever resident in it (see ``memory.py``), idle what was before the work: Python,
+torch, the configuration and the codec. What the node holds of its clips, in float32, is told apart. Repeats take turns;
+the smallest figure counts.
 
 The baseline, the predecessor's flat MLP, never ran at this length: its parameters are counted, and its memory is the
 least that weights, gradients and Adam's two moments take, without activations.
