@@ -109,7 +109,7 @@ def test_samples_beside_a_codec_of_their_own_are_refused() -> None:
     samples = synthetic(6)
     assert set(samples.state()) == {"latents", "labels"}
     old = samples.state() | {f"codec.{name}": value for name, value in samples.codec.state().items()}
-    with pytest.raises(DataError, match="a codec of a node's own clips.*run anew"):
+    with pytest.raises(DataError, match=r"a codec of a node's own clips.*run anew"):
         SyntheticTokens.from_state(old, samples.codec, 0)
 
 
