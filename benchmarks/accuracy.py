@@ -50,7 +50,6 @@ OPTIONS = {  # what the defaults of `one_shot` and of the reference are compared
     "one_shot, fill=0": ["mode=one_shot", "synthesis.fill=0"],
     "one_shot, global_training=none": ["mode=one_shot", "global_training=none"],
     "one_shot, global_training=distil": ["mode=one_shot", "global_training=distil"],
-    "one_shot, codec=shared": ["mode=one_shot", "sharing.codec=shared"],
     f"{REFERENCE}, on tokens": ["mode=centralised", "adapter.projection.channels=0", "synthesis.fill=0"],
 }
 

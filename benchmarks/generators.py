@@ -1,7 +1,7 @@
 """Quality of the samples of every kind of generator, against baselines, at several training lengths.
 
 Each held-out fold and seed is a block. In a block the training clips are dealt to nodes as in a federation, by class by
-default; each node fits a codec and a generator of its own to its clips, and everyone's samples together are measured by
+default; each node fits a generator of its own to its clips, and everyone's samples together are measured by
 `fedgen.evaluation.quality.quality` against all training clips and the held-out ones, at the encoder's own length:
 shorter ones are up-sampled. Baselines: Gaussian mixtures in the codec; class Gaussians of flat short sequences and of
 mean tokens; the predecessor's recipe, a generator a class; points between clips, a leak that the privacy columns must
@@ -44,8 +44,8 @@ from fedgen.data.tokens import TokenSource
 from fedgen.evaluation.gate import judge
 from fedgen.evaluation.privacy import Privacy, PrivacyReport
 from fedgen.evaluation.quality import AdapterTask, quality
-from fedgen.models.codec import Codec
 from fedgen.models.generators import KINDS, GeneratorSettings
+from fedgen.models.public import PublicSpace
 from fedgen.models.samples import PooledTokens, SyntheticTokens, class_counts
 from fedgen.models.seeds import seeded
 from fedgen.settings import Config
@@ -164,7 +164,7 @@ class Block:
     def __init__(self, benchmark: Benchmark, fold: int, seed: int) -> None:
         self.benchmark, self.fold, self.seed = benchmark, fold, seed
         self.task = benchmark.task(fold, seed)
-        self.encoded: dict[int, list[tuple[Codec, Tensor]]] = {}  # by length, of each node
+        self.encoded: dict[int, list[Tensor]] = {}  # by length, of each node
 
     @cached_property
     def train(self) -> TokenSource:
@@ -194,33 +194,37 @@ class Block:
         return self._in_codec(way, length)
 
     def _in_codec(self, way: str, length: int) -> PooledTokens:
-        """Return the samples of every node's own generators, or mixtures, in its own codec."""
+        """Return the samples of every node's own generators, or mixtures, in the public codec."""
         settings = self.benchmark.settings(way, length)
         count, parts = self.benchmark.arguments.samples, []
-        for number, (node, (codec, latents)) in enumerate(zip(self.nodes, self._encoded(length), strict=True)):
+        space = self._space(settings)
+        for number, (node, latents) in enumerate(zip(self.nodes, self._encoded(length), strict=True)):
             seed = seeded(self.seed, "generators", number).initial_seed()
             if way == "mixture":
                 drawn, labels = mixture(latents, node.labels, count, seed)
-                parts.append(SyntheticTokens(codec, drawn, labels, seed, self.task.device))
+                parts.append(SyntheticTokens(space.codec, drawn, labels, seed, self.task.device))
             else:
-                bank = self._bank(settings, node, codec, latents, seed)
+                bank = self._bank(settings, node, latents, seed)
                 parts.append(bank.sample(dict.fromkeys(class_counts(node.labels), count), seed, self.task.device))
         return PooledTokens(parts)
 
-    def _bank(self, settings: GeneratorSettings, node: TokenSource, codec: Codec, latents: Tensor, seed: int) -> Bank:
+    def _space(self, settings: GeneratorSettings) -> PublicSpace:
+        """Return the public codec at the lengths of ``settings``."""
+        return replace(self.task, config=replace(self.task.config, generator=settings)).space
+
+    def _bank(self, settings: GeneratorSettings, node: TokenSource, latents: Tensor, seed: int) -> Bank:
         """Return a node's generators, fitted to its clips, of which ``latents`` are known."""
-        task = self.task
-        bank = Bank(settings, task.granularity, task.classes, task.targets.conditions(), encode=lambda _: latents)
-        bank.fit(node, seed, codec)
+        task, space = self.task, self._space(settings)
+        conditions = task.targets.conditions()
+        bank = Bank(settings, task.granularity, task.classes, space, conditions, encode=lambda: latents)
+        bank.fit(node, seed)
         return bank
 
-    def _encoded(self, length: int) -> list[tuple[Codec, Tensor]]:
-        """Return each node's codec and latents, which all ways in the codec have in common."""
+    def _encoded(self, length: int) -> list[Tensor]:
+        """Return each node's latents, which all ways in the codec have in common."""
         if length not in self.encoded:
-            settings = self.benchmark.settings(REFERENCE, length)
-            codecs = [Codec.fit(node, settings.codec, settings.lengths) for node in self.nodes]
-            pairs = zip(codecs, self.nodes, strict=True)
-            self.encoded[length] = [(codec, codec.encode_all(node)) for codec, node in pairs]
+            codec = self._space(self.benchmark.settings(REFERENCE, length)).codec
+            self.encoded[length] = [codec.encode_all(node) for node in self.nodes]
         return self.encoded[length]
 
     def measure(self, made: TokenSource) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What shorter sequences save and lose: every length and way of up-sampling, in both codecs.
+"""What shorter sequences save and lose: every length and way of up-sampling, in the public codec.
 
 For each: numbers in the codec, parameters of the default VAE on its latents, CPU seconds to fit the codec and for one
 epoch of that VAE, bytes of a sample in a message, and what of held-out clips is lost: the squared error of clips that
@@ -25,8 +25,10 @@ from figures import parser, save, show
 from torch import Tensor
 
 from fedgen.config import load_config
+from fedgen.data.encoders import open_encoder
+from fedgen.data.public import open_public
 from fedgen.data.tokens import TokenSource, batches
-from fedgen.models.codec import Codec
+from fedgen.models.codec import Codec, CodecSettings
 from fedgen.models.generators.settings import GeneratorSettings
 from fedgen.models.generators.vae import VAEGenerator
 from fedgen.models.lengths import UPSAMPLING
@@ -34,7 +36,6 @@ from fedgen.task import prepare_task
 
 LENGTHS = (4, 16, 64)
 COLUMNS = {
-    "codec": "codec",
     "training_length": "tokens",
     "upsampling": "up-sampling",
     "lost": "lost",
@@ -53,10 +54,11 @@ def main(words: Sequence[str] | None = None) -> None:
     config = load_config(["encoder.stride=16", "device=cpu", *data, *arguments.overrides])
     task = prepare_task(config)
     train = task.tokens(task.store.train_indices(config.data.test_fold))
-    rows = [Row(settings) for settings in variants(config.generator)]
+    public = open_public(open_encoder(config.encoder), config.codec.public)
+    rows = [Row(settings, config.codec) for settings in variants(config.generator)]
     for _ in range(arguments.repeats):
         for row in rows:
-            row.fit(train)
+            row.fit(public, train)
     test, mean = task.test_tokens(), mean_clip(train)
     results = [row.result(test, mean) for row in rows]
     cells = [[written(name, row[name], train.shape[0]) for name in COLUMNS] for row in results]
@@ -73,27 +75,25 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def variants(settings: GeneratorSettings) -> Iterator[GeneratorSettings]:
-    """Yield the encoder's own length, then each codec at each length with each way of up-sampling."""
+    """Yield the encoder's own length, then each length with each way of up-sampling."""
     training = replace(settings.training, epochs=1)
     settings = replace(settings, kind="vae", output_length=None, training=training)
-    yield replace(settings, training_length=None, codec=replace(settings.codec, name="tucker"))
+    yield replace(settings, training_length=None)
     for length in LENGTHS:
-        for name in ("tucker", "flat"):
-            for way in UPSAMPLING:
-                codec = replace(settings.codec, name=name)
-                yield replace(settings, training_length=length, upsampling=way, codec=codec)
+        for way in UPSAMPLING:
+            yield replace(settings, training_length=length, upsampling=way)
 
 
 class Row:
     """One variant: its fastest fits, and the codec of the last."""
 
-    def __init__(self, settings: GeneratorSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: GeneratorSettings, codec: CodecSettings) -> None:
+        self.settings, self.sizes = settings, codec
         self.fit_seconds = self.epoch_seconds = float("inf")
 
-    def fit(self, train: TokenSource) -> None:
+    def fit(self, public: TokenSource, train: TokenSource) -> None:
         started = time.process_time()
-        self.codec = Codec.fit(train, self.settings.codec, self.settings.lengths)
+        self.codec = Codec.fit(public, self.sizes, self.settings.lengths)
         self.fit_seconds = min(self.fit_seconds, time.process_time() - started)
         if self.settings.upsampling != "linear":
             return  # the latents, and so the VAE, are the same for every way of up-sampling
@@ -106,7 +106,6 @@ class Row:
         network = VAEGenerator(self.settings, self.codec.size).build()
         timed = self.settings.upsampling == "linear"
         return {
-            "codec": self.settings.codec.name,
             "training_length": self.settings.training_length,
             "upsampling": self.settings.upsampling if self.settings.training_length else None,
             "lost": lost(self.codec, test, mean),

@@ -1,6 +1,6 @@
 """What memory=low saves and what it costs in time: one node's round under memory=high (the baseline) and memory=low.
 
-A round is what a node does in mode=one_shot: train adapters, fit the codec and the generators, save, and draw samples.
+A round is what a node does in mode=one_shot: train adapters, fit the generators, save, and draw samples.
 Every run is a process of its own. Peak is the most memory that was ever resident in it (VmHWM of /proc; ru_maxrss
 elsewhere), idle what was resident before the round: Python, torch and the configuration. Files that the system caches
 do not count: they give way. On CUDA the device's peak is torch's own count. Runs take turns and repeat; the smallest

@@ -1,9 +1,10 @@
 """What a node needs at the native length, 1214 x 768 tokens: parameters, memory over its data, CPU seconds.
 
-One node of three, with a third of the synthesised classes, fits each kind of generator to its clips, codec included,
-and trains its adapters for one round; each in a process of its own, on one thread. Peak is the most memory that was
-ever resident in it (see ``memory.py``), idle what was before the work: Python, torch and the configuration. What the
-node holds of its clips, in float32, is told apart. Repeats take turns; the smallest figure counts.
+One node of three, with a third of the synthesised classes, fits each kind of generator to its clips in the public
+codec, which its machine has already, and trains its adapters for one round; each in a process of its own, on one
+thread. Peak is the most memory that was ever resident in it (see ``memory.py``), idle what was before the work: Python,
+torch, the configuration and the codec. What the node holds of its clips, in float32, is told apart. Repeats take turns;
+the smallest figure counts.
 
 The baseline, the predecessor's flat MLP, never ran at this length: its parameters are counted, and its memory is the
 least that weights, gradients and Adam's two moments take, without activations.
@@ -106,7 +107,9 @@ def child(work: str, home: str, overrides: list[str]) -> dict[str, float]:
 def measure(work: str, home: Path, overrides: list[str]) -> dict[str, float]:
     """Do one piece of a node's round and return what it took."""
     task = open_task(load_config(overrides))
-    node, idle, worked = Node(task, 0, home), resident("VmRSS"), time.process_time()
+    node = Node(task, 0, home)
+    assert task.space.codec.size  # read before the clock starts: a machine computes it once
+    idle, worked = resident("VmRSS"), time.process_time()
     if work == ADAPTERS:
         (phase,) = plan(task.config.phase_list)
         weights, _ = node.train(task.adapters().state_dict(), 1, phase)
@@ -124,7 +127,6 @@ def measure(work: str, home: Path, overrides: list[str]) -> dict[str, float]:
 
 def numbers(bank: Bank) -> tuple[int, int]:
     """Return how many numbers the generators have learnt, and how many the codec."""
-    assert bank.codec is not None
     count = 0
     for generator in bank.generators.values():
         if isinstance(generator, NeuralGenerator):

@@ -8,10 +8,10 @@ The peak is the most memory that was ever resident in it: Python, torch, the ser
 nodes' garbage, which ends with their processes elsewhere, is collected after every tenth message. CPU seconds, by which
 a busy machine tells the same, are of the meeting before the first round, to which every node comes; of the first round,
 in which all nodes are new; and of the last with what follows it: the fewer nodes there are, the more of them have been
-asked before, and have a codec.
+asked before.
 
 What may grow with the nodes: their descriptions, Flower's contexts, the samples that the server keeps
-(``strategy.pool_nodes`` bounds them), and who has which codec. Flat is a peak of at most 1.1 times that of the fewest
+(``strategy.pool_nodes`` bounds them). Flat is a peak of at most 1.1 times that of the fewest
 nodes, and a first round of at most 1.25 times. Seconds grow with the nodes that a round asks.
 
     python benchmarks/scale.py                                  # 125 to 1000 nodes, 100 a round: five minutes

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from fedgen.config import load_config
 from fedgen.data.conditions import Conditions
-from fedgen.models.codec import Codec
 from fedgen.models.generators import KINDS, GeneratorSettings, open_generator
 from fedgen.task import prepare_task
 
@@ -37,8 +36,8 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
     task = prepare_task(load_config([f"threads={arguments.threads}", *arguments.overrides]))
     train = task.tokens(task.store.train_indices(task.config.data.test_fold))
+    codec = task.space.codec
     started = time.perf_counter()
-    codec = Codec.fit(train, task.config.generator.codec)
     latents = codec.encode_all(train)
     encoding = time.perf_counter() - started
     clips = train.batch(torch.arange(len(train)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -18,6 +19,9 @@ from federations import Federate, NodeApp, Nodes
 from omegaconf import OmegaConf
 
 from fedgen.config import choices, from_dictconfig, load_config, to_yaml
+from fedgen.data.encoders import Encoder
+from fedgen.data.public import open_public
+from fedgen.data.tokens import TokenSource
 from fedgen.local_grid import LocalGrid, run_server
 from fedgen.local_run import run
 from fedgen.run_folder import RunFolder
@@ -60,12 +64,38 @@ TINY = [
 
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for embedding stores that no other run of the tests sees; torch keeps to one core."""
-    folder = tmp_path_factory.mktemp("home")
+    """A folder for embedding stores that no other run of the tests sees; torch keeps to one core.
+
+    Codecs of public sounds are shared with the other workers of this run of the tests, and codecs of other sizes read
+    the public sounds once.
+    """
+    folder, base = tmp_path_factory.mktemp("home"), tmp_path_factory.getbasetemp()
+    codecs = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "codecs"
+    codecs.mkdir(exist_ok=True)
+    (folder / "codecs").symlink_to(codecs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDGEN_HOME", str(folder))
+        patch.setattr("fedgen.exchange.public.open_public", once_each(open_public))
         torch.set_num_threads(1)
         yield folder
+
+
+def once_each(
+    opened: Callable[[Encoder, str | None], TokenSource], most: int = 2
+) -> Callable[[Encoder, str | None], TokenSource]:
+    """Return ``opened`` that remembers the synthesised sounds under the last encoders: a tenth of a gigabyte each."""
+    known: dict[str, TokenSource] = {}
+
+    def found(encoder: Encoder, folder: str | None) -> TokenSource:
+        if folder is not None:
+            return opened(encoder, folder)
+        name = json.dumps(encoder.identity(), sort_keys=True)
+        known[name] = known.pop(name, None) or opened(encoder, None)
+        for old in list(known)[:-most]:
+            del known[old]
+        return known[name]
+
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from fedgen.assessment import assess
+from fedgen.audit.gate import FAILED, UNKNOWN
 from fedgen.cli import main
 from fedgen.errors import LeakError
-from fedgen.evaluation.gate import FAILED, UNKNOWN
-from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
 from fedgen.settings import Config
 from fedgen.task import Task
@@ -25,7 +24,7 @@ Federate = Callable[..., dict[str, Any]]
 def copies(task: Task, node: int) -> SyntheticTokens:
     """A node's own clips as its samples."""
     clips = task.tokens(task.parts[node])
-    codec = Codec.fit(clips, task.config.generator.codec)
+    codec = task.space.codec
     return SyntheticTokens(codec, codec.encode_all(clips), clips.labels)
 
 
@@ -72,7 +71,7 @@ def test_clips_that_the_server_does_not_have_cannot_be_judged(task: Task) -> Non
 
 def test_shared_generators_may_leak_anybodys_clips(task: Task) -> None:
     """Node 0 hands out what node 1 trained on."""
-    sharing = replace(task.config.sharing, name="shared", codec="shared")
+    sharing = replace(task.config.sharing, name="shared")
     shared = replace(strict(task), config=replace(strict(task).config, sharing=sharing))
     found = assess(shared, {0: copies(task, 1)}, counts(task), [], quality=False)
     assert found is not None

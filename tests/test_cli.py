@@ -229,7 +229,7 @@ def test_checkpoints_of_a_run(fedgen: Fedgen, generators: Path, capsys: pytest.C
     assert all(word in nodes[0] for word in ("gaussian", "unified", "dog, cow", "patches", "small"))
     assert fedgen("checkpoints", "show", str(generators / "checkpoints"), "vae_unified_node1") == 0
     shown = capsys.readouterr().out
-    assert "vae_unified_node1_codec.safetensors" in shown
+    assert "vae_unified_node1.safetensors" in shown
     assert "vae_unified_node0" not in shown
 
 

@@ -11,11 +11,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedgen.client_app import Order, app, node_home
 from fedgen.config import to_yaml
-from fedgen.exchange.payload import codec_fingerprint
-from fedgen.exchange.states import states_to_records
+from fedgen.exchange.payload import SAMPLES
 from fedgen.local_grid import LocalGrid
-from fedgen.models.bases import CodecSettings
-from fedgen.models.codec import Codec
 from fedgen.settings import Config
 from fedgen.task import Task
 from fedgen.training.losses import generator_loss
@@ -57,19 +54,6 @@ def test_training(ask: Ask, task: Task) -> None:
     assert json.loads(str(reply.content["report"]["generators"]))[0]["generator"] == "unified"
 
 
-def test_the_shared_codec_comes_before_the_training(ask: Ask, task: Task) -> None:
-    shared = ["mode=generators_only", "sharing.codec=shared"]
-    arrays = ArrayRecord(task.adapters().state_dict())
-    missing = ask("train", *shared, arrays=arrays)
-    assert "node 0 has not got the codec that sharing.codec=shared needs" in str(missing.error.reason)
-    codec = Codec.fit(task.tokens(task.parts[1]), CodecSettings(channels=4, positions=4, components=5))
-    records = dict(states_to_records({}, codec))
-    assert ask("query.codec", *shared, records=records).content["facts"]["codec"] == codec_fingerprint(codec)
-    assert not ask("train", *shared, arrays=arrays).has_error()
-    samples = ask("query.synthesize", "mode=one_shot", "sharing.codec=shared").content["samples"]
-    assert samples["codec.positions"].shape == (len(codec.positions), 4)
-
-
 def test_without_generators_nothing_of_them_is_reported(ask: Ask, task: Task) -> None:
     reply = ask("train", "mode=federate", arrays=ArrayRecord(task.adapters().state_dict()))
     assert "generator_loss" not in reply.content["metrics"]
@@ -98,7 +82,8 @@ def test_a_node_that_cannot_take_part_says_why(ask: Ask) -> None:
 def test_samples(ask: Ask, task: Task) -> None:
     ask("train", "mode=one_shot", arrays=ArrayRecord(task.adapters().state_dict()))
     reply = ask("query.synthesize", "mode=one_shot")
-    assert list(reply.content.array_records) == ["samples"]
+    assert list(reply.content) == ["samples"]
+    assert set(reply.content["samples"]) == set(SAMPLES)
     record = reply.content["samples"]
     assert record["classes"].numpy().tolist() == [0, 1]
     assert record["counts"].numpy().tolist() == [6, 6]

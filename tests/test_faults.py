@@ -45,12 +45,11 @@ def fail() -> None:
 
 
 @pytest.mark.parametrize("message_type", ["train", "query.synthesize"])
-@pytest.mark.parametrize("codec", ["own", "shared"])
 def test_a_run_that_stops_for_a_failing_node_is_resumed(
-    message_type: str, codec: str, tiny: Tiny, federate: Federate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    message_type: str, tiny: Tiny, federate: Federate, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It names node and cause in the log and the metrics, and ends as if nothing had happened."""
-    config = tiny("mode=one_shot", "rounds=3", f"sharing.codec={codec}")
+    config = tiny("mode=one_shot", "rounds=3")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     expected = federate(config, whole)
     with pytest.raises(AggregationError, match=r"round 2: 2 good replies.*node 1: OSError: disk full"):

@@ -17,9 +17,7 @@ from flwr.app import ArrayRecord, Context, Message
 from fedgen.client_app import app as client_app
 from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError, FedgenError
 from fedgen.exchange.checkpoint import generator_file
-from fedgen.exchange.files import load_tensors
 from fedgen.exchange.payload import samples_from_record
-from fedgen.models.codec import Codec
 from fedgen.phases import MODES
 from fedgen.run_folder import RunFolder
 from fedgen.settings import Config
@@ -167,10 +165,7 @@ def test_fedprox_holds_the_nodes_back(tiny: Tiny, federate: Federate, task: Task
     assert moved[1] < 0.7 * moved[0]
 
 
-@pytest.mark.parametrize("codec", ["own", "shared"])
-def test_no_reply_holds_a_real_embedding(
-    codec: str, tiny: Tiny, federate: Federate, task: Task, tmp_path: Path
-) -> None:
+def test_no_reply_holds_a_real_embedding(tiny: Tiny, federate: Federate, task: Task, tmp_path: Path) -> None:
     """Neither a token nor a latent vector of a clip leaves a node, whatever array it may stand in."""
     replies: list[tuple[str, int, ArrayRecord]] = []
 
@@ -178,39 +173,22 @@ def test_no_reply_holds_a_real_embedding(
         kind, records = message.metadata.message_type, reply.content.array_records.values()
         replies.extend((kind, node, record) for record in records if len(record))
 
-    federate(tiny("mode=one_shot", f"sharing.codec={codec}"), tmp_path, Nodes(keep))
-    moments = {"query.moments": 6} if codec == "shared" else {}
-    assert Counter(kind for kind, _, _ in replies) == {**moments, "train": 3, "query.synthesize": 3}
-    for kind, node, record in replies:
+    federate(tiny("mode=one_shot"), tmp_path, Nodes(keep))
+    assert Counter(kind for kind, _, _ in replies) == {"train": 3, "query.synthesize": 3}
+    for _kind, node, record in replies:
         tokens = task.store.tokens(task.parts[node]).float()  # (N, S, D)
         arrays = [array.numpy() for array in record.values()]
-        if kind != "query.moments":  # sums over clips, as large as two matrices
-            assert sum(array.size for array in arrays) < tokens[:1].numel()
+        assert sum(array.size for array in arrays) < tokens[:1].numel()
         values = {value for token in tokens[:, ::40].flatten(0, 1) for value in token[:8].tolist() if abs(value) > 1e-3}
         for array in arrays:
             if array.dtype.kind == "f":
                 shared = np.isin(array.astype(np.float32), np.array(list(values), np.float32)).mean()
                 assert shared < 0.2
         if "latents" in record:
-            saved, _ = load_tensors(tmp_path / "checkpoints" / f"vae_unified_node{node}_codec.safetensors")
-            known = Codec.from_state(saved) if codec == "shared" else None  # it does not travel beside samples
-            samples = samples_from_record(record, task.store.shape, range(6), 100, codec=known)
+            samples = samples_from_record(record, task.space.codec, range(6), 100)
             real = samples.codec.encode(tokens)  # (N, k)
             nearest = torch.cdist(samples.latents, real).min(dim=1).values
             assert float(nearest.min()) > 0.1
-
-
-def test_a_codec_travels_once(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
-    sent: list[tuple[int, int, bool]] = []
-
-    def keep(message: Message, reply: Message, node: int) -> None:
-        if message.metadata.message_type == "query.synthesize":
-            sent.append((int(message.content["config"]["round"]), node, "codec.mean" in reply.content["samples"]))
-
-    results = federate(tiny("mode=one_shot", "rounds=2"), tmp_path, Nodes(keep))
-    assert sorted(sent) == [(round_number, node, round_number == 1) for round_number in (1, 2) for node in range(3)]
-    assert sum(results["samples"].values()) == 36
-    assert results["bytes"]["received"][1] < results["bytes"]["received"][0]
 
 
 def crash(*numbers: int) -> Callable[[Message, Context], Message]:
@@ -241,7 +219,7 @@ def test_a_missing_node_is_named_and_the_run_goes_on(tiny: Tiny, federate: Feder
         federate(tiny("mode=federate"), tmp_path / "strict", crash(1))
 
 
-def test_optimiser_codec_and_generators_live_on_the_nodes_disk(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
+def test_optimiser_and_generators_live_on_the_nodes_disk(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     """What a node knows of round 1 in round 2 is in its folder, not in its process or context."""
     steps = []
 
@@ -253,7 +231,7 @@ def test_optimiser_codec_and_generators_live_on_the_nodes_disk(tiny: Tiny, feder
     federate(tiny("mode=train_generators", "rounds=2"), tmp_path, Nodes(look))
     assert steps == [(1, 1.0), (2, 2.0)]  # one batch a round
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert {f"vae_unified_node{n}{part}.safetensors" for n in range(3) for part in ("", "_codec")} <= names
+    assert {name for name in names if name.startswith("vae")} == {f"vae_unified_node{n}.safetensors" for n in range(3)}
 
 
 def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

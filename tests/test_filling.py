@@ -1,4 +1,4 @@
-"""Nodes get each other's samples: which ones, how often their codecs travel, and what happens when they do not come."""
+"""Nodes get each other's samples: which ones, and what happens when they do not come."""
 
 import json
 from collections.abc import Callable
@@ -9,17 +9,16 @@ import pytest
 import torch
 from federations import Federate, Nodes
 from flwr.app import Context, Message
+from spaces import toy_space
 
 from fedgen.border import Member
 from fedgen.client_app import app as client_app
 from fedgen.config import load_config
 from fedgen.data.store import Store
-from fedgen.data.tokens import TensorTokens
 from fedgen.errors import AggregationError, ConfigError
-from fedgen.exchange.payload import codec_fingerprint
+from fedgen.exchange.payload import SAMPLES
 from fedgen.filling import DONORS, Filling
 from fedgen.models.bases import CodecSettings
-from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
 from fedgen.settings import Config
 from fedgen.task import prepare_task
@@ -27,12 +26,13 @@ from fedgen.task import prepare_task
 Tiny = Callable[..., Config]
 
 
+CODEC = toy_space((6, 5), CodecSettings(3, 3, 4)).codec
+
+
 def samples(seed: int, counts: dict[int, int]) -> SyntheticTokens:
     generator = torch.Generator().manual_seed(seed)
-    clips = TensorTokens(torch.randn(30, 6, 5, generator=generator), torch.zeros(30))
-    codec = Codec.fit(clips, CodecSettings(3, 3, 4))
     labels = torch.tensor([label for label, count in counts.items() for _ in range(count)])
-    return SyntheticTokens(codec, torch.randn(len(labels), codec.size, generator=generator), labels, seed)
+    return SyntheticTokens(CODEC, torch.randn(len(labels), CODEC.size, generator=generator), labels, seed)
 
 
 POOL = {0: samples(0, {0: 20, 1: 20}), 1: samples(1, {1: 20, 2: 20}), 2: samples(2, {3: 20})}
@@ -42,14 +42,14 @@ class Heard:
     """Nodes that note what fills them up, and train as ever."""
 
     def __init__(self) -> None:
-        self.fills: list[tuple[int, dict[str, bool]]] = []  # node, whether a codec came, by record
+        self.fills: list[tuple[int, dict[str, set[str]]]] = []  # node, names of arrays by record
         self.trained: list[int] = []  # whether a training message speaks of filling
 
     def __call__(self, message: Message, context: Context) -> Message:
         if message.metadata.message_type == "query.fill":
             records = message.content.array_records
             node = int(context.node_config["partition-id"])
-            self.fills.append((node, {key: "codec.mean" in record for key, record in records.items()}))
+            self.fills.append((node, {key: set(record) for key, record in records.items()}))
         if message.metadata.message_type == "train":
             self.trained.append(int(message.content.config_records["config"]["filled"]))
         return client_app(message, context)
@@ -59,7 +59,7 @@ def test_classes_are_filled_up_to_what_is_wanted_by_others_samples_alone() -> No
     filling = Filling(12, seed=5)
     chosen = filling.chosen(Member(1, {1: 7, 2: 40}), POOL, round_number=3)
     assert {number: own.counts() for number, own in chosen.items()} == {0: {0: 12, 1: 5}, 2: {3: 12}}
-    assert all(codec_fingerprint(own.codec) == codec_fingerprint(POOL[n].codec) for n, own in chosen.items())
+    assert all(own.codec is CODEC for own in chosen.values())
 
 
 def test_samples_of_a_class_come_from_all_nodes_that_have_it_and_change_with_the_round() -> None:
@@ -95,17 +95,15 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_from_the_second_round_on_and_codecs_travel_once(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
+def test_from_the_second_round_on_and_no_codec_travels(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     heard = Heard()
     federate(tiny("mode=one_shot", "rounds=3", "synthesis.fill=4"), tmp_path, heard)
     nodes = 3
     assert heard.trained == [0] * nodes + [1] * 2 * nodes
     assert [sorted(node for node, _ in part) for part in (heard.fills[:nodes], heard.fills[nodes:])] == [[0, 1, 2]] * 2
     others = {node: {f"samples.{other}" for other in range(nodes) if other != node} for node in range(nodes)}
-    for node, came in heard.fills[:nodes]:
-        assert came == dict.fromkeys(others[node], True)
-    for node, came in heard.fills[nodes:]:
-        assert came == dict.fromkeys(others[node], False)
+    for node, came in heard.fills:
+        assert came == {key: set(SAMPLES) for key in others[node]}
 
 
 def test_adapters_really_train_on_them(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
@@ -119,33 +117,6 @@ def test_adapters_really_train_on_them(tiny: Tiny, federate: Federate, tmp_path:
     alone, filled = losses("alone", "synthesis.fill=0"), losses("filled", "synthesis.fill=4")
     assert alone[:3] == filled[:3]
     assert all(one != other for one, other in zip(alone[3:], filled[3:], strict=True))
-
-
-def test_one_codec_for_all_travels_once_a_message(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
-    heard = Heard()
-    federate(tiny("mode=one_shot", "rounds=2", "synthesis.fill=4", "sharing.codec=shared"), tmp_path, heard)
-    assert [sorted(came.values()) for _, came in heard.fills] == [[False, True]] * 3
-
-
-def test_a_node_that_lost_its_codecs_is_named_and_gets_them_again(
-    tiny: Tiny, federate: Federate, tmp_path: Path
-) -> None:
-    heard = Heard()
-
-    def forgetful(message: Message, context: Context) -> Message:
-        config = message.content.config_records.get("config", {})
-        if message.metadata.message_type == "query.fill" and config["round"] == 3:
-            (tmp_path / "state/node1/others.safetensors").unlink(missing_ok=True)
-        return heard(message, context)
-
-    results = federate(
-        tiny("mode=one_shot", "rounds=4", "synthesis.fill=4", "strategy.min_nodes=2"), tmp_path, forgetful
-    )
-    assert {number: list(lost) for number, lost in results["lost"].items()} == {"3": ["1"]}
-    assert "has not got codec" in results["lost"]["3"]["1"]
-    assert heard.trained == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]  # in round 3 it is not asked to train
-    codecs = [came for node, came in heard.fills if node == 1]
-    assert [all(came.values()) for came in codecs] == [True, False, True]
 
 
 def test_too_few_nodes_that_take_them_end_the_run(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
@@ -170,12 +141,6 @@ def test_filling_needs_projection() -> None:
     with pytest.raises(ConfigError, match=r"synthesis\.fill=32 needs adapter\.projection"):
         load_config(["adapter.projection.channels=0"])
     load_config(["adapter.projection.channels=0", "synthesis.fill=0"])
-
-
-def test_the_fingerprint_of_a_codec_is_the_same_after_it_travelled() -> None:
-    codec = POOL[0].codec
-    again = Codec.from_state({name: v.half().float() if v.dim() == 2 else v for name, v in codec.state().items()})
-    assert codec_fingerprint(again) == codec_fingerprint(codec)
 
 
 def test_clips_are_read_in_the_first_round_alone(

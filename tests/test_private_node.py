@@ -127,12 +127,11 @@ def test_a_run_without_privacy_is_no_start_for_one_with_it(tiny: Tiny, federate:
         federate(private(tiny, "mode=generate", load), tmp_path / "second")
 
 
-@pytest.mark.parametrize("kind", ["query.moments", "query.fit"])
-def test_a_node_refuses_what_reads_clips(kind: str, tiny: Tiny, tmp_path: Path) -> None:
+def test_a_node_refuses_what_reads_clips(tiny: Tiny, tmp_path: Path) -> None:
     task = prepare_task(private(tiny))
     node = PrivateNode(task, 0, tmp_path)
     with pytest.raises(DataError, match="privacy=dp"):
-        node.moments() if kind == "query.moments" else node.fit_shared()
+        node.fit_shared()
 
 
 def test_losses_of_generators_are_not_told(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
@@ -163,7 +162,7 @@ def test_federated_averaging_is_private_too(
 
 REFUSED = {
     "generator=vae": r"generator=gaussian",
-    "sharing.codec=shared": r"sharing\.codec=own",
+    "sharing=shared": r"sharing=local",
     "mode=centralised": r"privacy=dp means nothing with mode=centralised",
     "privacy.delta=null": r"needs privacy\.delta",
     "privacy.epsilon=-1": r"privacy\.epsilon=-1",

@@ -52,7 +52,6 @@ RUNS: dict[str, tuple[list[str], str, int]] = {  # overrides, and the message th
     "before the first round is over": (["mode=federate", "rounds=2"], "train", 2),
     "adapters and generators": (["mode=one_shot", "generator=vae", "rounds=3"], "train", 9),
     "while samples travel": (["mode=one_shot", "generator=vae", "rounds=3"], "query.synthesize", 8),
-    "a shared codec": (["mode=one_shot", "sharing.codec=shared", "rounds=3"], "query.synthesize", 5),
     "generators alone": (["mode=generators_only", "generator=vae", "granularity=per_class", "rounds=3"], "train", 5),
     "a second phase": (
         ["phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds: 3}]"],

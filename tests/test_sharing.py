@@ -16,8 +16,7 @@ from torch import Tensor
 from fedgen.client_app import app as client_app
 from fedgen.errors import AggregationError, FedgenError
 from fedgen.exchange.files import load_tensors
-from fedgen.exchange.states import shared_from_records, states_from_records
-from fedgen.models.codec import Codec
+from fedgen.exchange.states import states_from_records
 from fedgen.models.generators import KINDS
 from fedgen.models.schedule import Schedule
 from fedgen.run_folder import RunFolder
@@ -50,7 +49,7 @@ class Listener:
         kind, node = message.metadata.message_type, int(context.node_config["partition-id"])
         if kind in ("query.fit", "query.adopt"):
             sent = states_from_records(reply.content) if kind == "query.fit" else {}
-            self.heard.append((kind, node, shared_from_records(message.content)[1], sent))
+            self.heard.append((kind, node, states_from_records(message.content), sent))
         return reply
 
 
@@ -77,15 +76,14 @@ def test_a_cycle_is_one_process_that_sees_the_same_batches_in_the_same_order(
     federate(config, tmp_path)
     found = server_state(tmp_path)
     task = prepare_task(replace(config, run_dir=str(tmp_path)))
-    codec = Codec.from_state({name.removeprefix("codec."): v for name, v in found.items() if "\n" not in name})
     states: dict[str, dict[str, Tensor]] = {}
     for round_number in (1, 2):
         for node in range(3):
             conditions, split = task.targets.conditions(), task.seed("split", node)
-            bank = Bank(config.generator, task.granularity, task.classes, conditions, split_seed=split)
+            bank = Bank(config.generator, task.granularity, task.classes, task.space, conditions, split_seed=split)
             seed, schedule = task.seed("generators", round_number, node), Schedule(round_number - 1, 2)
             start = task.seed("shared generators")
-            bank.fit_shared(task.tokens(task.parts[node]), codec, states, start, seed, schedule)
+            bank.fit_shared(task.tokens(task.parts[node]), states, start, seed, schedule)
             states = bank.shared_states()
     expected = states["unified"]
     steps = [name for name in expected if "step." in name]
@@ -198,8 +196,8 @@ def test_a_hostile_state_is_refused(
 
 def test_a_node_with_too_few_clips_does_not_send_sums_over_them(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     few = ["partition=explicit", "partition.nodes=2", "partition.assignment=[[dog], [dog, rain]]"]
-    config = shared(tiny, "average", "generator=vae", *few)
-    with pytest.raises(FedgenError, match=r"at least 3 clips.*sharing=local"):
+    config = shared(tiny, "average", "generator=gaussian", *few)
+    with pytest.raises(FedgenError, match=r"ids \[0\] have fewer than 3.*use sharing=local"):
         federate(config, tmp_path)
 
 

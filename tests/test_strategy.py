@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,16 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
+from spaces import toy_space
 
 from fedgen.aggregation import STRATEGY_CLASSES, open_strategy
 from fedgen.border import Member
 from fedgen.config import load_config
-from fedgen.data.tokens import TensorTokens
 from fedgen.errors import AggregationError, ConfigError
 from fedgen.exchange.payload import samples_from_record, samples_to_record
 from fedgen.local_grid import LocalGrid
-from fedgen.models.codec import Codec, CodecSettings
+from fedgen.models.bases import CodecSettings
+from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.phases import PhaseSettings, plan
 from fedgen.round_grid import drawn
@@ -33,9 +35,9 @@ MEMBERS = {1001 + i: Member(i, {2 * i: 5, 2 * i + 1: 5}) for i in range(3)}
 Change = Callable[[RecordDict, int], RecordDict | None]
 
 
+@cache
 def codec() -> Codec:
-    tokens = torch.randn(40, *SHAPE, generator=torch.Generator().manual_seed(0))
-    return Codec.fit(TensorTokens(tokens, torch.zeros(40)), CodecSettings(4, 5, 6))
+    return toy_space(SHAPE, CodecSettings(4, 5, 6)).codec
 
 
 def samples(node: int, count: int = 3) -> SyntheticTokens:
@@ -94,7 +96,7 @@ def run(
         members=MEMBERS,
         min_nodes=min_nodes,
         timeout=60.0,
-        shape=SHAPE,
+        codec=codec(),
         samples_limit=limit,
         samples_seed=lambda round_number: round_number,
         train_on_pool=train_on_pool,
@@ -360,8 +362,8 @@ BAD_SAMPLES = {
     "another node's class": (latents(set_first(0), "classes"), r"class id 0 is not allowed here; allowed: \[2, 3\]"),
     "class that does not exist": (latents(set_first(99), "classes"), r"class id 99"),
     "not finite": (latents(set_first(np.nan), "latent-scale"), r"latent-scale has 1 values that are NaN"),
-    "codec not finite": (latents(set_first(np.inf), "codec.channels"), r"codec\.channels has 1 values"),
-    "tokens of another width": (latents(lambda a: a[:-1], "codec.channels"), r"codec\.channels is float16"),
+    "another codec's size": (latents(lambda a: a[:, :-1].copy()), r"latents is int8 of shape \(6, 5\), expected .*6x6"),
+    "a codec": (put("samples", "codec.mean", Array(np.zeros(20, np.float32))), r"unexpected arrays \['codec\.mean'\]"),
     "unknown array": (put("samples", "extra", Array(np.zeros(1))), r"unexpected arrays \['extra'\]"),
     "missing array": (drop("samples", "counts"), r"missing arrays \['counts'\]"),
     "two records": (add_record("more", ArrayRecord()), r"2 ArrayRecords, . MetricRecords.*expected 1"),
@@ -403,17 +405,6 @@ def test_no_samples_at_all_are_refused() -> None:
 
     _, pooling = run(toy_nodes(synthesize=nothing), mode="one_shot", min_nodes=2)
     assert "0 samples" in pooling.report.lost[1]
-
-
-def test_a_codec_that_never_came_is_refused() -> None:
-    def without(content: RecordDict, node: int) -> None:
-        if node == 1:
-            for name in [name for name in content["samples"] if name.startswith("codec.")]:
-                del content["samples"][name]
-            content["facts"] = ConfigRecord({"codec": "0123"})
-
-    _, pooling = run(toy_nodes(synthesize=without), mode="one_shot", min_nodes=2)
-    assert "come without their codec, and codec '0123' has not been sent before" in pooling.report.lost[1]
 
 
 def crash(content: RecordDict, node: int) -> None:

@@ -16,13 +16,14 @@ import pytest
 import torch
 from federations import Federate, Nodes
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from spaces import toy_space
 
 from fedgen.client_app import app
 from fedgen.config import to_yaml
 from fedgen.data.store import open_store
 from fedgen.errors import AggregationError, CheckpointError, DataError, PayloadError
 from fedgen.exchange.files import load_tensors
-from fedgen.exchange.payload import SAMPLES, TUCKER, read_array, read_values
+from fedgen.exchange.payload import SAMPLES, read_array, read_values
 from fedgen.local_grid import LocalGrid
 from fedgen.local_run import run
 from fedgen.node_state import NodeState
@@ -108,7 +109,6 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 
 CHECKPOINT = ["adapters.safetensors", "manifest.json", "vae_unified_node0.safetensors"]
-CHECKPOINT += ["vae_unified_node0_codec.safetensors"]
 
 
 @pytest.mark.parametrize("name", CHECKPOINT)
@@ -128,8 +128,7 @@ def test_the_state_of_a_run(name: str, crafted: bytes, copy: Path) -> None:
 
 READERS: dict[str, Callable[[NodeState], Any]] = {
     "optimizer/round_2.safetensors": lambda state: state.moments(3),
-    "others.safetensors": lambda state: state.others(),
-    "codec.safetensors": lambda state: state.codec(),
+    "others.safetensors": lambda state: state.others(toy_space().codec),
     "release.safetensors": lambda state: state.release(),
 }
 
@@ -225,19 +224,19 @@ def test_replies_of_nodes(
 def asked(yaml: str, arrays: ArrayRecord, kind: str = "train", name: str = "arrays") -> list[Message]:
     """Return what a node replies to a message of the server's."""
     config = ConfigRecord({"yaml": yaml, "phase": 0, "finished": 0, "round": 1})
-    content = RecordDict({"config": config, name: arrays, "codecs": ConfigRecord({name: "abc"})})
+    content = RecordDict({"config": config, name: arrays, "keys": ConfigRecord({"keys": '["unified"]'})})
     grid = LocalGrid(app, 3, {})
     return list(grid.send_and_receive([Message(content, grid.get_node_ids()[0], kind)]))
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("train", "arrays"), ("query.fill", "samples.1"), ("query.codec", "codec"), ("query.moments", "bases")],
+    [("train", "arrays"), ("query.fill", "samples.1"), ("query.fit", "state.0"), ("query.adopt", "state.0")],
 )
 def test_messages_of_the_server(kind: str, name: str, crafted: bytes, tiny: Tiny, task: Task, tmp_path: Path) -> None:
     """Nodes do not trust their server with pickles, either."""
-    config = replace(tiny("sharing.codec=shared"), data=task.config.data, run_dir=str(tmp_path))
-    names = {"train": task.adapters().state_dict(), "query.fill": [*SAMPLES, *TUCKER]}.get(kind, ["mean"])
+    config = replace(tiny("sharing=shared", "generator=vae"), data=task.config.data, run_dir=str(tmp_path))
+    names = {"train": task.adapters().state_dict(), "query.fill": SAMPLES}.get(kind, ["mean"])
     arrays = ArrayRecord({n: array(crafted) for n in names})
     (reply,) = asked(to_yaml(config), arrays, kind, name)
     words = "pickled|allow_pickle|not a NumPy array|expected numbers|got NpzFile"

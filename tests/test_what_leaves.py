@@ -8,12 +8,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from federations import Nodes
-from flwr.app import Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+from spaces import toy_space
 
 from fedgen.config import load_config, to_yaml
+from fedgen.exchange.public import public_space
 from fedgen.local_grid import LocalGrid, run_server
+from fedgen.models.codec import Codec
 from fedgen.server_app import app as server_app
 from fedgen.settings import Config
 from fedgen.task import prepare_task
@@ -29,7 +33,6 @@ RUNS: dict[str, list[str]] = {
     "generators_only": ["mode=generators_only", "generator=gan"],
     "phases": ["phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds: 2}]", "generator=vae"],
     "one_shot": ["mode=one_shot", "rounds=2", "granularity=per_class"],
-    "shared codec": ["sharing.codec=shared", "rounds=2"],
     "shared generators": ["sharing=shared", "generator=vae"],
     "private": ["privacy=dp", "privacy.epsilon=8", "privacy.delta=0.01", "rounds=2"],
     "secure": ["mode=one_shot", "strategy.secure.name=secagg", "partition.nodes=3"],
@@ -55,32 +58,50 @@ def keys_of(text: str) -> set[str]:
     return {str(key) for part in parts if isinstance(part, dict) for key in part}
 
 
-def observe(config: Config, seen: Names, node_configs: list[dict[str, Any]] | None = None) -> None:
-    """Run a federation, and note what every message has."""
+def of_codec(record: ArrayRecord, codec: Codec) -> int:
+    """Return the bytes of ``record`` that are of a codec: arrays of its names, or of its values in any precision."""
+    known = [value.numpy() for value in codec.state().values()]
+    return sum(len(array.data) for name, array in record.items() if "codec" in name or _among(array.numpy(), known))
+
+
+def _among(values: np.ndarray, known: list[np.ndarray]) -> bool:
+    """Say whether ``values`` are one of ``known``, or of its transpose."""
+    sames = (own for one in known for own in (one, one.T) if own.shape == values.shape and own.any())
+    return any(np.allclose(values, own, rtol=1e-2, atol=1e-2 * np.abs(own).max()) for own in sames)
+
+
+def observe(config: Config, seen: Names, node_configs: list[dict[str, Any]] | None = None) -> int:
+    """Run a federation, note what every message has, and return the bytes of replies that are of the codec."""
+    private = config.privacy
+    sizes = replace(config.codec, components=private.components) if private.used else config.codec
+    codec, of_it = public_space(config.encoder, sizes, config.generator.lengths).codec, [0]
 
     def note(request: Message, reply: Message, number: int) -> None:
         names = {TO: set(names_in(request.content)), FROM: set(names_in(reply.content))}
         secure = any(name.startswith("secaggplus") or name == "arrays/masked" for name in names[TO] | names[FROM])
+        of_it[0] += sum(of_codec(record, codec) for record in reply.content.array_records.values())
         for direction, found in names.items():
             seen[request.metadata.message_type + SECURE * secure, direction] |= found
 
     values = {"config": to_yaml(config)}
     grid = LocalGrid(Nodes(note), config.partition.nodes, values, node_configs)  # type: ignore[arg-type]
     run_server(server_app, grid, values)
+    return of_it[0]
 
 
 @pytest.fixture(scope="module")
-def seen(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Names]:
-    """What was in the messages of each of `RUNS`."""
+def observed(
+    tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Names], dict[str, int]]:
+    """What was in the messages of each of `RUNS`, and bytes of the codec in the replies."""
     pytest.importorskip("dp_accounting")
-    folder, found = tmp_path_factory.mktemp("runs"), {}
+    folder, found, of_codecs = tmp_path_factory.mktemp("runs"), {}, {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedgen.recorder.draw_run", lambda results, folder: [])
         for name, overrides in RUNS.items():
             found[name] = defaultdict(set)
-            observe(
-                replace(load_config([*tiny_overrides, *QUICK, *overrides]), run_dir=str(folder / name)), found[name]
-            )
+            config = replace(load_config([*tiny_overrides, *QUICK, *overrides]), run_dir=str(folder / name))
+            of_codecs[name] = observe(config, found[name])
         stores = []
         for number, classes in enumerate(["dog, cow", "rain, crickets", "siren, engine"]):
             config = load_config(
@@ -90,8 +111,13 @@ def seen(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) ->
             stores.append({"store": str(config.data.store), "state": str(folder / f"site{number}")})
         found[ON_NODES] = defaultdict(set)
         config = load_config([*tiny_overrides, "data=nodes", "data.classes=[]", f"run_dir={folder / 'on_nodes'}"])
-        observe(config, found[ON_NODES], stores)
-    return found
+        of_codecs[ON_NODES] = observe(config, found[ON_NODES], stores)
+    return found, of_codecs
+
+
+@pytest.fixture
+def seen(observed: tuple[dict[str, Names], dict[str, int]]) -> dict[str, Names]:
+    return observed[0]
 
 
 def documented(text: str) -> Names:
@@ -127,13 +153,26 @@ def test_nothing_is_in_the_table_that_never_travels(seen: dict[str, Names]) -> N
         assert not idle, f"{key}: {idle} is in {DOCUMENT.name}, and no run has it"
 
 
+def test_no_reply_of_any_kind_holds_a_byte_of_the_codec(observed: tuple[dict[str, Names], dict[str, int]]) -> None:
+    _, of_codecs = observed
+    assert of_codecs == dict.fromkeys([*RUNS, ON_NODES], 0)
+
+
+def test_a_codec_would_be_found_whatever_it_is_called() -> None:
+    codec = toy_space().codec
+    plain = ArrayRecord({"x": Array(np.zeros((5, 4), np.float32)), "latents": Array(np.ones((3, 6), np.int8))})
+    assert of_codec(plain, codec) == 0
+    for value in (codec.channels.numpy(), codec.channels.T.half().contiguous().numpy(), codec.components.numpy()):
+        assert of_codec(ArrayRecord({"w": Array(value)}), codec) >= value.nbytes
+    assert of_codec(ArrayRecord({"codec.new": Array(np.zeros(3))}), codec) > 0
+
+
 KINDS = {
     "federate": "describe train",
     "generators_only": "describe train",
     "phases": "describe train synthesize fill",
     "one_shot": "describe train synthesize fill",
-    "shared codec": "describe train synthesize fill moments codec",
-    "shared generators": "describe train synthesize moments fit adopt",
+    "shared generators": "describe train synthesize fit adopt",
     "private": "describe train synthesize fill",
     ON_NODES: "introduce describe train synthesize evaluate assess",
 }

@@ -56,10 +56,10 @@ def open_public(encoder: Encoder, folder: str | None) -> TokenSource:
     if folder is None:
         return PublicTokens(encoder)
     dataset = _folder(folder)
-    tokens = []
-    for clip in dataset.clips:
-        waveform, rate = dataset.load(clip)
-        tokens.append(encoder([resample(waveform, rate, encoder.sample_rate)]))
+    try:
+        tokens = [encoder([resample(*dataset.load(clip), encoder.sample_rate)]) for clip in dataset.clips]
+    except DataError as error:
+        raise DataError(f"codec.public={folder}: {error}") from error
     return TensorTokens(torch.cat(tokens), torch.tensor([clip.label for clip in dataset.clips]))
 
 
@@ -75,6 +75,10 @@ def public_identity(folder: str | None) -> str:
 
 def _folder(folder: str) -> AudioFiles:
     try:
-        return read_folder(DataSettings(name="folder", root=folder))
+        dataset = read_folder(DataSettings(name="folder", root=folder))
     except FedgenError as error:
-        raise DataError(f"codec.public={folder}: {error}") from error
+        reason = str(error).removeprefix(f"data.root={folder} ")
+        raise DataError(f"codec.public={folder}: {reason}") from error
+    if len(dataset.clips) < 2:
+        raise DataError(f"codec.public={folder}: one clip does not say what sounds have in common, take more")
+    return dataset

@@ -16,6 +16,7 @@ from fedgen.files import home, locked
 from fedgen.models.codec import CodecSettings
 from fedgen.models.lengths import Lengths
 from fedgen.models.public import PublicSpace
+from fedgen.models.states import exact_digest
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +59,14 @@ def public_space(encoder: EncoderSettings, settings: CodecSettings, lengths: Len
     with locked(file.parent):
         try:
             tensors, about = load_tensors(file)
-            if about == identity:
+            if about == identity | {"sha256": exact_digest(dict(sorted(tensors.items())))}:
                 return PublicSpace.from_state(tensors)
+            logger.warning("%s is made anew: it is not what was saved", file)
         except (CheckpointError, DataError) as error:
             if file.is_file():
                 logger.warning("%s is made anew: %s", file, error)
         logger.info("fitting the codec to public sounds (%s): once on this machine", identity["public"])
         space = PublicSpace.of(open_public(chosen, settings.public), settings, lengths)
-        save_tensors(file, space.state(), identity)
+        state = dict(sorted(space.state().items()))
+        save_tensors(file, state, identity | {"sha256": exact_digest(state)})
     return space

@@ -18,6 +18,7 @@ from fedgen.models.states import check_tensors, join, length_of, part_of
 
 TOLERANCE = 0.05  # between two sketches; processors round differently, other sounds give another codec
 PROBES = 4  # token sequences that a sketch encodes
+SIZES = 4  # numbers at its start: shapes of the bases
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,17 @@ class PublicSpace:
         return float(self.deviations.norm(dim=1).median())
 
     def sketch(self) -> list[float]:
-        """Return numbers that tell this codec from another: the latents of fixed random sequences."""
+        """Return numbers that tell this codec from another: sizes, then the latents of fixed random sequences."""
         analysis, channels = self.codec.bases.analysis, self.codec.channels
         shape = PROBES, len(analysis), len(channels)
         probes = torch.from_numpy(stream("codec sketch", *shape[1:]).standard_normal(shape)).float()
-        return self.codec.encode(probes).flatten().tolist()
+        return [*map(float, (*analysis.shape, *channels.shape)), *self.codec.encode(probes).flatten().tolist()]
 
     def require_same(self, sketch: Sequence[float]) -> None:
         """Raise `DataError` unless ``sketch`` is that of this codec, but for what processors round differently."""
         own, other = torch.tensor(self.sketch()), torch.tensor(sketch, dtype=torch.float32)
-        apart = float((own - other).norm() / own.norm()) if own.shape == other.shape else float("inf")
+        same = own.shape == other.shape and own[:SIZES].equal(other[:SIZES])
+        apart = float((own - other).norm() / own[SIZES:].norm()) if same else float("inf")
         if not apart <= TOLERANCE:
             raise DataError(
                 f"the run's codec is not the one that this node computes of the same public sounds: their sketches "

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedgen.data.tokens import FactoredTokens
+from fedgen.errors import DataError
 from fedgen.models.codec import Codec
 from fedgen.models.seeds import seeded
 from fedgen.models.states import check_tensors, exact_digest, length_of
@@ -106,8 +107,10 @@ class SyntheticTokens:
         Raises
         ------
         DataError
-            A tensor is missing, unknown or of another shape, such as those of a codec that a node fitted to its clips.
+            A tensor is missing, unknown or of another shape; the samples are of a run whose nodes fitted codecs.
         """
+        if any(name.startswith("codec.") for name in state):
+            raise DataError("these samples were saved with a codec of a node's own clips, as is no more: run anew")
         count, size = length_of(state, "labels"), codec.size
         expected = {"latents": (count, size), "labels": (count,)}
         check_tensors(state, expected | ({"latent-scale": (size,)} if "latent-scale" in state else {}))

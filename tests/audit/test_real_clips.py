@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fedgen.models.privacy.space import public_space
 from worlds import fitted
 
 from fedgen.audit.evidence import Candidates, GaussianFit, Release
@@ -14,7 +15,6 @@ from fedgen.audit.result import audit
 from fedgen.config import load_config
 from fedgen.data.datasets import open_dataset
 from fedgen.models.lengths import Lengths
-from fedgen.models.privacy.space import public_space
 from fedgen.task import prepare_store
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from clouds import between, copies, fresh, interpolations, recordings, site
+from fedgen.evaluation.gate import FAILED, PASSED, UNKNOWN, EvaluationSettings, Verdict, judge
+from fedgen.evaluation.privacy import Site, measure_privacy
 
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import ConfigError
 from fedgen.evaluation.features import Records, read_records
-from fedgen.evaluation.gate import FAILED, PASSED, UNKNOWN, EvaluationSettings, Verdict, judge
-from fedgen.evaluation.privacy import Site, measure_privacy
 from fedgen.models.bases import CodecSettings
 from fedgen.models.codec import Codec
 from fedgen.models.generators import KINDS
@@ -108,7 +108,7 @@ def judged(clips: tuple[TokenSource, TokenSource], samples: TokenSource) -> Verd
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_shipped_kinds_pass(kind: str, sounds: Task, clips: tuple[TokenSource, TokenSource]) -> None:
     settings = replace(sounds.config.generator, kind=kind)
-    bank = Bank(settings, sounds.granularity, sounds.classes, sounds.targets.conditions())
+    bank = Bank(settings, sounds.granularity, sounds.classes, sounds.space, sounds.targets.conditions())
     bank.fit(clips[0], seed=0)
     samples = bank.sample(dict.fromkeys(range(len(sounds.classes)), 32), seed=1)
     assert judged(clips, samples) == Verdict(PASSED, [])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from clouds import CLASSES, CLIPS, HELD_OUT, SAMPLES, copies, fresh, interpolations, recordings, site
+from fedgen.evaluation.privacy import Privacy, Site, measure_privacy, membership, nearest
 
 from fedgen.evaluation.features import Records
-from fedgen.evaluation.privacy import Privacy, Site, measure_privacy, membership, nearest
 
 
 def privacy(synthetic: Records) -> Privacy:

@@ -2,24 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from spaces import toy_space
 
 from fedgen.data.conditions import Conditions
 from fedgen.data.tokens import TensorTokens
 from fedgen.exchange.checkpoint import load_bank
-from fedgen.models.codec import CodecSettings
 from fedgen.models.generators import GeneratorSettings, GeneratorTraining
+from fedgen.models.lengths import Lengths
+from fedgen.models.public import PublicSpace
 from fedgen.training.bank import Bank
 from fedgen.training.granularity import GranularitySettings
 
 NAMES = ["rain", "train", "sea waves", "dog/cat"]
 FIFTEEN = [f"class{number}" for number in range(15)]
-SETTINGS = GeneratorSettings(
-    width=16, latents=4, codec=CodecSettings(4, 4, 6), training=GeneratorTraining(epochs=2, validation=0.0)
-)
+SETTINGS = GeneratorSettings(width=16, latents=4, training=GeneratorTraining(epochs=2, validation=0.0))
 ENCODER = {"name": "patches", "stride": 10}
 METADATA = {
     "round": 3,
@@ -33,6 +34,11 @@ METADATA = {
     "metrics": {"loss": 0.25},
 }
 EXPECTED = {name: METADATA[name] for name in ("encoder", "target", "dataset", "split")}
+
+
+@cache
+def _space(lengths: Lengths) -> PublicSpace:
+    return toy_space(lengths=lengths)
 
 
 def source(classes: int = 4, seed: int = 0) -> TensorTokens:
@@ -54,7 +60,8 @@ def bank(
     groups = {"first": list(names[::2]), "second": list(names[1::2])}
     chosen = GranularitySettings(granularity, groups)
     conditions = Conditions({"text": torch.eye(len(names), width)})
-    made = Bank(replace(SETTINGS, kind=kind, **settings), chosen, list(names), conditions)
+    changed = replace(SETTINGS, kind=kind, **settings)
+    made = Bank(changed, chosen, list(names), _space(changed.lengths), conditions)
     if fitted:
         made.fit(source(len(names), seed), seed=seed)
     return made

@@ -11,7 +11,7 @@ from savers import PROCESSES, save_five_times
 
 from fedgen.errors import CheckpointError
 from fedgen.exchange.checkpoint import has_bank, load_tensors, save_bank, save_tensors
-from fedgen.exchange.manifest import Manifest
+from fedgen.exchange.manifest import FORMAT, Manifest
 from fedgen.models.generators import KINDS
 from fedgen.training.granularity import GRANULARITIES
 
@@ -37,21 +37,35 @@ def test_a_loaded_bank_draws_the_same_samples(tmp_path: Path, kind: str, granula
     assert saved.fit(source(), seed=2) == loaded.fit(source(), seed=2)  # optimiser state came along
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_no_basis_and_no_latents_of_public_clips_are_saved(tmp_path: Path, kind: str) -> None:
+    """The codec is everybody's: a checkpoint is the generators alone, whatever the file is called."""
+    made = bank("unified", kind)
+    save_bank(tmp_path, "vae", 0, made, METADATA, frequency=1)
+    public = [*made.space.state().values()]
+    for file in tmp_path.glob("*.safetensors"):
+        tensors, _ = load_tensors(file)
+        assert not [name for name in tensors if "codec" in name or "positions" in name or "channels" in name]
+        same = [name for name, value in tensors.items() for own in public if _alike(value, own)]
+        assert same == []
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dim() > 1 and one.shape == other.shape and torch.allclose(one.float(), other.float(), atol=1e-3)
+
+
 class TestNames:
     def test_files_are_named_as_users_know_them(self, tmp_path: Path) -> None:
         for node, granularity in enumerate(GRANULARITIES):
             save_bank(tmp_path, "vae", node, bank(granularity), METADATA)
         assert names(tmp_path) == {
             "vae_node0.safetensors",
-            "vae_node0_codec.safetensors",
             "vae_node1_class_rain.safetensors",
             "vae_node1_class_train.safetensors",
             "vae_node1_class_sea waves.safetensors",
             "vae_node1_class_dog%2Fcat.safetensors",
-            "vae_node1_codec.safetensors",
             "vae_node2_group_first.safetensors",
             "vae_node2_group_second.safetensors",
-            "vae_node2_codec.safetensors",
         }
 
     def test_rain_is_not_train_and_node_1_is_not_node_11(self, tmp_path: Path) -> None:
@@ -66,7 +80,7 @@ class TestNames:
     def test_a_class_may_be_called_like_a_round(self, tmp_path: Path) -> None:
         classes = ["rain", "rain_round_3", "rain round", "codec"]
         save_bank(tmp_path, "vae", 0, bank(names=classes), METADATA, frequency=1)
-        assert len(names(tmp_path)) == 2 * 5
+        assert len(names(tmp_path)) == 2 * 4
         assert {"vae_node0_class_rain%5Fround_3.safetensors", "vae_node0_class_rain_round_3.safetensors"} <= names(
             tmp_path
         )
@@ -92,11 +106,8 @@ class TestRounds:
             save_bank(tmp_path, "vae", 0, bank("unified", seed=number), round_(number), frequency=3)
         assert names(tmp_path) == {
             "vae_node0.safetensors",
-            "vae_node0_codec.safetensors",
             "vae_node0_round_3.safetensors",
-            "vae_node0_codec_round_3.safetensors",
             "vae_node0_round_6.safetensors",
-            "vae_node0_codec_round_6.safetensors",
         }
         for chosen, expected in ((None, 7), (3, 3), (6, 6), (7, 7)):  # the latest is round 7's
             loaded = bank("unified", fitted=False)
@@ -119,11 +130,8 @@ class TestRounds:
         kept = {name for name in names(tmp_path) if "round" in name}
         assert kept == {
             "vae_node0_round_10.safetensors",
-            "vae_node0_codec_round_10.safetensors",
             "vae_node0_round_11.safetensors",
-            "vae_node0_codec_round_11.safetensors",
             "vae_node1_round_1.safetensors",
-            "vae_node1_codec_round_1.safetensors",
         }
         assert set(Manifest.read(tmp_path).parts()) == names(tmp_path)
 
@@ -139,7 +147,6 @@ class TestRounds:
         assert names(tmp_path) == {
             "vae_node0_class_rain.safetensors",
             "vae_node0_class_train.safetensors",
-            "vae_node0_codec.safetensors",
             "vae_node0_class_mine.safetensors",
         }
 
@@ -148,7 +155,7 @@ class TestMetadata:
     def test_the_manifest_tells_everything(self, tmp_path: Path) -> None:
         save_bank(tmp_path, "vae", 2, bank("per_group", "conditioned_vae"), METADATA)
         manifest = json.loads((tmp_path / "manifest.json").read_text())
-        assert manifest["format"] == 2
+        assert manifest["format"] == FORMAT == 3
         found = manifest["checkpoints"]["vae_node2"]
         files, time = found.pop("files"), datetime.fromisoformat(found.pop("time"))
         assert timedelta() <= datetime.now(time.tzinfo) - time < timedelta(minutes=5)
@@ -158,13 +165,12 @@ class TestMetadata:
             "kind": "conditioned_vae",
             "granularity": "per_group",
             "class_ids": {"dog/cat": 3, "rain": 0, "sea waves": 2, "train": 1},
-            "codec": "tucker",
             "sizes": {"components": 6, "width": 16, "latents": 4, "conditions": {"text": [4]}},
             "lengths": {"tokens": [7, 5], "training": None, "output": None, "upsampling": "linear"},
             "metadata": METADATA,
         }
         first = files["vae_node2_group_first.safetensors"]
-        assert (first["part"], first["key"], first["classes"]) == ("generator", "first", ["rain", "sea waves"])
+        assert (first["key"], first["classes"]) == ("first", ["rain", "sea waves"])
         assert first["standardisation"] == ["mean", "deviation"]
         assert first["parameters"] > 1000
         assert {len(part["sha256"]) for part in files.values()} == {64}
@@ -178,7 +184,7 @@ class TestMetadata:
         part = entry.pop("files")["vae_node2_class_train.safetensors"]
         del part["bytes"], part["sha256"]
         _, header = load_tensors(tmp_path / "vae_node2_class_train.safetensors")
-        assert header == {"format": 2, **entry, **part}
+        assert header == {"format": FORMAT, **entry, **part}
         assert (header["key"], header["node"], header["metadata"]["target"]) == ("train", 2, "sd")
 
     @pytest.mark.parametrize("metadata", [{}, {"round": "3"}, {"round": None}])

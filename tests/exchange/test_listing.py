@@ -92,18 +92,16 @@ def test_details_tell_everything(folder: Path) -> None:
         assert row(lines, key) == [key, value]
     train = row(lines, "vae_node0_class_train_round_9.safetensors")
     assert train[1:3] + train[4:5] == ["train", "train", "mean, deviation"]
-    assert row(lines, "channels") == ["channels", "5 x 4", "F32"]
     assert row(lines, "model.decoder.0.weight") == ["model.decoder.0.weight", "16 x 4", "F32"]
     assert row(lines, "deviation") == ["deviation", "number", "F32"]
     assert [line.strip() for line in lines if "tensors of" in line] == [
-        "tensors of vae_node0_codec_round_9.safetensors",
         "tensors of vae_node0_class_rain_round_9.safetensors and 3 more files",  # the same tensors in all of them
     ]
 
 
 def test_details_of_damaged_files(folder: Path) -> None:
     (folder / "vae_node1.safetensors").write_bytes(b"?")
-    (folder / "vae_node1_codec.safetensors").unlink()
+    (folder / "vae_node0_class_rain.safetensors").unlink()
     text = "\n".join(shown(*details(folder)))
     assert "the file cannot be read: Error while deserializing header" in text
     assert "the file cannot be read: No such file" in text
@@ -120,9 +118,9 @@ class TestVerification:
         assert row(lines, "adapters.safetensors")[1] == "ok; not in the manifest, so without a checksum"
 
     def test_every_problem_is_found(self, folder: Path) -> None:
-        content = bytearray((folder / "vae_node0_codec.safetensors").read_bytes())
+        content = bytearray((folder / "vae_node0_class_dog%2Fcat.safetensors").read_bytes())
         content[-1] ^= 1
-        (folder / "vae_node0_codec.safetensors").write_bytes(content)
+        (folder / "vae_node0_class_dog%2Fcat.safetensors").write_bytes(content)
         (folder / "vae_node0_class_rain.safetensors").unlink()
         with (folder / "adapters.safetensors").open("wb") as file:
             torch.save({"a": torch.zeros(1)}, file)
@@ -130,9 +128,9 @@ class TestVerification:
         lines = shown(table)
         assert not sound
         assert lines[0].strip().endswith(": 3 problems")
-        told = {path: row(lines, path)[1] for path in ("vae_node0_codec.safetensors", "adapters.safetensors")}
+        told = {path: row(lines, path)[1] for path in ("vae_node0_class_dog%2Fcat.safetensors", "adapters.safetensors")}
         assert told == {
-            "vae_node0_codec.safetensors": "is damaged: its checksum is not the manifest's",
+            "vae_node0_class_dog%2Fcat.safetensors": "is damaged: its checksum is not the manifest's",
             "adapters.safetensors": "is not a whole safetensors file: it looks like a pickle, which is never opened",
         }
         assert row(lines, "vae_node0_class_rain.safetensors")[1] == "is missing"

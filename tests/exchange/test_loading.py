@@ -18,7 +18,7 @@ from fedgen.exchange.checkpoint import save_bank
 from fedgen.exchange.files import load_tensors, serialise
 
 SEVENTH = "vae_node0_class_class6.safetensors"
-CODEC = "vae_node0_codec.safetensors"
+FIRST = "vae_node0_class_class0.safetensors"
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], Any], entry: str | None = "vae_node0") -> None:
@@ -68,12 +68,12 @@ def before() -> Any:
 
 def refused(folder: Path, into: Any, **changes: Any) -> str:
     """Return why loading is refused, sure that the bank is exactly as it was."""
-    parts = (into.codec, dict(into.generators), dict(into.classes))
+    parts = (dict(into.generators), dict(into.classes))
     states = {key: {name: value.clone() for name, value in g.state().items()} for key, g in into.generators.items()}
     drawn = draw(into)
     with pytest.raises(CheckpointError) as caught:
         load(folder, into, **changes)
-    assert (into.codec, into.generators, into.classes) == parts
+    assert (into.generators, into.classes) == parts
     for key, generator in into.generators.items():
         assert all(torch.equal(value, states[key][name]) for name, value in generator.state().items())
     assert torch.equal(draw(into), drawn)
@@ -106,10 +106,6 @@ class TestOneBadFileOfFifteen:
     def test_missing(self, ours: Path, before: Any, check: str) -> None:
         (ours / SEVENTH).unlink()
         assert f"{SEVENTH} is missing" in refused(ours, before, check=check)
-
-    def test_missing_codec(self, ours: Path, before: Any, check: str) -> None:
-        (ours / CODEC).unlink()
-        assert f"{CODEC} is missing" in refused(ours, before, check=check)
 
     def test_a_link_to_nowhere(self, ours: Path, before: Any, check: str) -> None:
         (ours / SEVENTH).unlink()
@@ -178,7 +174,7 @@ class Evil:
 def test_every_problem_is_told_at_once(ours: Path, before: Any) -> None:
     (ours / SEVENTH).unlink()
     os.truncate(ours / "vae_node0_class_class2.safetensors", 100)
-    (ours / "vae_node0_class_class3.safetensors").write_bytes((ours / CODEC).read_bytes())
+    (ours / "vae_node0_class_class3.safetensors").write_bytes((ours / FIRST).read_bytes())
     told = refused(ours, before, expected=EXPECTED | {"target": "flux", "seed": 8}, classes=FIFTEEN[1:])
     for problem in (
         f"{SEVENTH} is missing",
@@ -205,10 +201,7 @@ class TestOfAnotherRun:
             ({"granularity": "per_class"}, "granularity is unified, this run has per_class"),
             ({"width": 3}, "size of conditions is {'text': [4]}, this run has {'text': [3]}"),
             ({"latents": 5}, "generator.latents is 4, this run has 5; vae_node0.safetensors: "),
-            (
-                {"output_length": 5},
-                "'output': None, 'upsampling': 'linear'}, this run has {'training': None, 'output': 5",
-            ),
+            ({"training_length": 5}, "generator.training_length is None, this run has 5"),
             ({"names": [*NAMES, "wind"]}, "not served are wind (generator unified)"),
             ({"names": NAMES[::-1]}, "id of class rain is 0, this run has 3: its classes are in another order"),
         ],
@@ -220,7 +213,7 @@ class TestOfAnotherRun:
         with pytest.raises(CheckpointError) as caught:
             load(folder, into, check=check)
         assert says in str(caught.value)
-        assert (into.codec, into.generators, into.classes) == (None, {}, {})
+        assert (into.generators, into.classes) == ({}, {})
 
     @pytest.mark.parametrize(
         ("name", "value", "says"),
@@ -239,7 +232,7 @@ class TestOfAnotherRun:
         with pytest.raises(CheckpointError) as caught:
             load(folder, into, expected=expected)
         assert says in str(caught.value)
-        assert into.codec is None
+        assert into.generators == {}
         with caplog.at_level(logging.WARNING):
             assert load(folder, into, expected=expected, check="warn") == METADATA
         assert [record.message for record in caplog.records if says in record.message]
@@ -301,7 +294,7 @@ class TestManifest:
         assert (folder / "manifest.json").read_bytes() == content
         return told
 
-    @pytest.mark.parametrize("content", [b"", b"not json", b"\x80\x04.", b"[" * 100_000, b"{'format': 2}"])
+    @pytest.mark.parametrize("content", [b"", b"not json", b"\x80\x04.", b"[" * 100_000, b"{'format': 3}"])
     def test_not_json(self, folder: Path, content: bytes) -> None:
         (folder / "manifest.json").write_bytes(content)
         assert "manifest.json is not JSON" in self.told(folder)
@@ -311,11 +304,11 @@ class TestManifest:
         (folder / "manifest.json").write_bytes(content)
         assert "manifest.json is not a manifest" in self.told(folder)
 
-    @pytest.mark.parametrize("version", [1, 3, "2", None])
+    @pytest.mark.parametrize("version", [1, 2, 4, "3", None])
     def test_of_another_format(self, folder: Path, version: object) -> None:
-        """Also of format 1, whose files do not tell what they are: generators are trained again in minutes."""
+        """Also of format 2, which held a codec fitted to clips: generators are trained again in minutes."""
         edit(folder, lambda manifest: manifest.update(format=version), entry=None)
-        assert f"is of format {version!r}, this version of fedgen reads format 2" in self.told(folder)
+        assert f"is of format {version!r}, this version of fedgen reads format 3" in self.told(folder)
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -340,16 +333,8 @@ class TestManifest:
         edit(folder, lambda entry: entry.pop(name))
         assert f"checkpoints.vae_node0 has no '{name}'" in self.told(folder)
 
-    @pytest.mark.parametrize("files", [[], ["vae_node0.safetensors"], [CODEC, CODEC]])
-    def test_without_exactly_one_codec(self, folder: Path, files: list[str]) -> None:
-        def change(entry: dict[str, Any]) -> None:
-            entry["files"] = {f"{number}{file}": entry["files"][file] for number, file in enumerate(files)}
-
-        edit(folder, change)
-        assert "not exactly one codec" in self.told(folder)
-
     @pytest.mark.parametrize(
-        "name", ["../codec.safetensors", "/tmp/codec.safetensors", "a/../b.safetensors", "..", "", "manifest.json"]
+        "name", ["../weights.safetensors", "/tmp/weights.safetensors", "a/../b.safetensors", "..", "", "manifest.json"]
     )
     @pytest.mark.parametrize("place", ["files", "removed"])
     def test_that_names_other_files(self, folder: Path, name: str, place: str) -> None:

@@ -7,21 +7,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedgen.data.encoders import EncoderSettings
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError
 from fedgen.models.bases import CodecSettings
 from fedgen.models.generators import GeneratorSettings, open_generator
-from fedgen.models.lengths import Lengths
-from fedgen.models.privacy import PrivacySettings, PublicSpace, Release, Spent, public_space, release
+from fedgen.models.privacy import PrivacySettings, Release, Spent, release
 from fedgen.models.privacy.accountant import Mechanism, calibrate, compose, epsilon
 from fedgen.models.privacy.mechanisms import Noise, class_sums, clipped, energies
 from fedgen.models.privacy.release import private_means, private_spreads
+from fedgen.models.public import PublicSpace
 
 pytest.importorskip("dp_accounting")
 
 SHAPE = (20, 12)  # tokens of a sequence, values of a token
-SETTINGS = GeneratorSettings(codec=CodecSettings(channels=4, positions=5))
+SETTINGS = GeneratorSettings()
 DP = PrivacySettings("dp", epsilon=2.0, delta=1e-3, components=8)
 CLOSE = replace(DP, epsilon=1e6, clip=10.0)  # hardly any noise, and nothing clipped
 DRAWS = 400
@@ -41,7 +40,7 @@ def sounds(seed: int, counts: tuple[int, ...] = (30, 25, 35), distance: float = 
 
 @pytest.fixture(scope="module")
 def space() -> PublicSpace:
-    return PublicSpace.of(sounds(seed=7), replace(SETTINGS.codec, components=8), Lengths())
+    return PublicSpace.of(sounds(seed=7), CodecSettings(channels=4, positions=5, components=8))
 
 
 def neighbours(kind: str) -> list[Tensor]:
@@ -226,7 +225,7 @@ def test_without_a_share_the_covariance_is_that_of_public_sounds(space: PublicSp
 def test_generators_of_every_granularity_load_it(space: PublicSpace) -> None:
     whole = release(sounds(seed=5), space, DP, seed=1)
     for labels in ([0, 1, 2], [2], [2, 0]):
-        generator = open_generator(SETTINGS, whole.codec.size, None)
+        generator = open_generator(SETTINGS, space.codec.size, None)
         generator.load_state(whole.generator_state(labels))
         drawn = generator.sample(2, 2000, torch.Generator().manual_seed(0))
         torch.testing.assert_close(drawn.mean(dim=0), whole.density.means[2], atol=0.25, rtol=0)
@@ -236,7 +235,7 @@ def test_generators_of_every_granularity_load_it(space: PublicSpace) -> None:
 
 def test_it_is_kept_and_read_again(space: PublicSpace) -> None:
     whole = release(sounds(seed=5), space, DP, seed=1)
-    again = Release.from_state(whole.state(), whole.spent.facts())
+    again = Release.from_state(whole.state(), whole.spent.facts(), space.codec.size)
     assert again.spent == whole.spent
     for name, value in whole.state().items():
         torch.testing.assert_close(again.state()[name], value)
@@ -266,26 +265,17 @@ def test_wrong_and_missing_settings_are_refused(values: dict[str, object], words
 
 
 @pytest.mark.parametrize(
-    ("generator", "sharing", "codec", "words"),
+    ("generator", "sharing", "words"),
     [
-        (GeneratorSettings(kind="vae"), "local", "own", "needs generator=gaussian"),
-        (GeneratorSettings(kind="gan"), "local", "own", "needs generator=gaussian"),
-        (SETTINGS, "shared", "shared", "needs sharing=local"),
-        (SETTINGS, "local", "shared", "needs sharing.codec=own"),
-        (
-            GeneratorSettings(training_length=4, codec=CodecSettings(name="flat")),
-            "local",
-            "own",
-            "needs codec.name=tucker",
-        ),
+        (GeneratorSettings(kind="vae"), "local", "needs generator=gaussian"),
+        (GeneratorSettings(kind="gan"), "local", "needs generator=gaussian"),
+        (SETTINGS, "shared", "needs sharing=local"),
     ],
 )
-def test_what_a_release_cannot_serve_is_refused(
-    generator: GeneratorSettings, sharing: str, codec: str, words: str
-) -> None:
+def test_what_a_release_cannot_serve_is_refused(generator: GeneratorSettings, sharing: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        DP.check(generator, sharing, codec)
-    PrivacySettings().check(generator, sharing, codec)
+        DP.check(generator, sharing)
+    PrivacySettings().check(generator, sharing)
 
 
 def test_a_large_delta_is_refused(space: PublicSpace) -> None:
@@ -303,12 +293,3 @@ def test_a_missing_accountant_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting.gaussian_mechanism", None)
     with pytest.raises(ConfigError, match=r"fedgen\[privacy\]"):
         calibrate((1.0, 1e-3))
-
-
-def test_what_is_public_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedgen.data.public.PublicTokens.__init__.__defaults__", (5, 2))
-    encoder, settings = EncoderSettings(stride=16), CodecSettings(channels=4, positions=5)
-    found = public_space(encoder, settings, Lengths(), 6)
-    assert found is public_space(encoder, settings, Lengths(), 6)
-    assert (found.codec.size, found.within.shape) == (6, (6, 6))
-    public_space.cache_clear()

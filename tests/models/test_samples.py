@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fedgen.data.tokens import TensorTokens
+from fedgen.errors import DataError
 from fedgen.models.codec import Codec, CodecSettings
 from fedgen.models.lengths import Lengths
 from fedgen.models.samples import PooledTokens, SyntheticTokens
@@ -52,14 +53,15 @@ def test_factors_are_the_tokens_and_project_like_them() -> None:
         torch.testing.assert_close(source.factors(indices).project(weight), tokens @ weight.T)
 
 
-def flat(count: int) -> SyntheticTokens:
+def resampled(count: int) -> SyntheticTokens:
     tokens = torch.randn(20, 9, 5, generator=torch.Generator().manual_seed(9))
-    codec = Codec.fit(TensorTokens(tokens, torch.zeros(20)), CodecSettings(name="flat"), Lengths(3, 6, "cubic"))
+    settings = CodecSettings(5, 3, 15, noise=False)
+    codec = Codec.fit(TensorTokens(tokens, torch.zeros(20)), settings, Lengths(3, 6, "cubic"))
     return SyntheticTokens(codec, torch.randn(count, codec.size), torch.zeros(count))
 
 
-def test_flat_samples_are_factors_too_and_pool_with_others() -> None:
-    parts = [flat(3), synthetic(2, noise=False)]
+def test_samples_of_another_length_are_factors_too_and_pool_with_others() -> None:
+    parts = [resampled(3), synthetic(2, noise=False)]
     pool, indices, weight = PooledTokens(parts), torch.tensor([4, 0, 2]), torch.randn(3, 5)
     whole = torch.cat([part.batch(torch.arange(len(part))) for part in parts])
     torch.testing.assert_close(pool.batch(indices), whole[indices])
@@ -102,6 +104,15 @@ def test_seeds_depend_on_the_whole_path() -> None:
     assert seeded(3, "rain", 2).initial_seed() == seeded(3, "rain", 2).initial_seed()
 
 
+def test_samples_beside_a_codec_of_their_own_are_refused() -> None:
+    """As runs saved them when each node fitted a codec to its clips."""
+    samples = synthetic(6)
+    assert set(samples.state()) == {"latents", "labels"}
+    old = samples.state() | {f"codec.{name}": value for name, value in samples.codec.state().items()}
+    with pytest.raises(DataError, match=r"a codec of a node's own clips.*run anew"):
+        SyntheticTokens.from_state(old, samples.codec, 0)
+
+
 def test_samples_at_a_byte_a_coefficient() -> None:
     samples = synthetic(6)
     scale = samples.latents.abs().amax(dim=0) / 127
@@ -110,7 +121,7 @@ def test_samples_at_a_byte_a_coefficient() -> None:
     plain = SyntheticTokens(samples.codec, whole * scale, samples.labels, samples.seed)
     rows = torch.tensor([4, 1])
     assert compact.state()["latents"].dtype == torch.int8
-    again = SyntheticTokens.from_state(compact.state(), samples.seed)
+    again = SyntheticTokens.from_state(compact.state(), samples.codec, samples.seed)
     for one in (compact, again, compact.to("cpu")):
         assert torch.equal(one.latents, plain.latents)
     assert torch.equal(again.batch(rows), plain.batch(rows))

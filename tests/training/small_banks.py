@@ -1,6 +1,6 @@
 """One small bank for every kind, granularity and target; as a script, a new process that loads them all and samples.
 
-python tests/training/small_banks.py FOLDER FILE
+PYTHONPATH=tests python tests/training/small_banks.py FOLDER FILE
 """
 
 import sys
@@ -10,13 +10,13 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from spaces import toy_space
 
 from fedgen.data.conditions import Conditions
 from fedgen.data.targets import TARGETS, TargetSettings, open_targets
 from fedgen.data.tokens import TensorTokens
 from fedgen.exchange.checkpoint import load_bank
 from fedgen.exchange.files import save_tensors
-from fedgen.models.codec import CodecSettings
 from fedgen.models.generators import KINDS, GeneratorSettings, GeneratorTraining
 from fedgen.training.bank import Bank
 from fedgen.training.granularity import GRANULARITIES, GranularitySettings
@@ -26,7 +26,8 @@ PRESENT = [0, 1, 2]  # ids of the classes that the node has
 GROUPS = {"animals": ["dog", "cow"], "weather": ["rain", "wind"]}
 COMBINATIONS = list(product(sorted(KINDS), GRANULARITIES, TARGETS))
 TRAINING = GeneratorTraining(epochs=2, batch_size=8, validation=0.2)
-SETTINGS = GeneratorSettings(width=8, latents=3, embedding=4, codec=CodecSettings(4, 4, 6), training=TRAINING)
+SETTINGS = GeneratorSettings(width=8, latents=3, embedding=4, training=TRAINING)
+SPACE = toy_space()
 
 
 @cache
@@ -45,7 +46,12 @@ def source() -> TensorTokens:
 def open_bank(kind: str, granularity: str, target: str, vectorised: bool = False) -> Bank:
     """Return an unfitted bank."""
     return Bank(
-        replace(SETTINGS, kind=kind), GranularitySettings(granularity, GROUPS), NAMES, conditions(target), vectorised
+        replace(SETTINGS, kind=kind),
+        GranularitySettings(granularity, GROUPS),
+        NAMES,
+        SPACE,
+        conditions(target),
+        vectorised,
     )
 
 

@@ -4,20 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from spaces import toy_space
 
 from fedgen.data.conditions import Conditions
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.codec import CodecSettings
 from fedgen.models.generators import GeneratorSettings, GeneratorTraining
+from fedgen.models.public import PublicSpace
 from fedgen.training.bank import Bank
 from fedgen.training.granularity import GRANULARITIES, GranularitySettings, slots
 
 NAMES = ["cow", "dog", "rain", "wind", "siren"]
 GROUPS = {"animals": ["dog", "cow"], "weather": ["rain", "wind"], "machines": ["engine"]}
-SETTINGS = GeneratorSettings(
-    width=16, latents=4, codec=CodecSettings(4, 4, 6), training=GeneratorTraining(epochs=5, lr=1e-2, validation=0.0)
-)
+SETTINGS = GeneratorSettings(width=16, latents=4, training=GeneratorTraining(epochs=5, lr=1e-2, validation=0.0))
+SPACE = toy_space()
 
 
 def source(classes: tuple[int, ...] = (0, 1, 2), count: int = 60) -> TensorTokens:
@@ -31,6 +31,7 @@ def bank(granularity: str = "unified", kind: str = "gaussian", names: list[str] 
         replace(SETTINGS, kind=kind),
         GranularitySettings(granularity, GROUPS),
         names,
+        SPACE,
         Conditions({"text": torch.eye(len(NAMES))}),
     )
 
@@ -90,13 +91,11 @@ def test_samples_look_like_their_class() -> None:
     assert means == pytest.approx([0, 1, 2], abs=0.2)
 
 
-def test_a_later_fit_keeps_the_codec_and_trains_on() -> None:
+def test_a_later_fit_trains_on() -> None:
     training = replace(SETTINGS.training, epochs=40)
-    generators = Bank(replace(SETTINGS, kind="vae", training=training), GranularitySettings(), NAMES)
+    generators = Bank(replace(SETTINGS, kind="vae", training=training), GranularitySettings(), NAMES, SPACE)
     first = generators.fit(source(), seed=0)
-    codec = generators.codec
     second = generators.fit(source(), seed=1)
-    assert generators.codec is codec
     assert second[0]["reconstruction"] < 0.8 * first[0]["reconstruction"]
 
 
@@ -107,7 +106,6 @@ def test_marginals_map_the_samples_of_every_generator(kind: str) -> None:
         made.fit(source(), seed=0)
     counts = {0: 5, 1: 5}
     drawn = plain.sample(counts, seed=1).latents
-    assert plain.codec is not None
     matched = [
         mapped.marginals[NAMES[label]].match(plain.codec, label, part) for label, part in enumerate(drawn.split(5))
     ]
@@ -132,21 +130,23 @@ def test_marginals_are_measured_again_only_for_a_generator_that_changed() -> Non
     assert same.marginals == {}
 
 
-def rest() -> tuple[GranularitySettings, list[str], Conditions]:
+def rest() -> tuple[GranularitySettings, list[str], PublicSpace, Conditions]:
     """Return what else a bank needs."""
-    return GranularitySettings("per_class", GROUPS), NAMES, Conditions({"text": torch.eye(len(NAMES))})
+    return GranularitySettings("per_class", GROUPS), NAMES, SPACE, Conditions({"text": torch.eye(len(NAMES))})
 
 
-def test_a_given_codec_is_used() -> None:
+def test_whatever_a_bank_is_fitted_to_the_codec_stays_the_public_one() -> None:
     one, other = bank(), bank()
+    before = {name: value.clone() for name, value in SPACE.codec.state().items()}
     one.fit(source(), seed=0)
-    other.fit(source((3, 4)), seed=0, codec=one.codec)
-    assert other.codec is one.codec
+    other.fit(source((3, 4)), seed=0)
+    assert one.codec is other.codec is SPACE.codec
+    torch.testing.assert_close(SPACE.codec.state(), before, atol=0, rtol=0)
 
 
 def test_classes_without_a_generator_are_errors() -> None:
     generators = bank()
-    with pytest.raises(DataError, match="not fitted"):
+    with pytest.raises(DataError, match="no generator for cow; this node has generators for none"):
         generators.sample({0: 1}, seed=0)
     generators.fit(source(), seed=0)
     with pytest.raises(DataError, match="no generator for siren; this node has generators for cow, dog, rain"):
@@ -159,6 +159,6 @@ def test_classes_without_a_generator_are_errors() -> None:
 def test_conditions_are_checked_before_anything_is_trained() -> None:
     conditioned = replace(SETTINGS, kind="conditioned_vae")
     with pytest.raises(ConfigError, match="needs conditions for each class, got none"):
-        Bank(conditioned, GranularitySettings(), NAMES)
+        Bank(conditioned, GranularitySettings(), NAMES, SPACE)
     with pytest.raises(ConfigError, match="for each of 5 classes, got 4"):
-        Bank(conditioned, GranularitySettings(), NAMES, Conditions({"text": torch.eye(4)}))
+        Bank(conditioned, GranularitySettings(), NAMES, SPACE, Conditions({"text": torch.eye(4)}))
