@@ -34,7 +34,6 @@ CARRIERS = {  # functions with a message in which nothing is always the same: al
     "border._facts",
     "cli.evaluate_command",
     "border.read_classes",
-    "border.read_member",
     "config._resolved",
     "config.explain",
     "config.from_yaml",
