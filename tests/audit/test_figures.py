@@ -89,6 +89,16 @@ def test_epsilon_is_not_above_that_of_a_gaussian_mechanism(mu: float, clips: int
     assert clips == 50 or bounds.mean() > 0.15 * truth
 
 
+def test_epsilon_of_randomised_response() -> None:
+    """Here one threshold shows all of epsilon, so a bound without confidence would often be above it."""
+    rng, share = np.random.RandomState(6), 1 / (1 + math.exp(-1))
+    bounds = np.array(
+        [epsilon_bound(1.0 * (rng.rand(1000) < share), 1.0 * (rng.rand(1000) > share), 0.0) for _ in range(200)]
+    )
+    assert (bounds > 1).mean() <= 0.05
+    assert bounds.mean() > 0.6
+
+
 def test_epsilon_of_one_noisy_mean_of_all_members() -> None:
     """One run, every clip a canary: the mean of clipped clips with noise, and the best linear attack on it."""
     rng, above = np.random.RandomState(4), []
