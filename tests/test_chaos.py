@@ -140,10 +140,12 @@ def test_a_node_that_raises_and_one_that_sends_what_is_not_finite(
 
 
 @pytest.mark.huge
-def test_300_megabytes_of_tokens_from_every_node(machines: Machines, tiny_overrides: list[str], tmp_path: Path) -> None:
-    """Short sequences of tokens as they are, a byte a value: no codec makes them small."""
-    run, samples = tmp_path / "run", 49_000
-    tokens = ["codec.name=flat", "generator.training_length=4", "generator.output_length=4"]
+def test_300_megabytes_of_samples_from_every_node(
+    machines: Machines, tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    """A byte a coefficient: more samples than anybody needs."""
+    run, samples = tmp_path / "run", 1_300_000
+    tokens = ["codec.channels=24", "codec.positions=48", "codec.components=119", "synthesis.max_samples=3000000"]
     machines.submit(
         [
             *tiny_overrides,

@@ -66,7 +66,6 @@ def test_shared_generators_give_what_they_give_in_process(
     assert names == {
         "vae_perclass_node1_class_rain.safetensors",
         "vae_perclass_node1_class_crickets.safetensors",
-        "vae_perclass_node1_codec.safetensors",
     }
     kept = sorted(path.name for path in deployed.rglob("*") if re.search(r"node\d", path.name))
     assert kept == [f"samples_node{number}.safetensors" for number in range(3)]  # of a node nothing but samples

@@ -205,11 +205,10 @@ def test_state_of_the_server(runs: Path, run: Path) -> None:
 
 def test_state_of_nodes(runs: Path, run: Path) -> None:
     nodes = [folder / "state" / "node0" for folder in (run, runs / "private", runs / "shared")]
-    shared = runs / "shared" / "state" / "node0" / "codec.safetensors"
     written = [str(path.relative_to(node)) for node in nodes for path in node.glob("*/round_*")]
     written += [path.name for node in nodes for path in node.glob("*.safetensors")]
     listed = patterns(PAGE, "State", "file of a node's state")
-    hold([name.rstrip("/") for name in listed if shared.exists() or name != shared.name], written)
+    hold([name.rstrip("/") for name in listed], written)
     for name, own in tensors_named("file of a node's state").items():
         if own:
             hold(own, tensors_of(*(file for node in nodes for file in node.glob(name.replace("{n}", "*")))))
@@ -224,9 +223,11 @@ def tensors_named(first: str) -> dict[str, list[str]]:
     return found
 
 
-def test_codec(run: Path) -> None:
-    codec = run / "checkpoints" / "vae_unified_node0_codec.safetensors"
-    hold(patterns(PAGE, "State", "tensor of a codec"), tensors_of(codec))
+def test_codec(run: Path, home: Path) -> None:
+    files = list((home / "codecs").glob("*.safetensors"))
+    assert files, f"{run} left no codec on the machine"
+    own = {name.removeprefix("codec.") for name in tensors_of(*files) if name.startswith("codec.")}
+    hold(patterns(PAGE, "State", "tensor of a codec"), own)
 
 
 def test_store(run: Path) -> None:

@@ -63,7 +63,7 @@ class TestOverview:
         found = row(lines, "vae_node0_round_9")
         size = sum(path.stat().st_size for path in folder.glob("vae_node0*_round_9.*")) / 1e3
         assert found[1:-1] == [
-            *("0", "vae", "per_class", "9", "rain, train, sea waves, dog/cat", "5", f"{size:.1f} kB", "patches", "sd")
+            *("0", "vae", "per_class", "9", "rain, train, sea waves, dog/cat", "4", f"{size:.1f} kB", "patches", "sd")
         ]
         assert len(found[-1]) == len("2025-12-31 23:59")
 
@@ -113,7 +113,7 @@ class TestVerification:
         table, sound = verification(folder)
         lines = shown(table)
         assert sound
-        assert lines[0].strip() == f"18 files in {folder}: no problems"
+        assert lines[0].strip() == f"14 files in {folder}: no problems"
         assert row(lines, "vae_node0_class_dog%2Fcat.safetensors")[1] == "ok"
         assert row(lines, "adapters.safetensors")[1] == "ok; not in the manifest, so without a checksum"
 
