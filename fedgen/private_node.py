@@ -18,7 +18,7 @@ from fedgen.node import Node
 from fedgen.training.bank import Bank
 from fedgen.training.losses import History
 
-MADE_FOR = ("encoder", "dataset", "split", "counts", "privacy")  # what a kept release must agree on
+MADE_FOR = ("encoder", "dataset", "split", "counts", "clips", "privacy")  # what a kept release must agree on
 
 
 class PrivateNode(Node):
@@ -43,7 +43,7 @@ class PrivateNode(Node):
             self._compare(facts)
             return Release.from_state(tensors, facts["spent"])
         settings, generator = self.config.privacy, self.config.generator
-        space = public_space(self.config.encoder, generator.codec, generator.lengths, settings.components)
+        space = public_space(self.config.encoder, generator.codec, generator.lengths, generator.codec.components)
         seed = None if settings.seed is None else seeded(settings.seed, "release", self.number).initial_seed()
         made = release(self.source, space, settings, seed)
         self.state.save_release(made.state(), {**self._made_for(), "spent": made.spent.facts()})
@@ -123,7 +123,8 @@ class PrivateNode(Node):
 
     def _made_for(self) -> dict[str, Any]:
         counts = {self.task.classes[label]: count for label, count in self.counts.items()}
-        facts = {**self.task.identity(), **self._split(), "counts": counts, "privacy": asdict(self.config.privacy)}
+        made = {"counts": counts, "clips": self.indices.tolist(), "privacy": asdict(self.config.privacy)}
+        facts = {**self.task.identity(), **self._split(), **made}
         return {name: facts[name] for name in MADE_FOR}
 
     def _compare(self, facts: dict[str, Any]) -> None:

@@ -124,6 +124,13 @@ def test_without_noise_it_tells_means_and_widths(source: TensorTokens, space: Pu
         assert float(widths[label]) == pytest.approx(expected, rel=0.03)
 
 
+def test_coefficients_that_are_not_read_are_those_of_public_sounds(source: TensorTokens, space: PublicSpace) -> None:
+    found = release(source, space, replace(DP, components=2), seed=1)
+    assert (found.density.means[:, :2] != 0).all()
+    assert (found.density.means[:, 2:] == 0).all()
+    assert found.spent.mechanisms[0].sensitivity == pytest.approx(DP.clip * 2**0.5)
+
+
 def test_widths_give_way_to_what_is_usual_as_noise_grows() -> None:
     vectors = 3 * torch.randn(200, SIZE, generator=torch.Generator().manual_seed(0)).double()
     rows, counts = torch.arange(200) % 2, torch.tensor([100, 100])

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import DataError
@@ -88,13 +89,15 @@ def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, 
     if len(source) == 0:
         raise DataError("a private release needs at least 1 clip, got none")
     settings.check_clips(len(source))
-    noise, mechanisms = Noise(seed), composed(settings, space.codec.size)
+    size, noise = min(settings.components, space.codec.size), Noise(seed)
+    mechanisms = composed(settings, size)
     classes, rows, counts = source.labels.unique(return_inverse=True, return_counts=True)
-    white, colour = whitening(space.within)
-    vectors = space.codec.encode_all(source).cpu().double() @ white  # (N, k)
+    white, colour = whitening(space.within[:size, :size])
+    vectors = space.codec.encode_all(source)[:, :size].cpu().double() @ white  # (N, size)
     means, widths = measured(vectors, rows, counts, mechanisms, noise)
-    factors = widths.sqrt()[:, None, None] * colour
-    density = ClassGaussians(classes, means @ colour, factors, torch.arange(len(classes)))
+    means = pad(means @ colour, (0, space.codec.size - size))  # (C, k)
+    factors = widths.sqrt()[:, None, None] * whitening(space.within)[1]
+    density = ClassGaussians(classes, means, factors, torch.arange(len(classes)))
     return Release(space.codec, density, Spent.on(mechanisms, settings.budget[1], len(source)))
 
 

@@ -24,7 +24,8 @@ class PrivacySettings:
     clip : float
         Largest norm of a clip's whitened latents, in units of the root mean square of public sounds within classes.
     components : int
-        Coefficients of a latent vector, in place of ``generator.codec.components``: few clips bear the noise of few.
+        Coefficients, of the ``generator.codec.components`` of a latent vector, whose means are read: few clips bear the
+        noise of few. The means of the others are those of public sounds.
     widths : float
         Share of the budget (of the squared ratio of sensitivity to noise, which adds up) that goes to how wide each
         class is: one number a class. The rest goes to the classes' means.
@@ -37,7 +38,7 @@ class PrivacySettings:
     epsilon: float | None = None
     delta: float | None = None
     clip: float = 1.2
-    components: int = 24
+    components: int = 128
     widths: float = 0.1
     seed: int | None = None
 
