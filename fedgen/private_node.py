@@ -15,7 +15,7 @@ from fedgen.node import Node
 from fedgen.training.bank import Bank
 from fedgen.training.losses import History
 
-MADE_FOR = ("encoder", "codec", "dataset", "split", "counts", "privacy")  # what a kept release must agree on
+MADE_FOR = ("encoder", "codec", "dataset", "split", "counts", "clips", "privacy")  # what a kept release must agree on
 
 
 class PrivateNode(Node):
@@ -111,13 +111,8 @@ class PrivateNode(Node):
 
     def _made_for(self) -> dict[str, Any]:
         counts = {self.task.classes[label]: count for label, count in self.counts.items()}
-        facts = {
-            **self.task.identity(),
-            "codec": self.task.codec_identity(),
-            **self._split(),
-            "counts": counts,
-            "privacy": asdict(self.config.privacy),
-        }
+        made = {"counts": counts, "clips": self.indices.tolist(), "privacy": asdict(self.config.privacy)}
+        facts = {**self.task.identity(), "codec": self.task.codec_identity(), **self._split(), **made}
         return {name: facts[name] for name in MADE_FOR}
 
     def _compare(self, facts: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ class Site:
         """Return the latents of the node's clips in the public codec, ``(N, k)``; this process computes them once."""
         chosen = self.config.encoder, self.config.generator.lengths
         return kept(
-            (*self._key, *chosen, self.task.codec_settings), lambda: self.task.space.codec.encode_all(self.source)
+            (*self._key, *chosen, self.task.config.codec), lambda: self.task.space.codec.encode_all(self.source)
         )
 
     @property

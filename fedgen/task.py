@@ -24,7 +24,6 @@ from fedgen.errors import ConfigError, DataError, require
 from fedgen.exchange.public import codec_identity, public_space
 from fedgen.memory import MemoryPlan, batch_bytes, plan_memory
 from fedgen.models.adapters import Adapters, build_adapters
-from fedgen.models.codec import CodecSettings
 from fedgen.models.public import PublicSpace
 from fedgen.models.seeds import seeded
 from fedgen.phases import uses_samples
@@ -89,19 +88,13 @@ class Task:
         return [train[share] for share in shares]
 
     @property
-    def codec_settings(self) -> CodecSettings:
-        """Sizes of the codec; noise hides few coefficients best."""
-        chosen, privacy = self.config.codec, self.config.privacy
-        return replace(chosen, components=privacy.components) if privacy.used else chosen
-
-    @property
     def space(self) -> PublicSpace:
         """The codec of public sounds, in which all samples of the run are; this machine computes it once."""
-        return public_space(self.config.encoder, self.codec_settings, self.config.generator.lengths)
+        return public_space(self.config.encoder, self.config.codec, self.config.generator.lengths)
 
     def codec_identity(self) -> dict[str, Any]:
         """Return what decides the latents of the codec."""
-        return codec_identity(self.store.identity["encoder"], self.codec_settings, self.config.generator.lengths)
+        return codec_identity(self.store.identity["encoder"], self.config.codec, self.config.generator.lengths)
 
     @property
     def granularity(self) -> GranularitySettings:

@@ -38,8 +38,8 @@ SECRET = "hush-8d1f"
 POISON = "${oc.env:NODE_SECRET}"
 SMALL = [
     *("encoder.stride=16", "adapter.width=16", "adapter.heads=2", "adapter.hidden=32", "adapter.training.epochs=1"),
-    *("generator.width=16", "generator.latents=4", "generator.codec.channels=8", "generator.codec.positions=6"),
-    *("generator.codec.components=16", "generator.training.epochs=3", "global_training.epochs=1", "threads=1"),
+    *("generator.width=16", "generator.latents=4", "codec.channels=8", "codec.positions=6"),
+    *("codec.components=16", "generator.training.epochs=3", "global_training.epochs=1", "threads=1"),
     *(
         "synthesis.samples_per_class=6",
         "evaluation.quality=false",

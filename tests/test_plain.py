@@ -119,7 +119,7 @@ def test_a_cut_file_is_refused_wherever_it_is_cut() -> None:
             from_yaml(TEXT[:end])
 
 
-@pytest.mark.parametrize("key", ["seed", "nodes", "data.seed", "adapter.training.lr", "generator.codec.channels"])
+@pytest.mark.parametrize("key", ["seed", "nodes", "data.seed", "adapter.training.lr", "codec.channels"])
 def test_a_missing_key_is_named_with_its_file(key: str, tmp_path: Path) -> None:
     values = dataclasses.asdict(Config())
     inner: Any = values

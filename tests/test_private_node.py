@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fedgen.config import load_config
 from fedgen.data.store import Store
 from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError
 from fedgen.exchange.files import load_tensors
-from fedgen.node import Node
+from fedgen.models.privacy import release
 from fedgen.private_node import PrivateNode
 from fedgen.settings import Config
 from fedgen.task import prepare_task
@@ -23,6 +24,14 @@ from fedgen.training.adapters import train_adapters
 
 Tiny = Callable[..., Config]
 DP = ("privacy.name=dp", "privacy.epsilon=8", "privacy.delta=0.01", "privacy.components=8", "privacy.seed=1")
+
+
+@pytest.fixture(autouse=True)
+def computed_of_clips(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    """Return what this process keeps that was computed of clips: at first nothing, whatever ran before."""
+    kept: dict[Any, Any] = {}
+    monkeypatch.setattr("fedgen.models.kept._kept", kept)
+    return kept
 
 
 def private(tiny: Tiny, *overrides: str) -> Config:
@@ -45,7 +54,11 @@ def test_results_say_what_each_node_has_spent(tiny: Tiny, federate: Federate, tm
 
 
 def test_clips_are_read_once_in_a_run(
-    tiny: Tiny, federate: Federate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny,
+    federate: Federate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    computed_of_clips: dict[Any, Any],
 ) -> None:
     """Each node reads its training clips for its release; after that, only the server's held-out clips are read."""
     read: list[tuple[int, ...]] = []
@@ -62,16 +75,18 @@ def test_clips_are_read_once_in_a_run(
     held_out = set(task.store.test_indices(config.data.test_fold).tolist())
     training = [indices for indices in read if not set(indices) <= held_out]
     assert sorted(training) == sorted(tuple(part.tolist()) for part in task.parts)
+    assert not computed_of_clips
 
 
+@pytest.mark.parametrize("mode", ["one_shot", "federate"])
 def test_everything_sent_depends_on_clips_through_the_release_alone(
-    tiny: Tiny, federate: Federate, tmp_path: Path
+    mode: str, tiny: Tiny, federate: Federate, tmp_path: Path, computed_of_clips: dict[Any, Any]
 ) -> None:
-    """A second run over other clips sends the same bytes if the release is that of the first."""
-    config = private(tiny)
-    heard: list[list[bytes]] = [[], []]
+    """A second run, over other clips, sends the same if the release is that of the first."""
+    config = private(tiny, f"mode={mode}", 'evaluation.gate="off"', "evaluation.quality=false")
+    heard: list[list[str]] = [[], []]
 
-    def listening(into: list[bytes]) -> Callable[[Message, Context], Message]:
+    def listening(into: list[str]) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
             if message.metadata.message_type == "train" and into is heard[1]:
                 node = int(context.node_config["partition-id"])
@@ -80,21 +95,71 @@ def test_everything_sent_depends_on_clips_through_the_release_alone(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(source.read_bytes())
             reply = client_app(message, context)
-            into.extend(a.data for record in reply.content.array_records.values() for a in record.values())
+            into.extend(said(reply))
             return reply
 
         return handle
 
     federate(config, tmp_path / "first", listening(heard[0]))
-    assert heard[0]
+    assert sum("num-examples" in line for line in heard[0]) == 6
+    computed_of_clips.clear()
+    original = Store.tokens
 
-    original = Node.source
+    def others(self: Store, indices: Any, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+        return original(self, indices, dtype).flip(1) + 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Node, "source", property(lambda self: pytest.fail("clips were read")))
+        patch.setattr(Store, "tokens", others)
         federate(config, tmp_path / "second", listening(heard[1]))
     assert sorted(heard[0]) == sorted(heard[1])
-    assert Node.source is original
+
+
+def said(reply: Message) -> list[str]:
+    """Return everything in a reply but how long it took."""
+    content = reply.content
+    arrays = [
+        f"{name}={sha256(array.data).hexdigest()}"
+        for record in content.array_records.values()
+        for name, array in record.items()
+    ]
+    records = [*content.metric_records.values(), *content.config_records.values()]
+    values = [f"{name}={value}" for record in records for name, value in record.items() if name != "seconds"]
+    return arrays + values
+
+
+def test_every_node_draws_noise_of_its_own_and_only_once(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int | None] = []
+
+    def spy(source: Any, space: Any, settings: Any, seed: int | None = None) -> Any:
+        seeds.append(seed)
+        return release(source, space, settings, seed)
+
+    monkeypatch.setattr("fedgen.private_node.release", spy)
+    task = prepare_task(private(tiny))
+    made = [PrivateNode(task, number, tmp_path).release for number in range(3)]
+    assert len(set(seeds)) == 3
+    again = [PrivateNode(task, number, tmp_path).release for number in range(3)]  # as after a restart
+    assert len(seeds) == 3
+    for first, second in zip(made, again, strict=True):
+        assert torch.equal(first.density.means, second.density.means)
+    PrivateNode(prepare_task(private(tiny, "privacy.seed=null")), 0, tmp_path / "real").release  # noqa: B018
+    assert seeds[3] is None
+
+
+def test_a_release_of_other_clips_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """As many of each class, in another partition."""
+    node = PrivateNode(prepare_task(private(tiny)), 0, tmp_path)
+    assert node.release
+    other = PrivateNode(node.task, 0, tmp_path)
+    store = node.task.store
+    held_out = store.test_indices(node.config.data.test_fold)
+    other.indices = node.indices.copy()
+    other.indices[0] = next(index for index in held_out if store.labels[index] == store.labels[node.indices[0]])
+    assert other.counts == node.counts
+    with pytest.raises(CheckpointError, match="clips was"):
+        other.release  # noqa: B018
 
 
 def test_without_a_seed_the_noise_differs_from_run_to_run(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:

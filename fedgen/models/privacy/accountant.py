@@ -41,6 +41,11 @@ class Mechanism:
     multiplier: float
     replacement: float
 
+    @property
+    def deviation(self) -> float:
+        """Deviation of the noise, in the units of the sum."""
+        return self.multiplier * self.sensitivity
+
 
 @dataclass(frozen=True)
 class Spent:

@@ -47,18 +47,3 @@ def class_sums(vectors: Tensor, rows: Tensor, classes: int) -> Tensor:
     """
     sums = torch.zeros(classes, vectors.shape[1], dtype=vectors.dtype)
     return sums.index_add_(0, rows, vectors)
-
-
-def banded(size: int, number: int) -> Tensor:
-    """Return in which of ``number`` bands, all about equally wide, each of ``size`` coefficients is ``(size,)``."""
-    return torch.arange(size) * number // size
-
-
-def energies(vectors: Tensor, number: int) -> Tensor:
-    """Return the sums of squares of ``vectors`` ``(N, k)`` in ``number`` bands of coefficients ``(N, number)``.
-
-    None is negative and together they are the squared norm. So their own norm is that at most, and those of two vectors
-    are at most the square root of two times the larger one apart.
-    """
-    sums = torch.zeros(len(vectors), number, dtype=vectors.dtype)
-    return sums.index_add_(1, banded(vectors.shape[1], number), vectors.square())

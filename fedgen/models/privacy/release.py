@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import DataError
 from fedgen.models.density import ClassGaussians
 from fedgen.models.privacy.accountant import Mechanism, Spent, calibrate
-from fedgen.models.privacy.mechanisms import Noise, banded, class_sums, clipped, energies
+from fedgen.models.privacy.mechanisms import Noise, class_sums, clipped
 from fedgen.models.privacy.settings import PrivacySettings
 from fedgen.models.public import PublicSpace
 
-BANDS = 4  # of coefficients, in which a class's width is measured
-LEAST = 0.05  # of what is usual: no class is narrower
+LEAST = 0.05  # of the usual variance: no class, and no direction of public sounds, has less
 
 
 @dataclass(frozen=True)
@@ -84,68 +84,74 @@ def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, 
     if len(source) == 0:
         raise DataError("a private release needs at least 1 clip, got none")
     settings.check_clips(len(source))
-    noise, multiplier = Noise(seed), calibrate(settings.budget)
-    share = settings.spreads
-    latents = space.codec.encode_all(source).cpu()
+    size, noise = min(settings.components, space.codec.size), Noise(seed)
+    mechanisms = composed(settings, size)
     classes, rows, counts = source.labels.unique(return_inverse=True, return_counts=True)
-
-    bound = settings.clip * space.norm
-    mechanisms = [Mechanism("means", bound, multiplier / (1 - share) ** 0.5, 2.0)]
-    vectors = clipped(latents, bound)
-    means = private_means(vectors, rows, counts, mechanisms[0], noise)  # (C, k)
-    ratios = torch.ones(len(classes), 1, dtype=torch.float64)
-    if share:
-        reach = settings.clip * space.spread
-        mechanisms.append(Mechanism("spreads", reach**2, multiplier / share**0.5, 2**0.5))
-        blur = (mechanisms[0].multiplier * bound / counts).square()  # of the means' noise, in every coefficient
-        vectors = clipped(latents.double() - means[rows], reach)
-        ratios = private_spreads(vectors, rows, counts, space.within, blur, mechanisms[1], noise)
-    values, axes = torch.linalg.eigh(space.within)
-    factor = (axes * values.clamp(min=0).sqrt()) @ axes.T
-    factors = ratios[:, banded(len(factor), ratios.shape[1])].sqrt()[:, :, None] * factor
+    white, colour = whitening(space.within[:size, :size])
+    vectors = space.codec.encode_all(source)[:, :size].cpu().double() @ white  # (N, size)
+    means, widths = measured(vectors, rows, counts, mechanisms, noise)
+    means = pad(means @ colour, (0, space.codec.size - size))  # (C, k)
+    factors = widths.sqrt()[:, None, None] * whitening(space.within)[1]
     density = ClassGaussians(classes, means, factors, torch.arange(len(classes)))
     return Release(density, Spent.on(mechanisms, settings.budget[1], len(source)))
 
 
+def composed(settings: PrivacySettings, size: int) -> tuple[Mechanism, Mechanism]:
+    """Return the two mechanisms, of means and widths of latents of ``size`` coefficients, that use up the budget."""
+    multiplier, share, bound = calibrate(settings.budget), settings.widths, settings.clip * size**0.5
+    means = Mechanism("means", bound, multiplier / (1 - share) ** 0.5, 2.0)
+    return means, Mechanism("widths", bound**2, multiplier / share**0.5, 1.0)  # squared norms are 0 to bound**2
+
+
+def whitening(within: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the symmetric matrices ``(k, k)`` that make ``within`` the unit matrix, and the unit matrix ``within``.
+
+    Where few sounds leave a direction without variance, it gets `LEAST` of what is usual.
+    """
+    values, axes = torch.linalg.eigh(within.double())
+    deviations = values.clamp(min=LEAST * float(values.mean())).sqrt()
+    return (axes / deviations) @ axes.T, (axes * deviations) @ axes.T
+
+
+def measured(
+    vectors: Tensor, rows: Tensor, counts: Tensor, mechanisms: tuple[Mechanism, Mechanism], noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """Return noisy means ``(C, k)`` and widths ``(C,)`` of classes: all that is ever read of whitened ``vectors``."""
+    means = private_means(vectors, rows, counts, mechanisms[0], noise)
+    return means, private_widths(vectors - means[rows], rows, counts, mechanisms, noise)
+
+
 def private_means(vectors: Tensor, rows: Tensor, counts: Tensor, mechanism: Mechanism, noise: Noise) -> Tensor:
-    """Return the means ``(C, k)`` of clipped ``vectors`` ``(N, k)`` of each class, ``counts`` ``(C,)`` being public."""
-    sums = class_sums(vectors, rows, len(counts))
-    deviation = mechanism.multiplier * mechanism.sensitivity
-    means = (sums + deviation * noise.draw(*sums.shape)) / counts[:, None]
-    return clipped(means, mechanism.sensitivity)  # no mean of clipped vectors is longer
+    """Return noisy means ``(C, k)`` of each class of ``vectors`` ``(N, k)``, ``counts`` ``(C,)`` being public."""
+    bound = mechanism.sensitivity
+    sums = class_sums(clipped(vectors, bound), rows, len(counts))
+    means = (sums + mechanism.deviation * noise.draw(*sums.shape)) / counts[:, None]
+    return clipped(means, bound)  # no mean of clipped vectors is longer
 
 
-def private_spreads(
-    vectors: Tensor,
-    rows: Tensor,
-    counts: Tensor,
-    usual: Tensor,
-    blur: Tensor,
-    mechanism: Mechanism,
-    noise: Noise,
+def private_widths(
+    vectors: Tensor, rows: Tensor, counts: Tensor, mechanisms: tuple[Mechanism, Mechanism], noise: Noise
 ) -> Tensor:
-    """Return how much wider classes are than ``usual`` in bands of coefficients: ratios of variances ``(C, bands)``.
+    """Return the variance of each class, over that of classes of public sounds ``(C,)``.
 
-    A ratio is drawn towards the mean of all, and that towards 1, by the noise in it: its variance over itself and 1,
-    which is about how far ratios are apart.
+    A width is drawn towards the mean of all, and that towards 1, by the noise in it: its variance over itself and 1,
+    which is about how far widths are apart.
 
     Parameters
     ----------
     vectors : Tensor
-        Clipped distances to the means ``(N, k)``, of the classes ``rows`` ``(N,)``, ``counts`` ``(C,)`` of each.
-    usual : Tensor
-        Covariance within classes ``(k, k)``.
-    blur : Tensor
-        Variance of the noise in each class's mean ``(C,)``.
+        Whitened distances to the noisy means ``(N, k)``, of the classes ``rows`` ``(N,)``, ``counts`` ``(C,)`` of each.
+    mechanisms : tuple
+        Of the means, whose noise makes vectors longer, and of the widths.
     """
-    number = min(BANDS, len(usual))
-    width = energies(usual.diagonal().sqrt()[None], number)[0]
-    sums = class_sums(energies(vectors, number), rows, len(counts))
-    deviation = mechanism.multiplier * mechanism.sensitivity
-    variances = (sums + deviation * noise.draw(*sums.shape)) / counts[:, None]
-    variances -= blur[:, None] * banded(len(usual), number).bincount()
-    ratios, error = variances / width, deviation / counts[:, None] / width
-    sure = 1 / (1 + error.square().mean() / error.numel())
-    typical = sure * ratios.mean() + (1 - sure)
+    (of_means, own), size = mechanisms, vectors.shape[1]
+    squares = clipped(vectors, own.sensitivity**0.5).square().sum(dim=1, keepdim=True)  # (N, 1)
+    sums = class_sums(squares, rows, len(counts))[:, 0]
+    blur = (of_means.deviation / counts).square()  # of the means' noise, in every coefficient
+    blur = blur.clamp(max=own.sensitivity / size)  # no mean is longer
+    widths = (sums + own.deviation * noise.draw(len(counts))) / counts / size - blur
+    error = own.deviation / counts / size
+    sure = 1 / (1 + error.square().mean() / len(error))
+    typical = sure * widths.mean() + (1 - sure)
     sure = 1 / (1 + error.square())
-    return (sure * ratios + (1 - sure) * typical).clamp(min=LEAST)
+    return (sure * widths + (1 - sure) * typical).clamp(min=LEAST)

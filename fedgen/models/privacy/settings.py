@@ -22,12 +22,13 @@ class PrivacySettings:
     epsilon, delta : float, optional
         What a node's release may spend; ``dp`` needs both, and ``delta`` below one over the node's clips.
     clip : float
-        Largest norm of a clip's latents, in units of what is usual for public sounds.
+        Largest norm of a clip's whitened latents, in units of the root mean square of public sounds within classes.
     components : int
-        Coefficients of a latent vector, in place of ``codec.components``: few clips bear the noise of few.
-    spreads : float
+        Coefficients, of the ``codec.components`` of a latent vector, whose means are read: few clips bear the noise of
+        few. The means of the others are those of public sounds.
+    widths : float
         Share of the budget (of the squared ratio of sensitivity to noise, which adds up) that goes to how wide each
-        class is; the rest goes to the classes' means. 0: as wide as classes of public sounds.
+        class is: one number a class. The rest goes to the classes' means.
     seed : int, optional
         Of the noise, for simulations alone: who knows it can take the noise away. By default the operating system's
         entropy makes noise that nobody can repeat.
@@ -36,16 +37,16 @@ class PrivacySettings:
     name: str = "none"
     epsilon: float | None = None
     delta: float | None = None
-    clip: float = 1.5
-    components: int = 32
-    spreads: float = 0.3
+    clip: float = 1.2
+    components: int = 128
+    widths: float = 0.1
     seed: int | None = None
 
     def __post_init__(self) -> None:
         choose(self.name, PRIVACY, "privacy")
         require(0 < self.clip < math.inf, f"privacy.clip={self.clip} must be a finite number above 0")
         require(self.components >= 1, f"privacy.components={self.components} must be at least 1")
-        require(0 <= self.spreads < 1, f"privacy.spreads={self.spreads} must be at least 0 and below 1")
+        require(0 < self.widths < 1, f"privacy.widths={self.widths} must be above 0 and below 1")
         require(self.seed is None or self.seed >= 0, f"privacy.seed={self.seed} must be at least 0")
         for name, most in (("epsilon", math.inf), ("delta", 1.0)):
             value = getattr(self, name)
