@@ -17,10 +17,11 @@ from torch import Tensor
 from fedgen.data.tokens import TensorTokens
 from fedgen.models.bases import CodecSettings
 from fedgen.models.lengths import Lengths
-from fedgen.models.privacy import PrivacySettings, PublicSpace, Spent, release
+from fedgen.models.privacy import PrivacySettings, Spent, release
 from fedgen.models.privacy.accountant import Mechanism, calibrate, compose, epsilon
 from fedgen.models.privacy.mechanisms import Noise
 from fedgen.models.privacy.release import composed, measured, private_means, private_widths, whitening
+from fedgen.models.public import PublicSpace
 
 accounting = pytest.importorskip("dp_accounting")
 stats = pytest.importorskip("scipy.stats")
