@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -38,9 +39,10 @@ def codec_identity(encoder: dict[str, Any], settings: CodecSettings, lengths: Le
 
 @lru_cache(maxsize=4)  # the nodes of one process share it
 def public_space(encoder: EncoderSettings, settings: CodecSettings, lengths: Lengths) -> PublicSpace:
-    """Return the codec of public sounds under an encoder, the same on every node: some ten seconds, the first time.
+    """Return the codec of public sounds under an encoder, the same on every node: half a minute, the first time.
 
-    The sounds are encoded on the CPU, whatever the device: there, machines differ least.
+    The sounds are encoded on the CPU, whatever the device: there, machines differ least. What is kept has all
+    components; fewer are taken of it.
 
     Raises
     ------
@@ -52,6 +54,7 @@ def public_space(encoder: EncoderSettings, settings: CodecSettings, lengths: Len
     chosen = open_encoder(encoder)
     lengths.resolve(chosen.shape[0])
     identity = codec_identity(chosen.identity(), settings, lengths)
+    wanted, noise = identity.pop("components"), identity.pop("noise")
     identity |= {"output_length": lengths.output, "upsampling": lengths.upsampling}
     text = json.dumps(identity, sort_keys=True)
     file = home() / "codecs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
@@ -60,13 +63,14 @@ def public_space(encoder: EncoderSettings, settings: CodecSettings, lengths: Len
         try:
             tensors, about = load_tensors(file)
             if about == identity | {"sha256": exact_digest(dict(sorted(tensors.items())))}:
-                return PublicSpace.from_state(tensors)
+                return PublicSpace.from_state(tensors).truncated(wanted, noise)
             logger.warning("%s is made anew: it is not what was saved", file)
         except (CheckpointError, DataError) as error:
             if file.is_file():
                 logger.warning("%s is made anew: %s", file, error)
         logger.info("fitting the codec to public sounds (%s): once on this machine", identity["public"])
-        space = PublicSpace.of(open_public(chosen, settings.public), settings, lengths)
+        most = replace(settings, components=settings.channels * settings.positions, noise=True)
+        space = PublicSpace.of(open_public(chosen, settings.public), most, lengths)
         state = dict(sorted(space.state().items()))
         save_tensors(file, state, identity | {"sha256": exact_digest(state)})
-    return space
+    return space.truncated(wanted, noise)

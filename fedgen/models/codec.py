@@ -105,6 +105,13 @@ class Codec:
         codec = cls(bases, mean, scale, components, residual if settings.noise else residual * 0)
         return codec, codec.of_cores(cores)
 
+    def truncated(self, components: int, noise: bool = True) -> Codec:
+        """Return the codec of the leading ``components`` alone: as if it had been fitted with so many."""
+        deviation = self.scale.square() / self.scale.square().mean().sqrt()  # scale² = deviation · mean deviation
+        kept, dropped = deviation[:components], self.components[components:] * deviation[components:, None]
+        residual = (self.residual.square() + dropped.square().sum(dim=0)).sqrt() * noise
+        return Codec(self.bases, self.mean, (kept * kept.mean()).sqrt(), self.components[:components], residual)
+
     def encode(self, tokens: Tensor) -> Tensor:
         """Return latents ``(B, k)`` of ``tokens`` ``(B, S, D)``.
 

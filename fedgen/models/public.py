@@ -44,6 +44,12 @@ class PublicSpace:
         codec, latents = Codec.fit_with_latents(public, settings, lengths)
         return cls(codec, latents.cpu(), public.labels)
 
+    def truncated(self, components: int, noise: bool = True) -> PublicSpace:
+        """Return the space of the leading ``components`` alone."""
+        codec = self.codec.truncated(components, noise)
+        latents = self.latents[:, :components] * self.codec.scale[:components] / codec.scale
+        return PublicSpace(codec, latents, self.labels)
+
     @cached_property
     def deviations(self) -> Tensor:
         """What the public clips deviate from the mean of their class, ``(N, k)``, float64."""

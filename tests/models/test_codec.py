@@ -133,3 +133,13 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     source = TensorTokens(torch.randn(5, 3, 2), torch.zeros(5))
     with pytest.raises(ConfigError, match=r"generator\.training_length=4 is longer than the encoder's"):
         Codec.fit(source, SETTINGS, Lengths(4))
+
+
+def test_a_truncated_codec_is_that_of_fewer_components() -> None:
+    source = TensorTokens(torch.randn(60, 9, 8), torch.zeros(60))
+    whole = Codec.fit(source, CodecSettings(4, 3, 12))
+    for noise in (True, False):
+        few, cut = Codec.fit(source, CodecSettings(4, 3, 5, noise)), whole.truncated(5, noise)
+        for name, value in few.state().items():
+            torch.testing.assert_close(cut.state()[name], value, atol=1e-4, rtol=1e-4)
+    assert whole.truncated(100).size == 12
