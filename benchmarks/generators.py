@@ -35,14 +35,14 @@ from typing import Any
 import torch
 from baselines import class_gaussian, interpolations, mixture, predecessor
 from comparison import REFERENCE, TARGET, summary, tables
+from fedgen.evaluation.gate import judge
+from fedgen.evaluation.privacy import Privacy, PrivacyReport
 from figures import data, parser, save
 from predecessor import Recipe
 from torch import Tensor
 
 from fedgen.config import load_config
 from fedgen.data.tokens import TokenSource
-from fedgen.evaluation.gate import judge
-from fedgen.evaluation.privacy import Privacy, PrivacyReport
 from fedgen.evaluation.quality import AdapterTask, quality
 from fedgen.models.generators import KINDS, GeneratorSettings
 from fedgen.models.public import PublicSpace

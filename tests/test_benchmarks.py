@@ -102,14 +102,16 @@ def test_accuracy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -
 
 def test_privacy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")
-    cells = ["--modes", "one_shot", "--epsilons", "30", "--delta", "0.01", "--folds", "1", "--seeds", "0", "1"]
+    cells = ["--ways", "default", "epsilon 8", "--delta", "0.01", "--folds", "1", "--seeds", "0", "1"]
     benchmark_file("privacy").main(["sounds", *LEFT_OUT, *cells, "--out", str(tmp_path)])
     found = json.loads((tmp_path / "privacy.json").read_text())
-    assert [row["epsilon"] for row in found["table"]] == ["none", "30.0"]
-    own = [row["accuracy"] for row in found["runs"] if row["epsilon"] == "30.0"]
-    assert found["table"][1]["one_shot"][0] == pytest.approx(sum(own) / 2)
-    spent = json.loads((tmp_path / "fold1_seed1" / "one_shot_30.0" / "results.json").read_text())["privacy"]
-    assert (spent["epsilon"], spent["delta"]) == (30, 0.01)
+    assert [row["way"] for row in found["table"]] == ["default", "epsilon 8"]
+    for row in found["table"]:
+        own = [run for run in found["runs"] if run["way"] == row["way"]]
+        assert row["accuracy"][0] == pytest.approx(sum(run["accuracy"] for run in own) / 2)
+        assert row["auc"][0] == pytest.approx(sum(max(run["attacks"].values()) for run in own) / 2)
+    spent = json.loads((tmp_path / "fold1_seed1" / "epsilon_8" / "all" / "results.json").read_text())["privacy"]
+    assert (spent["epsilon"], spent["delta"]) == (8, 0.01)
     assert (tmp_path / "privacy.png").stat().st_size > 0
 
 
