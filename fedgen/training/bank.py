@@ -297,7 +297,8 @@ class Bank:
     def _owner(self, owners: Mapping[str, str], label: int) -> str:
         name = self.class_names[label] if 0 <= label < len(self.class_names) else f"class id {label}"
         if name not in owners:
-            raise DataError(f"no generator for {name}; this node has generators for {', '.join(sorted(owners))}")
+            known = ", ".join(sorted(owners)) or "no class"
+            raise DataError(f"no generator for {name}; this node has generators for {known}")
         return owners[name]
 
 

@@ -146,7 +146,7 @@ def test_whatever_a_bank_is_fitted_to_the_codec_stays_the_public_one() -> None:
 
 def test_classes_without_a_generator_are_errors() -> None:
     generators = bank()
-    with pytest.raises(DataError, match="no generator for cow; this node has generators for none"):
+    with pytest.raises(DataError, match="no generator for cow; this node has generators for no class"):
         generators.sample({0: 1}, seed=0)
     generators.fit(source(), seed=0)
     with pytest.raises(DataError, match="no generator for siren; this node has generators for cow, dog, rain"):
