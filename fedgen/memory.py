@@ -9,7 +9,6 @@ what is computed from them are those of ``high``, so processes of one run may ha
 - Nothing is held in less precision than in ``high``. On a GPU activations of adapters are bfloat16 in both; a CPU
   without instructions for it computes in it several times slower. Sums of second moments, latents (half a kilobyte a
   clip, where tokens are 1.8 megabytes) and generators stay as they are: there is nothing to win.
-- Generators are trained one at a time, not stacked.
 - Optimisers' states lie on disk between rounds in both, and an encoder exists only while it encodes.
 """
 
@@ -51,8 +50,6 @@ class MemoryPlan:
         Rows in one backward pass of a generator; None: the whole batch.
     clips : int, optional
         Clips read at once by codecs and in evaluation; None: as many as they ask for.
-    vectorised : bool
-        Whether a node's generators are trained stacked in one model.
     """
 
     level: str = "high"
@@ -60,7 +57,6 @@ class MemoryPlan:
     rows: int | None = None
     generator_rows: int | None = None
     clips: int | None = None
-    vectorised: bool = False
 
     def batch_limit(self) -> BatchLimit:
         """Return a fresh limit for one training of adapters."""
@@ -103,14 +99,13 @@ def plan_memory(memory: str, device: torch.device, token_bytes: int, batch_bytes
     batch_bytes : int
         What the largest batch takes besides, see `batch_bytes`.
     """
-    high = MemoryPlan(vectorised=device.type == "cuda")
     if memory != "auto":
-        return LOW if memory == "low" else high
+        return LOW if memory == "low" else MemoryPlan()
     needed, free = token_bytes + batch_bytes, free_bytes(device)
     scarce = needed > SHARE * free
     reason = f"the run needs about {needed / 2**30:.1f} GiB where {device.type} has {free / 2**30:.1f} GiB free"
     logger.log(logging.INFO if scarce else logging.DEBUG, "memory=%s: %s", "low" if scarce else "high", reason)
-    return LOW if scarce else high
+    return LOW if scarce else MemoryPlan()
 
 
 def batch_bytes(shape: tuple[int, int], batch_size: int, width: int, maps: int) -> int:

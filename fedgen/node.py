@@ -279,7 +279,6 @@ class Node(Site):
             self.task.classes,
             self.task.space,
             conditions,
-            self.task.memory.vectorised,
             self.task.memory.generator_limit(),
             split_seed=self.task.seed("split", self.number),
             encode=self._encoded,

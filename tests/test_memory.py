@@ -36,8 +36,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def test_high_holds_tokens_and_takes_whole_batches() -> None:
     plan = plan_memory("high", CPU, 10**18, 10**18)
-    assert plan == MemoryPlan("high", mapped=False, rows=None, generator_rows=None, clips=None, vectorised=False)
-    assert plan_memory("high", CUDA, 1, 1).vectorised
+    assert plan == MemoryPlan("high", mapped=False, rows=None, generator_rows=None, clips=None)
     assert (plan.batch_limit().rows, plan.generator_limit().rows) == (None, None)
 
 
@@ -45,7 +44,6 @@ def test_low_reads_tokens_batch_by_batch_and_takes_small_batches() -> None:
     for device in (CPU, CUDA):
         plan = plan_memory("low", device, 1, 1)
         assert plan.mapped
-        assert not plan.vectorised
         assert (plan.batch_limit().rows, plan.generator_limit().rows, plan.clips) == (8, 32, 8)
 
 

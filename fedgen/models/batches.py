@@ -32,17 +32,17 @@ class BatchLimit:
         Parameters
         ----------
         indices : Tensor
-            What the batch is made of ``(..., B)``; parts are taken along the last dimension.
+            What the batch is made of ``(B,)``.
         losses : Callable
-            From indices ``(..., b)`` to the part's *contributions* to the losses ``(..., components)``, which add up to
-            the batch's: a mean over rows counts ``b / B``. The last component is minimised.
+            From indices ``(b,)`` to the part's *contributions* to the losses ``(components,)``, which add up to the
+            batch's: a mean over rows counts ``b / B``. The last component is minimised.
         zero_grad : Callable
             Forgets all gradients.
 
         Returns
         -------
         Tensor
-            Losses of the batch ``(..., components)``, detached.
+            Losses of the batch ``(components,)``, detached.
 
         Raises
         ------
@@ -50,13 +50,13 @@ class BatchLimit:
             Not even one row fits.
         """
         while True:
-            size = min(self.rows or indices.shape[-1], indices.shape[-1])
+            size = min(self.rows or len(indices), len(indices))
             zero_grad()
             try:
                 total = None
-                for part in indices.split(size, dim=-1):
+                for part in indices.split(size):
                     contribution = losses(part)
-                    contribution[..., -1].sum().backward()
+                    contribution[-1].backward()
                     total = contribution.detach() if total is None else total + contribution.detach()
                 assert total is not None
                 return total

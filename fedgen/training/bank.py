@@ -39,9 +39,6 @@ class Bank:
         The codec that the generators work in, and what is usual in it.
     conditions : Conditions, optional
         What the target has for each global class id; conditioned kinds see what ``settings.conditions`` selects.
-    vectorised : bool, optional
-        Whether neural generators are trained all at once rather than one after the other; by default on CUDA, where
-        starting many small operations is what takes the time. What they learn is the same up to rounding.
     limit : BatchLimit, optional
         Largest batch that training starts with; it is halved when memory runs out.
     split_seed : int
@@ -64,7 +61,6 @@ class Bank:
         class_names: list[str],
         space: PublicSpace,
         conditions: Conditions | None = None,
-        vectorised: bool | None = None,
         limit: BatchLimit | None = None,
         split_seed: int = 0,
         encode: Callable[[], Tensor] | None = None,
@@ -78,7 +74,7 @@ class Bank:
             )
         self.settings, self.granularity = settings, granularity
         self.class_names = list(class_names)
-        self.vectorised, self.limit, self.split_seed = vectorised, limit or BatchLimit(), split_seed
+        self.limit, self.split_seed = limit or BatchLimit(), split_seed
         self.encode, self.space = encode, space
         self.generators: dict[str, Generator] = {}
         self.marginals: dict[str, Marginals] = {}  # of each generator, with `GeneratorSettings.marginals`
@@ -276,15 +272,15 @@ class Bank:
     def _train(
         self, generators: Mapping[str, Generator], parts: Mapping[str, Part], schedule: Schedule | None = None
     ) -> list[dict[str, float | str]]:
-        """Train generators on their parts and return their losses."""
-        on_cuda = any(part.latents.is_cuda for part in parts.values())
-        stacked = on_cuda if self.vectorised is None else self.vectorised
-        found = self.kind.fit_all(list(generators.values()), list(parts.values()), schedule, stacked, self.limit)
-        return [
-            {"generator": key, "epoch": number, **epoch}
-            for key, epochs in zip(generators, found, strict=True)
-            for number, epoch in enumerate(epochs)
-        ]
+        """Train one generator after the other, each on its part, and return their losses."""
+        losses: list[dict[str, float | str]] = []
+        for key, part in parts.items():
+            if schedule is None:
+                epochs = generators[key].fit(*part, limit=self.limit)
+            else:
+                epochs = generators[key].fit_shared(*part[:3], schedule, self.limit)
+            losses += [{"generator": key, "epoch": number, **epoch} for number, epoch in enumerate(epochs)]
+        return losses
 
     def _shared(self, state: dict[str, Tensor] | None, init_seed: int) -> Generator:
         generator = self.new_generator()

@@ -9,7 +9,7 @@ from toy_latents import CONDITIONS, SIZE, clusters
 
 from fedgen.data.conditions import Conditions
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.generators import KINDS, Generator, GeneratorSettings, GeneratorTraining, Part, open_generator
+from fedgen.models.generators import KINDS, Generator, GeneratorSettings, GeneratorTraining, open_generator
 from fedgen.models.generators.neural import NeuralGenerator
 
 TRAINING = GeneratorTraining(epochs=30, batch_size=16, lr=5e-3, validation=0.0)
@@ -127,21 +127,6 @@ def validation_loss(generator: Generator) -> float:
     twin = type(generator)(replace(generator.settings, training=resting), SIZE, CONDITIONS)
     twin.load_state(generator.state())
     return twin.fit(*clusters(), seed=0)[0]["validation_loss"]
-
-
-def test_training_together_is_training_alone(kind: str) -> None:
-    """Numbers of clips differ from generator to generator; one has no clips to hold out."""
-    latents, labels = clusters([20, 13, 3])
-    parts = [Part(latents[labels == label], labels[labels == label], seed=label) for label in range(3)]
-    training = replace(TRAINING, epochs=4, batch_size=8, validation=0.2, noise=0.1)
-    found = []
-    for stacked in (True, False):
-        generators = [open_generator(settings(kind, training), SIZE, CONDITIONS) for _ in parts]
-        losses = KINDS[kind].fit_all(generators, parts, stacked=stacked)
-        assert [len(rows) for rows in losses] == [len(losses[0])] * 3
-        found.append(generators)
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one.state(), other.state(), atol=1e-3, rtol=1e-3)
 
 
 def test_no_kind_has_more_than_two_million_parameters(kind: str) -> None:

@@ -43,16 +43,10 @@ def source() -> TensorTokens:
     return TensorTokens(torch.randn(40, 7, 5, generator=generator) + labels[:, None, None], labels)
 
 
-def open_bank(kind: str, granularity: str, target: str, vectorised: bool = False) -> Bank:
+def open_bank(kind: str, granularity: str, target: str) -> Bank:
     """Return an unfitted bank."""
-    return Bank(
-        replace(SETTINGS, kind=kind),
-        GranularitySettings(granularity, GROUPS),
-        NAMES,
-        SPACE,
-        conditions(target),
-        vectorised,
-    )
+    chosen, granularities = replace(SETTINGS, kind=kind), GranularitySettings(granularity, GROUPS)
+    return Bank(chosen, granularities, NAMES, SPACE, conditions(target))
 
 
 def draw(bank: Bank, seed: int = 1) -> torch.Tensor:

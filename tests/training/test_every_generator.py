@@ -101,18 +101,6 @@ def test_a_new_process_loads_every_bank_and_draws_the_same_samples(tmp_path: Pat
 
 
 @every_bank
-def test_training_all_generators_at_once_changes_nothing(kind: str, granularity: str) -> None:
-    """As on CUDA; numbers of clips differ from generator to generator."""
-    bank, losses = fitted(kind, granularity, "flux")
-    stacked = open_bank(kind, granularity, "flux", vectorised=True)
-    for one, other in zip(stacked.fit(source(), seed=0), losses, strict=True):
-        assert list(one) == list(other)
-        assert numbers(one) == pytest.approx(numbers(other), rel=1e-2, abs=1e-3)
-    for key, generator in stacked.generators.items():
-        torch.testing.assert_close(generator.state(), bank.generators[key].state(), atol=1e-3, rtol=1e-3)
-
-
-@every_bank
 def test_banks_share_generators(kind: str, granularity: str) -> None:
     """A round of a node: train what all share, pass it on, take over what comes back, then save and sample."""
     bank, other = (open_bank(kind, granularity, "flux") for _ in range(2))

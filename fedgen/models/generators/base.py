@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,48 +97,24 @@ class Generator(ABC):
         """Become untrained: fresh weights from ``seed``; what was learned, and the optimiser's state, is forgotten."""
 
     @abstractmethod
-    def fit(self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0) -> list[dict[str, float]]:
+    def fit(
+        self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0, limit: BatchLimit | None = None
+    ) -> list[dict[str, float]]:
         """Fit to a node's own ``latents`` ``(N, k)`` of classes ``labels`` ``(N,)``, on the latents' device.
 
         A generator that was fitted goes on from its weights and its optimiser's state; any other is initialised. See
-        `Part` for the seeds. Returns the losses of each epoch by component.
+        `Part` for the seeds; ``limit`` halves the batch of neural kinds when memory runs out. Returns the losses of
+        each epoch by component.
         """
 
     @abstractmethod
-    def fit_shared(self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule) -> list[dict[str, float]]:
+    def fit_shared(
+        self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule, limit: BatchLimit | None = None
+    ) -> list[dict[str, float]]:
         """Go on from `load_shared_state` or `initialise` with a node's latents, as one of the calls of ``schedule``.
 
         Every node takes latents as they are (a shared codec's are standardised over all nodes) and uses all of them.
         """
-
-    @classmethod
-    def fit_all(
-        cls,
-        generators: Sequence[Self],
-        parts: Sequence[Part],
-        schedule: Schedule | None = None,
-        stacked: bool = False,
-        limit: BatchLimit | None = None,
-    ) -> list[list[dict[str, float]]]:
-        """`fit` each generator to its part, or `fit_shared` if there is a ``schedule``; return each one's losses.
-
-        Parameters
-        ----------
-        generators : Sequence[Generator]
-            Of the same settings and size.
-        parts : Sequence[Part]
-            One for each.
-        schedule : Schedule, optional
-        stacked : bool
-            Whether neural kinds are trained all at once rather than one after the other. The result is the same up to
-            rounding.
-        limit : BatchLimit, optional
-            Halves the batch of neural kinds when memory runs out.
-        """
-        pairs = list(zip(generators, parts, strict=True))
-        if schedule is None:
-            return [generator.fit(*part) for generator, part in pairs]
-        return [generator.fit_shared(part.latents, part.labels, part.seed, schedule) for generator, part in pairs]
 
     @abstractmethod
     def settle(self, latents: Tensor, labels: Tensor) -> None:

@@ -13,11 +13,10 @@ from torch.nn import functional
 from fedgen.models.density import ClassGaussians, ClassStatistics, class_widths
 from fedgen.models.generators.adversaries import GANNetwork
 from fedgen.models.generators.base import Part
-from fedgen.models.generators.jobs import Job, hold_out
-from fedgen.models.generators.loop import Recipe, Turn
+from fedgen.models.generators.loop import hold_out
 from fedgen.models.generators.neural import NeuralGenerator
+from fedgen.models.generators.recipe import Batch, Job, OptimStep, Recipe
 from fedgen.models.generators.settings import GeneratorTraining
-from fedgen.models.generators.stack import Batch
 from fedgen.models.seeds import seeded
 
 DRAWS = 64  # codes that every validation maps anew to the classes
@@ -71,11 +70,11 @@ class GANGenerator(NeuralGenerator):
             return drawn
 
         judge, make = (partial(losses, training=training) for losses in (discriminator_losses, generator_losses))
-        turns = (
-            Turn(judge, ("score_gap", "gradient_penalty", "discriminator_loss"), part="discriminator"),
-            Turn(make, ("adversarial", "feature_matching", "energy", "loss"), part="generator"),
+        steps = (
+            OptimStep(judge, ("score_gap", "gradient_penalty", "discriminator_loss"), part="discriminator"),
+            OptimStep(make, ("adversarial", "feature_matching", "energy", "loss"), part="generator"),
         )
-        return Recipe(turns, noise, validation=held_out_energy)
+        return Recipe(steps, noise, validation=held_out_energy)
 
     def _job(self, part: Part, shared: bool) -> Job:
         """Add the class Gaussians and the codes of validation; the start is the first that later epochs must beat."""

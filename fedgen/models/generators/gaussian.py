@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedgen.data.conditions import Conditions
 from fedgen.errors import ConfigError, DataError
+from fedgen.models.batches import BatchLimit
 from fedgen.models.density import ClassGaussians, ClassStatistics, class_widths
 from fedgen.models.generators.base import Generator
 from fedgen.models.generators.settings import GeneratorSettings
@@ -47,14 +48,18 @@ class GaussianGenerator(Generator):
         """Forget everything."""
         self.density, self.statistics = None, self._nothing()
 
-    def fit(self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0) -> list[dict[str, float]]:
+    def fit(
+        self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0, limit: BatchLimit | None = None
+    ) -> list[dict[str, float]]:
         """Fit means and covariances anew; the loss is the mean squared distance to the class mean."""
         statistics = ClassStatistics.measure(latents, labels)
         widths = None if self.within is None else class_widths(latents, labels, self.within)
         self.density = self._density(statistics, widths)
         return [_loss(statistics)]
 
-    def fit_shared(self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule) -> list[dict[str, float]]:
+    def fit_shared(
+        self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule, limit: BatchLimit | None = None
+    ) -> list[dict[str, float]]:
         """Add the statistics of a node's latents.
 
         Raises

@@ -1,83 +1,36 @@
-"""The loop that trains every neural generator: one model, or many of the same shape at once.
-
-Many models are trained as if each were alone, up to rounding: each has its own split, order of rows, noise, learning
-rate, clipping, step count and early stopping. In every step, only models that still have a batch in their epoch move.
-"""
+"""The loop that trains every neural generator: one model, with early stopping by rows that are held out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
+from fedgen.errors import DataError
 from fedgen.models.batches import BatchLimit
-from fedgen.models.generators.jobs import Job, Run
+from fedgen.models.generators.recipe import Batch, Job, OptimStep, Recipe
 from fedgen.models.generators.settings import GeneratorTraining
-from fedgen.models.generators.stack import Batch, Losses, Team, open_team, pad_stack
-from fedgen.models.optimizer import load_optimizer_tensors
+from fedgen.models.optimizer import live_tensors, load_optimizer_tensors
 from fedgen.models.schedule import Schedule
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One step on every batch, with an AdamW and a gradient clipping of its own.
-
-    Parameters
-    ----------
-    losses : Losses
-        The last component is minimised.
-    components : tuple[str, ...]
-        Their names; no two turns share one.
-    part : str
-        Submodule whose weights move, such as ``discriminator``; by default the whole model.
-    rate : float
-        Factor on the learning rate.
-    """
-
-    losses: Losses
-    components: tuple[str, ...]
-    part: str = ""
-    rate: float = 1.0
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How models of one kind learn; the same for all that are trained together.
-
-    Parameters
-    ----------
-    turns : tuple[Turn, ...]
-        Steps taken on every batch, in this order: two for networks that learn against each other.
-    noise : Callable
-        From a number of rows and a generator to noise by name ``(rows, ...)``, on the generator's device. Drawn once an
-        epoch for all its rows.
-    validation : Losses, optional
-        Their last component decides which epoch was best. Without it no row is held out and nothing stops early.
-    """
-
-    turns: tuple[Turn, ...]
-    noise: Callable[[int, torch.Generator], dict[str, Tensor]]
-    validation: Losses | None = None
+from fedgen.models.seeds import seeded
+from fedgen.models.states import join, part_of
 
 
 def train(
-    jobs: Sequence[Job],
+    job: Job,
     recipe: Recipe,
     training: GeneratorTraining,
     schedule: Schedule | None = None,
     limit: BatchLimit | None = None,
-) -> list[list[dict[str, float]]]:
-    """Train the models of ``jobs``, all at once, and keep for each the weights and moments of its best epoch.
+) -> list[dict[str, float]]:
+    """Train the model of ``job`` and leave it with the weights and moments of its best epoch.
 
     Losses are summed on the device and reach the host once an epoch.
 
     Parameters
     ----------
-    jobs : Sequence[Job]
-        Models of the same shape, with numbers of rows of their own, on one device.
+    job : Job
     recipe : Recipe
     training : GeneratorTraining
         Epochs, batch size, rates, clipping, patience.
@@ -88,151 +41,142 @@ def train(
 
     Returns
     -------
-    list[list[dict]]
-        For each job the losses of each epoch by component, and ``validation_loss`` if rows were held out.
+    list[dict]
+        Losses of each epoch by component, and ``validation_loss`` if rows were held out.
 
     Raises
     ------
     DataError
         A loss is not finite.
     """
-    runs = [Run(job, training, validates=recipe.validation is not None) for job in jobs]
-    loop = _Loop(runs, recipe, training, schedule or Schedule(), limit or BatchLimit())
-    loop.enter()
+    loop = _Loop(job, recipe, training, schedule or Schedule(), limit or BatchLimit())
+    if job.resumed and len(loop.held):
+        loop.judge(loop.validate().item())
     for epoch in range(training.epochs):
+        if loop.age >= training.patience:
+            break
         loop.epoch(epoch)
-    for run in runs:
-        run.finish(loop.optimizers)
-    return [run.losses for run in runs]
+    loop.finish()
+    return loop.losses
+
+
+def hold_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the numbers of the rows that are held out ``(H,)`` and of the others ``(R,)``, in an order of its own."""
+    order = torch.randperm(count, generator=seeded(seed, "validation"))
+    return order[: int(share * count)], order[int(share * count) :]
 
 
 class _Loop:
-    """Epochs of the runs that are not stale, most rows first: in any step, those that have a batch come first."""
+    """A training in progress: the losses of each epoch, and the best weights so far."""
 
     def __init__(
-        self, runs: list[Run], recipe: Recipe, training: GeneratorTraining, schedule: Schedule, limit: BatchLimit
+        self, job: Job, recipe: Recipe, training: GeneratorTraining, schedule: Schedule, limit: BatchLimit
     ) -> None:
-        self.recipe, self.training, self.schedule, self.limit = recipe, training, schedule, limit
-        self.live = sorted(runs, key=lambda run: len(run.rows), reverse=True)
-        self.group = {run: number for number, run in enumerate(self.live)}  # place in the optimisers
-        self.device = self.live[0].job.device
-        self.optimizers = [_optimizer(self.live, turn, training) for turn in recipe.turns]
-        self._gather()
+        self.job, self.recipe, self.training, self.schedule, self.limit = job, recipe, training, schedule, limit
+        self.model = job.model.to(job.device)
+        share = training.validation if recipe.validation and job.split_seed is not None else 0.0
+        self.held, self.rows = hold_out(job.count, share, job.split_seed or 0)
+        self.held_batch = job.batch(self.held, {}, torch.ones((), device=job.device))
+        self.batches = len(self.rows.split(training.batch_size))
+        self.shuffle, self.noise = seeded(job.seed, "shuffle"), seeded(job.seed, "noise", device=job.device)
+        self.optimizers = [self._optimizer(step) for step in recipe.steps]
+        self.losses: list[dict[str, float]] = []
+        self.best, self.age = math.inf, 0
+        self.kept: dict[str, Tensor] = {}  # weights and moments of the best epoch
 
-    def enter(self) -> None:
-        """Let models that were trained before set the mark for their later epochs."""
-        if any(run.job.resumed and len(run.held) for run in self.live):
-            for run, score in zip(self.live, self._validate().tolist(), strict=True):
-                if run.job.resumed and len(run.held):
-                    run.judge(score, self.optimizers)
+    def _optimizer(self, step: OptimStep) -> torch.optim.AdamW:
+        parameters, training = self.model.get_submodule(step.part).parameters(), self.training
+        optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, fused=True)
+        load_optimizer_tensors(self.model, optimizer, self.job.moments)
+        return optimizer
 
     def epoch(self, number: int) -> None:
-        """Train every run that is not stale on all of its rows once."""
-        if any(run.stale for run in self.live):
-            self.live = [run for run in self.live if not run.stale]
-            self._gather()
-        if not self.live:
-            return
-        order = pad_stack([run.order() for run in self.live]).to(self.device)  # (M, R)
-        drawn = [self.recipe.noise(len(run.rows), run.noise) for run in self.live]
-        epoch = Batch(
-            {name: value[self.models, order] for name, value in self.rows.items()},  # (M, R, ...) each
-            self.tables,
-            {name: pad_stack([each[name] for each in drawn]) for name in drawn[0]},  # (M, R, ...) each
-            self.share,
-            self._progress(number),
-        )
-        batches = torch.arange(order.shape[1]).split(self.training.batch_size)
-        sums = [self._step(number, batch, places, epoch) for batch, places in enumerate(batches)]
-        self._report(torch.stack(sums).sum(0))
-
-    def _gather(self) -> None:
-        """Stack what the live runs learn from; sizes of batches differ, rows that fill up have no share in the mean."""
-        live, size = self.live, self.training.batch_size
-        if not live:
-            return
-        self.teams: dict[tuple[int, int], Team] = {}  # by turn and number of models
-        self.models = torch.arange(len(live), device=self.device)[:, None]
-        self.rows = {name: pad_stack([run.job.rows[name] for run in live]) for name in live[0].job.rows}  # (M, N, ...)
-        self.tables = {name: pad_stack([run.job.tables[name] for run in live]) for name in live[0].job.tables}
-        sizes = pad_stack([torch.tensor(run.batches, dtype=torch.float32) for run in live])  # (M, batches)
-        counts = sizes.sum(1, keepdim=True)  # (M, 1)
-        places = torch.arange(int(counts.max()))
-        means = sizes.reciprocal().repeat_interleave(size, dim=1)[:, : len(places)]
-        self.share = torch.where(places < counts, means, 0.0).to(self.device)  # (M, R)
-        self.portion = (sizes / counts).to(self.device)  # of a batch in its epoch (M, batches)
-        self.held = self._held_out()
-
-    def _held_out(self) -> Batch:
-        """Return the held-out rows of all live runs as one batch, without noise."""
-        indices = pad_stack([run.held for run in self.live]).to(self.device)  # (M, H)
-        share = pad_stack([torch.ones(len(run.held)) / max(1, len(run.held)) for run in self.live]).to(self.device)
-        rows = {name: value[self.models, indices] for name, value in self.rows.items()}
-        return Batch(rows, self.tables, {}, share, torch.ones(len(self.live), device=self.device))
+        """Train on every row that is not held out once, note the losses, and judge the weights."""
+        order, size = self.rows[torch.randperm(len(self.rows), generator=self.shuffle)], self.training.batch_size
+        noise = {name: value.split(size) for name, value in self.recipe.noise(len(order), self.noise).items()}
+        progress, sums = self._progress(number), []
+        for batch, rows in enumerate(order.to(self.job.device).split(size)):
+            own = {name: parts[batch] for name, parts in noise.items()}
+            losses = self._step(number * self.batches + batch, self.job.batch(rows, own, progress[batch]))
+            sums.append(losses * (len(rows) / len(order)))
+        names, found = [name for step in self.recipe.steps for name in step.components], torch.stack(sums).sum(0)
+        if len(self.held):
+            names, found = [*names, "validation_loss"], torch.cat([found, self.validate()[None]])
+        self._note(dict(zip(names, found.tolist(), strict=True)))
 
     def _progress(self, epoch: int) -> Tensor:
-        """Return the share of training that is done before each batch of the epoch ``(M, batches)``."""
-        values = [
-            [self.schedule.progress(epoch * len(run.batches) + batch, run.steps) for batch in range(len(run.batches))]
-            for run in self.live
-        ]
-        done = torch.tensor([[run.job.resumed] for run in self.live])
-        return pad_stack([torch.tensor(row) for row in values]).masked_fill(done, 1.0).to(self.device)
+        """Return the share of training that is done before each batch of the epoch ``(batches,)``."""
+        steps, first = self.training.epochs * self.batches, epoch * self.batches
+        values = [self.schedule.progress(first + batch, steps) for batch in range(self.batches)]
+        return torch.tensor([1.0] * self.batches if self.job.resumed else values, device=self.job.device)
 
-    def _step(self, epoch: int, batch: int, places: Tensor, data: Batch) -> Tensor:
-        """Let each turn step on one batch and return what that adds to the epoch's losses ``(M, components)``."""
-        active = [run for run in self.live if len(run.batches) > batch]
-        data = data._replace(progress=data.progress[:, batch])
+    def _step(self, number: int, batch: Batch) -> Tensor:
+        """Take each step of the recipe on the call's batch ``number``; return the batch's losses ``(components,)``."""
+        rate = self.schedule.rate(number, self.training.epochs * self.batches, self.training.warmup)
         losses = []
-        for number, (turn, optimizer) in enumerate(zip(self.recipe.turns, self.optimizers, strict=True)):
-            for run in active:
-                rate = self.schedule.rate(epoch * len(run.batches) + batch, run.steps, self.training.warmup)
-                optimizer.param_groups[self.group[run]]["lr"] = self.training.lr * turn.rate * rate
-            losses.append(self._descend(number, active, data, places))
+        for step, optimizer in zip(self.recipe.steps, self.optimizers, strict=True):
+            optimizer.param_groups[0]["lr"] = self.training.lr * step.rate * rate
+            losses.append(self._descend(step, batch, optimizer))
             optimizer.step()
             optimizer.zero_grad()
-        missing = len(self.live) - len(active)
-        return functional.pad(torch.cat(losses, dim=1), (0, 0, 0, missing)) * self.portion[:, batch, None]
+        return torch.cat(losses)
 
-    def _descend(self, number: int, active: list[Run], data: Batch, places: Tensor) -> Tensor:
-        """Give the active models the gradients of turn ``number`` and return its losses ``(A, components)``."""
-        turn, count = self.recipe.turns[number], len(active)
-        if (number, count) not in self.teams:
-            self.teams[number, count] = open_team([run.job.model for run in active], turn.part)
-        team = self.teams[number, count]
-        team.begin()
+    def _descend(self, step: OptimStep, batch: Batch, optimizer: torch.optim.AdamW) -> Tensor:
+        """Give the step's weights their gradients, and no others; return its losses ``(components,)``."""
+        moving = self.model.get_submodule(step.part)
+        self.model.requires_grad_(False)
+        moving.requires_grad_(True)
 
-        def losses(part: Tensor) -> Tensor:  # part: (b,), neighbours
-            return team.losses(turn.losses, data.window(count, int(part[0]), int(part[-1]) + 1))
+        def losses(rows: Tensor) -> Tensor:  # (b,), neighbours
+            return step.losses(self.model, batch.window(int(rows[0]), int(rows[-1]) + 1))
 
-        found = self.limit.backward(places, losses, team.zero_grad)
-        team.clip(self.training.clip)
+        found = self.limit.backward(torch.arange(len(batch.share)), losses, optimizer.zero_grad)
+        nn.utils.clip_grad_norm_(moving.parameters(), self.training.clip)
         return found
 
+    def _note(self, losses: dict[str, float]) -> None:
+        """Add the losses of an epoch, and judge the weights by those of the held-out rows.
+
+        Raises
+        ------
+        DataError
+            One of them is not finite.
+        """
+        if not all(map(math.isfinite, losses.values())):
+            raise DataError(
+                f"training of a generator diverged in epoch {len(self.losses)}: {losses}; "
+                f"lower generator.training.lr={self.training.lr}"
+            )
+        self.losses.append(losses)
+        if "validation_loss" in losses:
+            self.age += 1
+            self.judge(losses["validation_loss"])
+
     @torch.no_grad()
-    def _validate(self) -> Tensor:
-        """Return the deterministic loss of each live run's held-out rows ``(M,)``; 0 where there are none."""
+    def validate(self) -> Tensor:
+        """Return the deterministic loss of the held-out rows ``()``."""
         assert self.recipe.validation is not None
-        team = open_team([run.job.model for run in self.live])
-        team.begin()
-        return team.losses(self.recipe.validation, self.held)[:, -1]
+        return self.recipe.validation(self.model, self.held_batch)[-1]
 
-    def _report(self, sums: Tensor) -> None:
-        """Note an epoch's losses ``(M, components)`` and judge the weights by the held-out rows."""
-        names = [name for turn in self.recipe.turns for name in turn.components]
-        validates = any(len(run.held) for run in self.live)
-        values = torch.cat([sums, self._validate()[:, None]], dim=1) if validates else sums
-        for run, row in zip(self.live, values.tolist(), strict=True):
-            own = [*names, "validation_loss"] if len(run.held) else names
-            run.note(dict(zip(own, row, strict=False)))
-            if len(run.held):
-                run.judge(row[-1], self.optimizers)
+    def judge(self, loss: float) -> None:
+        """Keep weights and moments if ``loss``, of the held-out rows, is the best so far."""
+        if loss < self.best:
+            self.best, self.age = loss, 0
+            current = self._current()
+            if self.kept.keys() == current.keys():
+                torch._foreach_copy_(list(self.kept.values()), list(current.values()))  # new memory costs more
+            else:
+                self.kept = {name: value.clone() for name, value in current.items()}
 
+    def finish(self) -> None:
+        """Give the model its best weights back and the job their moments, on the CPU."""
+        state = self.kept or self._current()
+        self.model.load_state_dict(part_of(state, "model"))
+        self.model.requires_grad_(True)
+        moments = part_of(state, "optimizer")
+        self.job.moments = {name: value.to("cpu", copy=True) for name, value in moments.items()}
 
-def _optimizer(runs: list[Run], turn: Turn, training: GeneratorTraining) -> torch.optim.AdamW:
-    """Return the optimiser of one turn, a group for each run; models without gradients in a step stay as they are."""
-    groups = [{"params": list(run.job.model.get_submodule(turn.part).parameters())} for run in runs]
-    optimizer = torch.optim.AdamW(groups, lr=training.lr, weight_decay=training.weight_decay, fused=True)
-    for run in runs:
-        load_optimizer_tensors(run.job.model, optimizer, run.job.moments)
-    return optimizer
+    def _current(self) -> dict[str, Tensor]:
+        """Return weights and moments as they are, not copied."""
+        moments = live_tensors(self.model, *self.optimizers)
+        return join({"model": self.model.state_dict(), "optimizer": moments})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,8 @@ from fedgen.errors import DataError
 from fedgen.models.batches import BatchLimit
 from fedgen.models.density import ClassGaussians
 from fedgen.models.generators.base import Generator, Part
-from fedgen.models.generators.jobs import Job
-from fedgen.models.generators.loop import Recipe, train
+from fedgen.models.generators.loop import train
+from fedgen.models.generators.recipe import Job, Recipe
 from fedgen.models.generators.settings import GeneratorSettings
 from fedgen.models.optimizer import MOMENTS, check_optimizer_tensors
 from fedgen.models.schedule import Schedule
@@ -91,40 +90,25 @@ class NeuralGenerator(Generator):
         self.mean, self.deviation, self.residual = torch.zeros(self.size), torch.ones(()), torch.zeros(self.size)
         self.density, self.moments, self.initialised = None, {}, True
 
-    def fit(self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0) -> list[dict[str, float]]:
+    def fit(
+        self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0, limit: BatchLimit | None = None
+    ) -> list[dict[str, float]]:
         """Train on ``latents`` ``(N, k)`` and settle; a generator that was trained goes on, its ramps being over."""
-        return self.fit_all([self], [Part(latents, labels, seed, split_seed)])[0]
+        losses = self._train(Part(latents, labels, seed, split_seed), None, limit)
+        self.settle(latents, labels)
+        return losses
 
-    def fit_shared(self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule) -> list[dict[str, float]]:
+    def fit_shared(
+        self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule, limit: BatchLimit | None = None
+    ) -> list[dict[str, float]]:
         """Train on all of ``latents`` ``(N, k)`` as they are, without early stopping: each node's steps count."""
-        return self.fit_all([self], [Part(latents, labels, seed)], schedule)[0]
+        return self._train(Part(latents, labels, seed), schedule, limit)
 
-    @classmethod
-    def fit_all(
-        cls,
-        generators: Sequence[Self],
-        parts: Sequence[Part],
-        schedule: Schedule | None = None,
-        stacked: bool = False,
-        limit: BatchLimit | None = None,
-    ) -> list[list[dict[str, float]]]:
-        """Train generators together, or one after the other on the device: see `Generator.fit_all`."""
-        pairs = list(zip(generators, parts, strict=True))
-        teams = [pairs] if stacked and pairs else [[pair] for pair in pairs]
-        return [losses for team in teams for losses in cls._fit_team(team, schedule, limit)]
-
-    @classmethod
-    def _fit_team(
-        cls, pairs: Sequence[tuple[Self, Part]], schedule: Schedule | None, limit: BatchLimit | None
-    ) -> list[list[dict[str, float]]]:
-        shared = schedule is not None
-        jobs = [generator._job(part, shared) for generator, part in pairs]
-        losses = train(jobs, pairs[0][0].recipe, pairs[0][0].settings.training, schedule, limit)
-        for (generator, part), job in zip(pairs, jobs, strict=True):
-            generator.moments = job.moments
-            generator.model.cpu()
-            if not shared:
-                generator.settle(part.latents, part.labels)
+    def _train(self, part: Part, schedule: Schedule | None, limit: BatchLimit | None) -> list[dict[str, float]]:
+        job = self._job(part, shared=schedule is not None)
+        losses = train(job, self.recipe, self.settings.training, schedule, limit)
+        self.moments = job.moments
+        self.model.cpu()
         return losses
 
     def _job(self, part: Part, shared: bool) -> Job:

@@ -11,10 +11,9 @@ from torch.nn import functional
 
 from fedgen.models.density import ClassGaussians, variance_within
 from fedgen.models.generators.conditioning import ConditionEncoder, LinearCondition, mlp
-from fedgen.models.generators.loop import Recipe, Turn
 from fedgen.models.generators.neural import NeuralGenerator
+from fedgen.models.generators.recipe import Batch, OptimStep, Recipe
 from fedgen.models.generators.settings import GeneratorTraining
-from fedgen.models.generators.stack import Batch
 from fedgen.models.seeds import seeded
 
 FILL = 256  # samples of a class that tell how much variance decoding loses
@@ -104,8 +103,8 @@ class VAEGenerator(NeuralGenerator):
             return drawn
 
         losses = partial(vae_losses, training=training)
-        turn = Turn(losses, ("similarity", "reconstruction", "kl", "loss"))
-        return Recipe((turn,), noise, validation=losses)
+        step = OptimStep(losses, ("similarity", "reconstruction", "kl", "loss"))
+        return Recipe((step,), noise, validation=losses)
 
     @torch.no_grad()
     def settle(self, latents: Tensor, labels: Tensor) -> None:
