@@ -19,6 +19,7 @@ from fedgen.exchange.payload import samples_from_record, samples_to_record
 from fedgen.exchange.states import states_from_records, states_to_records
 from fedgen.files import home
 from fedgen.measuring import audit_node, measure_adapters
+from fedgen.models.codec import CodecSettings
 from fedgen.models.samples import SyntheticTokens
 from fedgen.node import Node
 from fedgen.phases import Generators, Phase, plan
@@ -214,6 +215,7 @@ def open_node(config: Config, context: Context) -> Node:
     facts = context.node_config
     if "device" in facts:
         config = replace(config, device=str(facts["device"]))
+    config = replace(config, codec=own_codec(config, facts.get("public")))
     own_store = str(facts["store"]) if "store" in facts else None
     load, folder = config.checkpoint.load, config.checkpoint.dir
     check_budget(config, facts.get("max-epsilon"))
@@ -253,6 +255,21 @@ def check_budget(config: Config, most: Any) -> None:
     )
     seed = config.privacy.seed
     require(seed is None, f"the node configuration's max-epsilon refuses privacy.seed={seed}: its noise hides nothing")
+
+
+def own_codec(config: Config, public: Any) -> CodecSettings:
+    """Return the codec's settings with the node's own folder of public sounds: a node opens none that a server names.
+
+    Raises
+    ------
+    ConfigError
+        The run's codec is of a folder, and the node configuration names none.
+    """
+    if config.codec.public is None or not config.data.on_nodes:
+        return config.codec
+    key = f"the run's codec is of codec.public={config.codec.public}"
+    require(public is not None, f"{key}: name this node's copy as public in the node configuration")
+    return replace(config.codec, public=str(public))
 
 
 def node_home(run_dir: str, context: Context, apart: bool = False) -> Path:

@@ -53,6 +53,7 @@ KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "granularity": ((str,), " or ".join(GRANULARITIES)),
     "groups": ((str,), 'JSON in quotes, such as \'{"pets": ["dog", "cat"]}\''),
     "samples-per-class": ((int, str), "a number of samples"),
+    "public": ((str,), "the folder of its copy of the public sounds, for runs with codec.public"),
     "max-epsilon": ((int, float), "a number above 0"),
     "secure-aggregation": ((int,), "a whole number of at least 3, the fewest nodes in a sum of adapters"),
 }

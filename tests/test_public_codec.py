@@ -14,6 +14,7 @@ from federations import Federate
 from flwr.app import Context, Message
 
 from fedgen.client_app import app as client_app
+from fedgen.client_app import own_codec
 from fedgen.config import load_config
 from fedgen.errors import CheckpointError, ConfigError, DataError, FedgenError
 from fedgen.exchange.files import load_tensors, save_tensors
@@ -204,3 +205,11 @@ def test_the_configuration_of_an_old_run_is_refused_by_its_keys(finished: Path, 
     (folder / "config.yaml").write_text(text.replace("generator:\n", "generator:\n  codec:\n    name: tucker\n"))
     with pytest.raises(ConfigError, match=r"generator\.codec"):
         run(load_config([f"resume={folder}"]))
+
+
+def test_a_node_opens_no_folder_that_a_server_names() -> None:
+    config = load_config(["data=nodes", "data.classes=[dog]", "codec.public=/etc"])
+    with pytest.raises(ConfigError, match=r"codec\.public=/etc: name this node's copy as public"):
+        own_codec(config, None)
+    assert own_codec(config, "/srv/public").public == "/srv/public"
+    assert own_codec(load_config(["data=nodes", "data.classes=[dog]"]), "/srv/public").public is None
