@@ -99,9 +99,8 @@ def cell(out: Path, common: list[str], fold: int, seed: int, way: str) -> dict[s
     folder = out / f"fold{fold}_seed{seed}" / re.sub(r"\W+", "_", way)
     found = finished(folder, [*common, *{**WAYS, **OPTIONS}[way], f"data.test_fold={fold}", f"seed={seed}"])
     gate = found.get("evaluation", {}).get("gate", {}).get("verdict")
-    membership = found.get("evaluation", {}).get("privacy", {}).get("membership_auc")
     row = {"fold": fold, "seed": seed, "way": way, "accuracy": found["accuracy"], "seconds": found["seconds"]["total"]}
-    return {**row, "gate": gate, "membership_auc": membership, "per_class": found["per_class"]}
+    return {**row, "gate": gate, "per_class": found["per_class"]}
 
 
 def summary(rows: list[dict[str, Any]], ways: list[str]) -> list[dict[str, Any]]:

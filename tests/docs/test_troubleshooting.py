@@ -18,9 +18,10 @@ ANY = "…"
 RAISED = {name for scope in (errors, builtins) for name in vars(scope) if name.endswith(("Error", "Exception"))}
 LOST = ("lose", "_lose", "_error")  # what notes why a node is missing
 REASONS = {  # functions whose texts become parts of messages
+    "assessment": ["_audited"],
+    "audit/gate": ["judge", "_leaks"],
     "border": ["differences"],
     "data/pretrained": ["_remedy"],
-    "evaluation/gate": ["judge", "_distance_reasons", "_copy_reasons", "_auc_reasons"],
     "exchange/agreement": ["differ", "_surplus"],
     "exchange/files": ["not_tensors"],
     "exchange/parts": ["_fault", "_differences"],
@@ -74,6 +75,11 @@ NOT_THERE = {  # messages that no user meets, by the reason
         "…: …=… is of type …; Flower takes bool, float, int and str",
         "the ClientApp returned …, not a Message",
         "Flower refuses the … message: …",
+    ],
+    "an audit is made of its own candidates, and shadows are fitted to latents": [
+        "audit: … has … rows for … candidates",
+        "a likelihood ratio against shadow fits needs release.draw",
+        "shadow generators are fitted to latents alone",
     ],
     "data without clips to train or test on are refused before": [
         "zero-shot accuracy needs at least one held-out clip",
