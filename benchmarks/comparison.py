@@ -19,11 +19,7 @@ DIRECTIONS = {  # 1: more is better
     "frechet": -1,
     "mmd": -1,
     "classifier": -1,
-    "distance ratio": 1,
-    "near copies": -1,
-    "membership AUC": -1,
 }
-PRIVATE = ("distance ratio", "near copies", "membership AUC")
 SMALL = ("frechet", "mmd")
 TO_WIN = ("precision", "density", "coverage")
 CLEAR = 2  # errors that a mean difference must exceed to count
@@ -51,7 +47,6 @@ def summary(cells: Sequence[Cell], rows: Sequence[tuple[str, int]], neural: Sequ
     for (way, length), own in chosen.items():
         row = {"way": way, "length": length, **_means([scores(cell) for cell in own])}
         row["met"] = {probe: mean >= TARGET for probe, (mean, _) in row["shares"].items()}
-        row["passed"] = f"{sum(cell['gate'] == 'passed' for cell in own)}/{len(own)}"
         row["seconds"] = statistics.median(cell["seconds"] for cell in own)
         if way in neural and (REFERENCE, length) in chosen:
             row["against"] = compared(own, chosen[REFERENCE, length])
@@ -62,14 +57,11 @@ def summary(cells: Sequence[Cell], rows: Sequence[tuple[str, int]], neural: Sequ
 def scores(cell: Cell, real: bool = False) -> dict[str, dict[str, float]]:
     """Return ``accuracy`` and ``shares`` by probe and the other ``measures``, or what real clips have instead."""
     report = cell["report"]
-    utility, fidelity, privacy = (report[name] for name in ("utility", "fidelity", "privacy"))
+    utility, fidelity = report["utility"], report["fidelity"]
     accuracy = {probe: value["trtr" if real else "tstr"] for probe, value in utility.items()}
     shares = {probe: accuracy[probe] / value["trtr"] for probe, value in utility.items() if value["trtr"]}
     measures = dict(fidelity["real" if real else "synthetic"])
     measures["classifier"] = 0.5 if real else fidelity["classifier"]["auc"]
-    measures["distance ratio"] = 1.0 if real else privacy["distance_ratio"]
-    measures["near copies"] = privacy["near_copies_held_out" if real else "near_copies"]
-    measures["membership AUC"] = privacy["membership_reference" if real else "membership_auc"]
     return {"accuracy": accuracy, "shares": shares, "measures": measures}
 
 
@@ -108,12 +100,12 @@ def _measures(cell: Cell) -> dict[str, float]:
 
 
 def tables(rows: Sequence[Row], title: str) -> None:
-    """Print utility and privacy, fidelity, and what neural kinds gain and lose."""
+    """Print utility, fidelity, and what neural kinds gain and lose."""
     probes = list(rows[0]["accuracy"])
-    names = [name for name in DIRECTIONS if name not in PRIVATE]
+    names = list(DIRECTIONS)
     heads = [word for probe in probes for word in (probe, "of real")]
-    cells = [[*_name(row), *_learnt(row, probes), *_leaked(row)] for row in rows]
-    show(f"what is learnt, what leaks: {title}", ["tokens", "way", *heads, *PRIVATE, "gate", "CPU s"], cells)
+    cells = [[*_name(row), *_learnt(row, probes), row.get("seconds")] for row in rows]
+    show(f"what is learnt: {title}", ["tokens", "way", *heads, "CPU s"], cells)
     cells = [[*_name(row), *(_fidelity(name, row["measures"][name]) for name in names)] for row in rows]
     heads = [f"1000 {name}" if name in SMALL else name for name in names]
     show(f"how like real clips: {title}", ["tokens", "way", *heads], cells)
@@ -136,12 +128,6 @@ def _learnt(row: Row, probes: Sequence[str]) -> list[str | None]:
         for probe in probes
         for word in (f"{row['accuracy'][probe][0]:.3f}", _pair(row["shares"].get(probe), "", 2))
     ]
-
-
-def _leaked(row: Row) -> list[str | None]:
-    ratio, copies, auc = (row["measures"][name] for name in PRIVATE)
-    seconds = f"{row['seconds']:.0f}" if "seconds" in row else None
-    return [f"{ratio[0]:.2f}", f"{copies[0]:.3f}", _pair(auc, "", 2), row.get("passed"), seconds]
 
 
 def _fidelity(name: str, value: tuple[float, float]) -> str | None:

@@ -2,10 +2,10 @@
 
 Each held-out fold and seed is a block. In a block the training clips are dealt to nodes as in a federation, by class by
 default; each node fits a generator of its own to its clips, and everyone's samples together are measured by
-`fedgen.evaluation.quality.quality` against all training clips and the held-out ones, at the encoder's own length:
+`fedgen.evaluation.quality` against all training clips and the held-out ones, at the encoder's own length:
 shorter ones are up-sampled. Baselines: Gaussian mixtures in the codec; class Gaussians of flat short sequences and of
-mean tokens; the predecessor's recipe, a generator a class; points between clips, a leak that the privacy columns must
-show. The first row is what real clips score: training against held-out ones.
+mean tokens; the predecessor's recipe, a generator a class; points between clips. The first row is what real clips
+score: training against held-out ones. What samples tell of clips, `privacy.py` measures: useful samples may be copies.
 
 The targets: with samples, a probe has 0.97 of the accuracy that it has with real clips, at every length; and a neural
 kind is better than `gaussian` in precision, density and coverage (as good, where there is no more to have) and worse in
@@ -32,18 +32,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from baselines import class_gaussian, interpolations, mixture, predecessor
 from comparison import REFERENCE, TARGET, summary, tables
-from fedgen.evaluation.gate import judge
-from fedgen.evaluation.privacy import Privacy, PrivacyReport
 from figures import data, parser, save
 from predecessor import Recipe
 from torch import Tensor
 
 from fedgen.config import load_config
 from fedgen.data.tokens import TokenSource
-from fedgen.evaluation.quality import AdapterTask, quality
+from fedgen.evaluation.features import read_records
+from fedgen.evaluation.quality import AdapterTask, Site, fidelity_report, segments_of, utility_report
 from fedgen.models.generators import KINDS, GeneratorSettings
 from fedgen.models.public import PublicSpace
 from fedgen.models.samples import PooledTokens, SyntheticTokens, class_counts
@@ -151,7 +149,7 @@ class Benchmark:
         seconds = time.process_time() - started
         report = block.measure(made)
         found = {"fold": block.fold, "seed": block.seed, "way": way, "length": length, "setup": setup}
-        found |= {"seconds": seconds, "report": report, "gate": verdict(report, block.task)}
+        found |= {"seconds": seconds, "report": report}
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found))
         logger.info("fold %d, seed %d: %s at %d tokens, %.0f s", block.fold, block.seed, way, length, seconds)
@@ -234,15 +232,10 @@ class Block:
             probes.append("adapter")
             training = self.task.config.adapter.training
             probing = AdapterTask(self.task.targets.heads, self.task.adapters, training)
-        folds = torch.from_numpy(self.task.store.folds[self.task.train_indices])
-        return quality(self.train, self.held_out, made, self.task.classes, probing, probes, folds, self.seed)
-
-
-def verdict(report: dict[str, Any], task: Task) -> str:
-    """Return what the gate says, over all nodes together."""
-    names = Privacy.__dataclass_fields__
-    overall = Privacy(**{name: report["privacy"][name] for name in names})
-    return judge(PrivacyReport(overall, {}, {}), task.config.evaluation).verdict
+        sources, classes = (self.train, self.held_out, made), self.task.classes
+        site = Site(*(read_records(source, segments_of(*sources)) for source in sources))
+        found = utility_report(site, classes, probes, sources, probing, self.seed)
+        return found | {"fidelity": fidelity_report(site, classes, self.seed)}
 
 
 if __name__ == "__main__":

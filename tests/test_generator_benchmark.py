@@ -83,13 +83,11 @@ def test_a_mixture_finds_its_clusters(modules: dict[str, Any]):
 def cell(way: str, fold: int, density: float, coverage: float = 1.0, tstr: float = 0.6) -> dict[str, Any]:
     fidelity = {"frechet": 0.01, "mmd": 0.0, "precision": density, "recall": 0.9, "density": density}
     fidelity["coverage"] = coverage
-    privacy = {"distance_ratio": 1.1, "near_copies": 0.0, "near_copies_held_out": 0.01}
     report = {
         "utility": {"pooled": {"tstr": tstr, "trtr": 0.5}},
         "fidelity": {"synthetic": fidelity, "real": {**fidelity, "density": 1.0}, "classifier": {"auc": 0.8}},
-        "privacy": privacy | {"membership_auc": 0.6, "membership_reference": 0.5},
     }
-    return {"way": way, "length": 4, "fold": fold, "seed": 0, "seconds": 1.0, "gate": "passed", "report": report}
+    return {"way": way, "length": 4, "fold": fold, "seed": 0, "seconds": 1.0, "report": report}
 
 
 @pytest.mark.parametrize(
@@ -130,9 +128,8 @@ def test_generators(modules: dict[str, Any], tmp_path: Path, capsys: pytest.Capt
     rows = {(row["way"], row["length"]): row for row in found}
     short = {(way, 4) for way in ("gaussian", "vae", "mixture", "flat gaussian", "predecessor")}
     assert set(rows) == short | {("real clips", None), ("pooled gaussian", 1), ("interpolation", 514)}
-    leak, honest = (rows[row]["measures"] for row in [("interpolation", 514), ("gaussian", 4)])
-    assert leak["distance ratio"][0] < 0.7 < honest["distance ratio"][0]
-    assert leak["near copies"][0] > 0.3 > honest["near copies"][0]
+    real, leak = (rows[row]["measures"] for row in [("real clips", None), ("interpolation", 514)])
+    assert leak["frechet"][0] < 3 * real["frechet"][0]  # points between clips are like clips
     assert "wins" in rows["vae", 4]["against"]
     kept = tmp_path / "fold1_seed0" / "vae_4.json"
     before = kept.stat().st_mtime_ns

@@ -16,12 +16,17 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 from rich.table import Table
 
+from fedgen.audit.result import Report
+from fedgen.audit.show import audit_table
 from fedgen.comparison import flat, with_differences
+from fedgen.errors import FedgenError, said
 from fedgen.evaluation.tables import comparison_table, distribution_table, quality_table
 from fedgen.phases import MODES, Generators
+from fedgen.plain import read_json
 from fedgen.report.charts import Points, drawn, line_chart, looks, samples_chart, summed_up
 from fedgen.report.record import RunRecord, told_apart
 from fedgen.report.values import counted, digits_for, figure, flattened, of_nodes
+from fedgen.run_audit import AUDIT
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +37,7 @@ MOST_IMAGES = 60
 IMAGE_SIDE = 384  # pixels; larger images are made smaller for the page
 GRID, GRID_SIDE = "grid.png", 1152  # the pictures beside it, together
 LONGEST = 400  # characters of a reason
-BY_CLASS = {
-    "distance_ratio": "distance ratio",
-    "near_copies": "near copies",
-    "membership_auc": "membership AUC",
-    "frechet": "frechet",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-}
+BY_CLASS = ("frechet", "precision", "recall", "density", "coverage")
 OVERVIEW = (
     "data.name",
     "data.test_fold",
@@ -113,6 +109,7 @@ def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
         "samples": _samples(run.points) if run.points and run.points["classes"] else None,
         "quality": html_table(quality_table(run.evaluation)) if run.evaluation else None,
         "gate": (run.evaluation or {}).get("gate"),
+        "audit": _audit(run.path),
         "by_class": _by_class(run.evaluation or {}),
         "privacy": flattened({key: value for key, value in privacy.items() if key != "nodes"}),
         "spent": of_nodes(privacy["nodes"]) if privacy.get("nodes") else None,
@@ -222,14 +219,25 @@ def _samples(points: Mapping[str, Any]) -> dict[str, Any]:
 
 def _by_class(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what was measured of the samples of each class."""
-    privacy = (evaluation.get("privacy") or {}).get("per_class") or {}
     fidelity = (evaluation.get("fidelity") or {}).get("per_class") or {}
     rows = []
-    for name in dict.fromkeys([*privacy, *fidelity]):
-        likeness = (fidelity.get(name) or {}).get("synthetic") or {}
-        values = {**(privacy.get(name) or {}), **likeness}
+    for name, own in fidelity.items():
+        values = (own or {}).get("synthetic") or {}
         rows.append((name, [figure(values.get(key)) for key in BY_CLASS]))
-    return {"heads": list(BY_CLASS.values()), "rows": rows} if rows else None
+    return {"heads": list(BY_CLASS), "rows": rows} if rows else None
+
+
+def _audit(folder: Path) -> Any:
+    """Return the table of the attacks on a run; None without an audit that can be read."""
+    file = folder / AUDIT
+    if not file.is_file():
+        return None
+    try:
+        values = read_json(file.read_text(encoding="utf-8"))
+        return html_table(audit_table(Report.from_dict(values), values["names"])) if "attacks" in values else None
+    except (FedgenError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        logger.warning("%s is left out: %s", file, said(error))
+        return None
 
 
 def images(folder: Path) -> list[dict[str, str]]:

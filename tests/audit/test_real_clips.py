@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fedgen.models.privacy.space import public_space
 from worlds import fitted
 
 from fedgen.audit.evidence import Candidates, GaussianFit, Release
 from fedgen.audit.result import audit
 from fedgen.config import load_config
 from fedgen.data.datasets import open_dataset
+from fedgen.exchange.public import public_space
 from fedgen.models.lengths import Lengths
 from fedgen.task import prepare_store
 
@@ -25,7 +26,7 @@ def halves(root: Path, components: int) -> Candidates:
     rows = np.flatnonzero(store.folds != 5)
     recordings = np.unique([clip.recording for clip in open_dataset(config.data).clips], return_inverse=True)[1][rows]
     half = np.random.RandomState(0).rand(recordings.max() + 1) < 0.5
-    codec = public_space(config.encoder, config.generator.codec, Lengths(), components).codec
+    codec = public_space(config.encoder, replace(config.codec, components=components), Lengths()).codec
     latents = torch.cat([codec.encode(store.tokens(part).float()) for part in np.array_split(rows, 8)])
     labels = torch.from_numpy(store.labels[rows])
     nodes = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])[labels]

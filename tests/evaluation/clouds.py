@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from fedgen.evaluation.privacy import Site
 from torch import Tensor
 
 from fedgen.evaluation.features import Records
+from fedgen.evaluation.quality import Site
 
 CLASSES, CLIPS, HELD_OUT, SAMPLES = 4, 16, 8, 40
 

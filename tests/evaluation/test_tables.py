@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from fedgen.evaluation.tables import comparison_table, distribution_table, quality_table, show
+from fedgen.evaluation.tables import comparison_table, distribution_table, show
 
 
 def results(**changes: Any) -> dict[str, Any]:
@@ -80,12 +80,3 @@ def test_without_a_terminal_nothing_is_cut(capsys: pytest.CaptureFixture[str]) -
     name = "runs/" + "a-long-name-" * 12
     show(comparison_table({name: results()}))
     assert name in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("width", [60, 80])
-def test_a_narrow_terminal_folds_the_reason_of_the_gate(width: int) -> None:
-    reason = "evaluation.min_held_out=30: 12 held-out clips are not enough for evaluation.max_membership_auc"
-    shown = text(quality_table({"samples": 10, "gate": {"verdict": "not judged", "reasons": [reason]}}), width)
-    assert "…" not in shown
-    cells = [line.split("│")[-2].strip() for line in shown.splitlines() if line.count("│") == 5]
-    assert "".join(cells).replace(" ", "") == reason.replace(" ", "")
