@@ -7,6 +7,7 @@ statistical ones are five standard errors or more away.
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 
 import numpy as np
@@ -20,7 +21,7 @@ from fedgen.models.lengths import Lengths
 from fedgen.models.privacy import PrivacySettings, PublicSpace, Spent, release
 from fedgen.models.privacy.accountant import Mechanism, calibrate, compose, epsilon
 from fedgen.models.privacy.mechanisms import Noise
-from fedgen.models.privacy.release import composed, measured, private_means, private_widths, whitening
+from fedgen.models.privacy.release import affordable, composed, measured, private_means, private_widths, whitening
 
 accounting = pytest.importorskip("dp_accounting")
 stats = pytest.importorskip("scipy.stats")
@@ -64,7 +65,11 @@ def with_clip(source: TensorTokens, value: float | Tensor) -> TensorTokens:
     return TensorTokens(tokens, source.labels)
 
 
-def test_all_noise_is_there_as_reported_and_none_is_used_twice(source: TensorTokens, space: PublicSpace) -> None:
+def test_all_noise_is_there_as_reported_and_none_is_used_twice(
+    source: TensorTokens, space: PublicSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("fedgen.models.privacy.release"), "calibrate", cache(calibrate))  # in less time
+    monkeypatch.setattr("fedgen.models.privacy.accountant.epsilon", cache(epsilon))
     means, widths = zip(*(read(source, space, DP, seed) for seed in range(SEEDS)), strict=True)
     of_means, of_widths = release(source, space, DP, 0).spent.mechanisms
     scaled = torch.stack(means) * COUNTS[:, None] / (of_means.multiplier * of_means.sensitivity)  # (SEEDS, C, k)
@@ -129,6 +134,14 @@ def test_coefficients_that_are_not_read_are_those_of_public_sounds(source: Tenso
     assert (found.density.means[:, :2] != 0).all()
     assert (found.density.means[:, 2:] == 0).all()
     assert found.spent.mechanisms[0].sensitivity == pytest.approx(DP.clip * 2**0.5)
+
+
+def test_the_budget_decides_how_many_coefficients_are_read() -> None:
+    found = [
+        affordable(PrivacySettings("dp", epsilon=e, delta=DELTA), torch.full((3,), count))
+        for e, count in ((1.0, 32), (3.0, 32), (8.0, 32), (1.0, 320))
+    ]
+    assert found == [11, 72, 340, 1182]
 
 
 def test_widths_give_way_to_what_is_usual_as_noise_grows() -> None:
