@@ -24,7 +24,7 @@ class PrivacySettings:
     clip : float
         Largest norm of a clip's whitened latents, in units of the root mean square of public sounds within classes.
     components : int, optional
-        Leading coefficients of a latent vector whose means are read; the means of the others are those of public sounds.
+        Leading coefficients of a latent vector whose means are read; the others' are those of public sounds.
         By default as many as the budget affords for the node's clips a class.
     widths : float
         Share of the budget (of the squared ratio of sensitivity to noise, which adds up) that goes to how wide each
