@@ -7,6 +7,7 @@ statistical ones are five standard errors or more away.
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 
 import numpy as np
@@ -20,7 +21,7 @@ from fedgen.models.lengths import Lengths
 from fedgen.models.privacy import PrivacySettings, Spent, release
 from fedgen.models.privacy.accountant import Mechanism, calibrate, compose, epsilon
 from fedgen.models.privacy.mechanisms import Noise
-from fedgen.models.privacy.release import composed, measured, private_means, private_widths, whitening
+from fedgen.models.privacy.release import affordable, composed, measured, private_means, private_widths, whitening
 from fedgen.models.public import PublicSpace
 
 accounting = pytest.importorskip("dp_accounting")
@@ -53,9 +54,11 @@ def space(source: TensorTokens) -> PublicSpace:
 def read(source: TensorTokens, space: PublicSpace, settings: PrivacySettings, seed: int) -> tuple[Tensor, Tensor]:
     """Return the whitened means ``(C, k)`` and the widths ``(C,)`` that a release tells."""
     density = release(source, space, settings, seed).density
-    white, colour = whitening(space.within)
-    widths = (density.factors.double().diagonal(dim1=1, dim2=2).sum(dim=1) / colour.trace()).square()
-    return density.means.double() @ white, widths
+    size = settings.components or SIZE
+    widths = (
+        density.factors.double().diagonal(dim1=1, dim2=2).sum(dim=1) / whitening(space.within)[1].trace()
+    ).square()
+    return density.means[:, :size].double() @ whitening(space.within[:size, :size])[0], widths
 
 
 def with_clip(source: TensorTokens, value: float | Tensor) -> TensorTokens:
@@ -65,14 +68,20 @@ def with_clip(source: TensorTokens, value: float | Tensor) -> TensorTokens:
     return TensorTokens(tokens, source.labels)
 
 
-def test_all_noise_is_there_as_reported_and_none_is_used_twice(source: TensorTokens, space: PublicSpace) -> None:
-    means, widths = zip(*(read(source, space, DP, seed) for seed in range(SEEDS)), strict=True)
-    of_means, of_widths = release(source, space, DP, 0).spent.mechanisms
-    scaled = torch.stack(means) * COUNTS[:, None] / (of_means.multiplier * of_means.sensitivity)  # (SEEDS, C, k)
-    squares = torch.stack(widths) * COUNTS * SIZE / (of_widths.multiplier * of_widths.sensitivity)
+@pytest.mark.parametrize("size", [2, SIZE])  # torch draws fewer than 16 numbers in another way
+def test_all_noise_is_there_as_reported_and_none_is_used_twice(
+    size: int, source: TensorTokens, space: PublicSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(DP, components=size)
+    monkeypatch.setattr(import_module("fedgen.models.privacy.release"), "calibrate", cache(calibrate))  # in less time
+    monkeypatch.setattr("fedgen.models.privacy.accountant.epsilon", cache(epsilon))
+    means, widths = zip(*(read(source, space, settings, seed) for seed in range(SEEDS)), strict=True)
+    of_means, of_widths = release(source, space, settings, 0).spent.mechanisms
+    scaled = torch.stack(means) * COUNTS[:, None] / (of_means.multiplier * of_means.sensitivity)  # (SEEDS, C, size)
+    squares = torch.stack(widths) * COUNTS * size / (of_widths.multiplier * of_widths.sensitivity)
     torch.testing.assert_close(scaled.std(dim=0).mean(dim=1), torch.ones(3).double(), atol=0.1, rtol=0)
     torch.testing.assert_close(squares.std(dim=0), torch.ones(3).double(), atol=0.2, rtol=0)
-    drawn = torch.cat([scaled.flatten(1), squares], dim=1)  # (SEEDS, C * k + C)
+    drawn = torch.cat([scaled.flatten(1), squares], dim=1)  # (SEEDS, C * size + C)
     correlations = drawn.T.corrcoef() - torch.eye(drawn.shape[1])
     assert correlations.abs().max() < 0.35  # five standard errors
 
@@ -130,6 +139,14 @@ def test_coefficients_that_are_not_read_are_those_of_public_sounds(source: Tenso
     assert (found.density.means[:, :2] != 0).all()
     assert (found.density.means[:, 2:] == 0).all()
     assert found.spent.mechanisms[0].sensitivity == pytest.approx(DP.clip * 2**0.5)
+
+
+def test_the_budget_decides_how_many_coefficients_are_read() -> None:
+    found = [
+        affordable(PrivacySettings("dp", epsilon=e, delta=DELTA), torch.full((3,), count))
+        for e, count in ((1.0, 32), (3.0, 32), (8.0, 32), (1.0, 320))
+    ]
+    assert found == [11, 72, 340, 1182]
 
 
 def test_widths_give_way_to_what_is_usual_as_noise_grows() -> None:

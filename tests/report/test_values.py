@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from fedgen.report.values import counted, figure, flattened, of_nodes
 
-MECHANISMS = [{"name": "means", "sensitivity": 8.0688937}, {"name": "spreads", "sensitivity": 49.5}]
+MECHANISMS = [{"name": "means", "sensitivity": 8.0688937}, {"name": "widths", "sensitivity": 49.5}]
 
 
 def test_lists_of_mappings_go_by_their_names_or_places() -> None:
     assert flattened({"mechanisms": MECHANISMS}) == {
         "mechanisms.means.sensitivity": "8.06889",
-        "mechanisms.spreads.sensitivity": "49.5",
+        "mechanisms.widths.sensitivity": "49.5",
     }
     assert flattened({"phases": ({"mode": "generate", "rounds": 1}, {"mode": "generate", "rounds": 2})}) == {
         "phases.0.mode": "generate",

@@ -18,6 +18,7 @@ from fedgen.models.privacy.mechanisms import Noise, class_sums, clipped
 from fedgen.models.privacy.settings import PrivacySettings
 from fedgen.models.public import PublicSpace
 
+NOISE = 0.35  # deviation in a coefficient of a class's mean, over that of clips within classes, which is still of use
 LEAST = 0.05  # of the usual variance: no class, and no direction of public sounds, has less
 
 
@@ -84,9 +85,9 @@ def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, 
     if len(source) == 0:
         raise DataError("a private release needs at least 1 clip, got none")
     settings.check_clips(len(source))
-    size, noise = min(settings.components, space.codec.size), Noise(seed)
-    mechanisms = composed(settings, size)
     classes, rows, counts = source.labels.unique(return_inverse=True, return_counts=True)
+    size, noise = min(settings.components or affordable(settings, counts), space.codec.size), Noise(seed)
+    mechanisms = composed(settings, size)
     white, colour = whitening(space.within[:size, :size])
     vectors = space.codec.encode_all(source)[:, :size].cpu().double() @ white  # (N, size)
     means, widths = measured(vectors, rows, counts, mechanisms, noise)
@@ -94,6 +95,12 @@ def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, 
     factors = widths.sqrt()[:, None, None] * whitening(space.within)[1]
     density = ClassGaussians(classes, means, factors, torch.arange(len(classes)))
     return Release(density, Spent.on(mechanisms, settings.budget[1], len(source)))
+
+
+def affordable(settings: PrivacySettings, counts: Tensor) -> int:
+    """Return in how many coefficients the noise of class means is at most `NOISE`, ``counts`` ``(C,)`` being public."""
+    of_one, _ = composed(settings, 1)  # the bound, and so the noise in each, grows with the square root of their number
+    return max(1, int((NOISE * float(counts.double().mean()) / of_one.deviation) ** 2))
 
 
 def composed(settings: PrivacySettings, size: int) -> tuple[Mechanism, Mechanism]:
