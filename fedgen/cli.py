@@ -129,8 +129,10 @@ def _resume(config: Config, overrides: Sequence[str]) -> int:
 
 
 def prepare_command(options: argparse.Namespace, overrides: list[str]) -> None:
-    """``fedgen prepare``: encode clips and class prompts, once; with ``data=nodes`` the prompts of ``data.classes``."""
+    """``fedgen prepare``: encode clips, public sounds and class prompts, once; with ``data=nodes`` only the last."""
     from fedgen.data.targets import cache_folder, prepare_targets
+    from fedgen.exchange.public import public_space
+    from fedgen.phases import uses_samples
     from fedgen.task import prepare_store, use_hardware
 
     _log_to_terminal()
@@ -140,6 +142,8 @@ def prepare_command(options: argparse.Namespace, overrides: list[str]) -> None:
         store = prepare_store(config, verify=True)
         logger.info("%d clips of %d classes, tokens %s, in %s", len(store), len(store.classes), store.shape, store.path)
         classes = store.classes
+        if uses_samples(config.phase_list):
+            public_space(config.encoder, config.codec, config.generator.lengths)
     if folder:
         heads = prepare_targets(classes, config.target, use_hardware(config)).heads
         shapes = ", ".join(f"{head} {tuple(value.shape[1:])}" for head, value in heads.items())

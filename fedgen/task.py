@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from contextlib import suppress
@@ -90,7 +91,8 @@ class Task:
     @property
     def space(self) -> PublicSpace:
         """The codec of public sounds, in which all samples of the run are; this machine computes it once."""
-        return public_space(self.config.encoder, self.config.codec, self.config.generator.lengths)
+        encoder = json.dumps(self.store.identity["encoder"], sort_keys=True)
+        return public_space(self.config.encoder, self.config.codec, self.config.generator.lengths, encoder)
 
     def codec_identity(self) -> dict[str, Any]:
         """Return what decides the latents of the codec."""

@@ -109,25 +109,27 @@ def test_a_server_with_clips_tests_itself(deploy: Deploy, stores: list[str]) -> 
     assert {name for name, row in zip(ALL, results["confusion"], strict=True) if sum(row)} == {"siren", "engine"}
 
 
-def test_every_node_judges_its_own_samples(deploy: Deploy) -> None:
-    found = deploy("mode=one_shot", "evaluation.min_held_out=2", "evaluation.gate=warn")["evaluation"]
-    assert set(found["privacy"]["by_node"]) == {"0", "1", "2"}
-    values = found["privacy"]["by_node"]["0"]
-    assert values["distance_ratio"] > 0
+def test_every_node_audits_what_it_sent(deploy: Deploy, tmp_path: Path) -> None:
+    controls = ["evaluation.controls=0.5", "evaluation.min_controls=1"]
+    found = deploy("mode=one_shot", *controls, "evaluation.gate=warn")["evaluation"]
     assert found["gate"]["verdict"] in ("passed", "failed")
+    assert found["gate"]["summary"].startswith("node ")
+    audits = json.loads((tmp_path / "run" / "audit.json").read_text())["by_node"]
+    assert set(audits) == {"0", "1", "2"}
+    assert {attack["name"] for attack in audits["0"]["attacks"]} >= {"nearest", "loss_drop"}
 
 
 def test_a_node_that_leaks_fails_the_run(deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"privacy": None, "verdict": "failed", "reasons": ["copies"]}
+    told = {"audit": None, "verdict": "failed", "reasons": ["copies"], "summary": "failed: copies"}
 
     def confess(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
         if message.metadata.message_type == "query.assess" and context.node_config["partition-id"] == 1:
-            reply.content.config_records["report"]["privacy"] = json.dumps(told)
+            reply.content.config_records["report"]["audit"] = json.dumps(told)
         return reply
 
     with pytest.raises(Exception, match="node 1: copies"):
-        deploy("mode=one_shot", app=confess)
+        deploy("mode=one_shot", "evaluation.gate=fail", app=confess)
 
 
 def test_classes_keep_the_ids_that_the_run_gives_them(deploy: Deploy) -> None:

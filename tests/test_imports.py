@@ -11,13 +11,23 @@ PACKAGE = Path(__file__).parents[1] / "fedgen"
 # A part may import parts of its own line and of the lines above it, but never in a circle. A new part needs a place.
 LAYERS = [
     ["errors"],
-    ["files"],
+    ["files", "plain"],
     ["data", "models"],
     ["training", "evaluation", "audit"],
     ["exchange", "secure_aggregation", "tracking", "progress"],
     ["phases", "settings", "strategy_settings", "config", "memory"],
     ["task", "run_folder", "run_state", "paths"],
-    ["site", "node", "private_node", "node_state", "measuring", "assessment", "adapters_spent", "recorder"],
+    [
+        "run_audit",
+        "site",
+        "node",
+        "private_node",
+        "node_state",
+        "measuring",
+        "assessment",
+        "adapters_spent",
+        "recorder",
+    ],
     [
         "aggregation",
         "border",

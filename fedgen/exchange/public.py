@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from fedgen.data.encoders import EncoderSettings, open_encoder
+from fedgen.data.identity import content
 from fedgen.data.public import open_public, public_identity
 from fedgen.errors import CheckpointError, DataError
 from fedgen.exchange.files import load_tensors, save_tensors
@@ -38,11 +39,21 @@ def codec_identity(encoder: dict[str, Any], settings: CodecSettings, lengths: Le
 
 
 @lru_cache(maxsize=4)  # the nodes of one process share it
-def public_space(encoder: EncoderSettings, settings: CodecSettings, lengths: Lengths) -> PublicSpace:
+def public_space(
+    encoder: EncoderSettings, settings: CodecSettings, lengths: Lengths, identity_text: str | None = None
+) -> PublicSpace:
     """Return the codec of public sounds under an encoder, the same on every node: half a minute, the first time.
 
     The sounds are encoded on the CPU, whatever the device: there, machines differ least. What is kept has all
     components; fewer are taken of it.
+
+    Parameters
+    ----------
+    encoder : EncoderSettings
+    settings : CodecSettings
+    lengths : Lengths
+    identity_text : str, optional
+        The encoder's identity as JSON, such as a store's: with it, a codec that is kept is found without the model.
 
     Raises
     ------
@@ -53,7 +64,8 @@ def public_space(encoder: EncoderSettings, settings: CodecSettings, lengths: Len
     """
     chosen = open_encoder(encoder)
     lengths.resolve(chosen.shape[0])
-    identity = codec_identity(chosen.identity(), settings, lengths)
+    known = content(chosen.identity()) if identity_text is None else json.loads(identity_text)
+    identity = codec_identity(known, settings, lengths)
     wanted, noise = identity.pop("components"), identity.pop("noise")
     identity |= {"output_length": lengths.output, "upsampling": lengths.upsampling}
     text = json.dumps(identity, sort_keys=True)

@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 from fedgen.data.encoders import EncoderSettings, open_encoder
+from fedgen.data.public import VERSION
 from fedgen.errors import ConfigError, DataError
 from fedgen.exchange.files import load_tensors, save_tensors
 from fedgen.exchange.public import codec_identity, public_space
@@ -113,7 +114,6 @@ def test_what_decides_the_codec_decides_the_file(sizes: CodecSettings, tmp_path:
     for number, (chosen, lengths) in enumerate(
         [
             (sizes, Lengths()),
-            (replace(sizes, components=4), Lengths()),
             (sizes, Lengths(8)),
             (sizes, Lengths(8, 30)),
             (sizes, Lengths(8, 30, "learned")),
@@ -123,6 +123,9 @@ def test_what_decides_the_codec_decides_the_file(sizes: CodecSettings, tmp_path:
     ):
         again(chosen, lengths)
         assert len(files(tmp_path)) == number
+    assert again(replace(sizes, components=4), Lengths()).codec.size == 4
+    assert not again(replace(sizes, noise=False), Lengths()).codec.residual.any()
+    assert len(files(tmp_path)) == number  # all components are kept: fewer are taken of them
 
 
 def test_the_same_sounds_in_another_folder_are_the_same_codec(sizes: CodecSettings, tmp_path: Path) -> None:
@@ -142,7 +145,7 @@ def test_into_how_many_tokens_it_decodes_is_not_part_of_the_identity(sizes: Code
     assert known == codec_identity(encoder, sizes, Lengths(8, 30, "learned"))
     assert known != codec_identity(encoder, sizes, Lengths(9))
     assert str(known["public"]).startswith("sha256:")
-    assert codec_identity(encoder, SIZES, Lengths())["public"] == "synthesised, version 1"
+    assert codec_identity(encoder, SIZES, Lengths())["public"] == f"synthesised, version {VERSION}"
 
 
 def opened(home: str, sizes: CodecSettings, barrier: "multiprocessing.synchronize.Barrier", told: Path) -> None:
