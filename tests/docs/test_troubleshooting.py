@@ -62,6 +62,7 @@ NOT_THERE = {  # messages that no user meets, by the reason
         "refused: …",
         "refused: …: …",
         "… is …",
+        "… is left out: …",
     ],
     "its halves never come together": ["optimizer.… is missing, expected nothing"],
     "Python's own, for a name that the package does not have": ["module 'fedgen' has no attribute …"],
@@ -95,6 +96,8 @@ NOT_THERE = {  # messages that no user meets, by the reason
         "no shared state for …; there is one for …",
         "no generator for …; this node has generators for …",
         "no generator for class id …; this node has generators for …",
+        "no generator for …; this node has generators for no class",
+        "no generator for class id …; this node has generators for no class",
         "a mean needs a positive weight for each of … states, got …",
     ],
     "every target has conditions for every class": [
