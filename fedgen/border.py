@@ -212,7 +212,7 @@ def _check_metrics(member: Member, metrics: MetricRecord) -> None:
 
 
 def read_verdict(member: Member, reply: Message) -> dict[str, Any]:
-    """Return a node's audit of itself, and its verdict: ``audit``, ``verdict``, ``reasons``, ``summary``.
+    """Return a node's audit of itself, and its verdict: ``audit``, ``verdict``, ``reasons``, ``summary``, ``auc``.
 
     Raises
     ------
@@ -228,7 +228,11 @@ def read_verdict(member: Member, reply: Message) -> dict[str, Any]:
     except (DataError, *UNREADABLE) as error:
         raise PayloadError(f"node {member.number} sends an audit that cannot be read: {said(error)}") from error
     reasons = [said(reason) for reason in found["reasons"][:MOST_REASONS]]
-    return {"audit": audit, "verdict": found["verdict"], "reasons": reasons, "summary": said(found["summary"])}
+    auc = found.get("auc")
+    if auc is not None and not (isinstance(auc, float) and 0 <= auc <= 1):
+        raise PayloadError(f"node {member.number} sends {said(auc, 100)} as the AUC of an attack")
+    told = {"verdict": found["verdict"], "reasons": reasons, "summary": said(found["summary"]), "auc": auc}
+    return {"audit": audit, **told}
 
 
 def read_losses(reply: Message) -> History:

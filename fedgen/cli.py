@@ -175,13 +175,15 @@ def submit_command(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen compare``: one table of several runs."""
-    from fedgen.comparison import compared
+    from fedgen.comparison import compared, unsure
     from fedgen.evaluation.tables import comparison_table, show, terminal_width
     from fedgen.run_folder import run_folders
 
     _refuse(rest)
-    runs = compared(run_folders(options.folders, finished=True), options.over.split(","))
-    show(comparison_table(runs, terminal_width()))
+    folders = run_folders(options.folders, finished=True)
+    show(comparison_table(compared(folders, options.over.split(",")), terminal_width()))
+    for warning in unsure(folders):
+        logger.warning(warning)
 
 
 def info_command(options: argparse.Namespace, rest: list[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fedgen.audit.gate import FAILED, PASSED, UNKNOWN
 from fedgen.config import OPEN_KEYS
 from fedgen.errors import choose
 from fedgen.run_folder import RunFolder
@@ -59,6 +60,20 @@ def compared(folders: Sequence[RunFolder], over: Sequence[str] = ("seed",)) -> d
         for row in _rows(group):
             rows[row.name if row.name not in rows else f"{row.name} of {group[0].name}"] = row
     return with_differences({name: (row.settings, row.results) for name, row in rows.items()})
+
+
+def unsure(folders: Sequence[RunFolder]) -> list[str]:
+    """Return a line for each verdict of the gate but ``passed``: which runs have it, and what the first says."""
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for folder in folders:
+        gate = (folder.results().get("evaluation") or {}).get("gate")
+        if gate and gate["verdict"] != PASSED:
+            found[gate["verdict"]].append((str(folder.path), gate["summary"]))
+    return [
+        f"privacy {verdict} in {len(runs)} of {len(folders)} runs ({', '.join(n for n, _ in runs[:3])}"
+        f"{', ...' if len(runs) > 3 else ''}): {runs[0][1]}"
+        for verdict, runs in found.items()
+    ]
 
 
 def with_differences(runs: Mapping[str, tuple[Mapping[str, str], Results]]) -> dict[str, Results]:
@@ -162,4 +177,16 @@ def mean_results(results: Sequence[Results]) -> Results:
         },
         "bytes": {way: [mean([sum(r["bytes"][way]) for r in results])] for way in ("sent", "received")},
         "seconds": {"total": mean([r["seconds"]["total"] for r in results])},
+        "evaluation": _mean_gate([(r.get("evaluation") or {}).get("gate") or {} for r in results]),
+    }
+
+
+def _mean_gate(gates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the gate of several runs: the mean AUC of the strongest attack, and the worst verdict."""
+    aucs = [gate["auc"] for gate in gates if gate.get("auc") is not None]
+    if len(aucs) < len(gates):
+        return {}
+    verdicts = {gate["verdict"] for gate in gates}
+    return {
+        "gate": {"auc": statistics.fmean(aucs), "verdict": next(v for v in (FAILED, UNKNOWN, PASSED) if v in verdicts)}
     }

@@ -90,7 +90,14 @@ class RemoteMeasures:
         worst = [
             f"node {n}: {values['summary']}" for n, values in sorted(found.items()) if values["verdict"] == verdict
         ]
-        gate = {"setting": setting, "verdict": verdict, "reasons": reasons, "summary": (worst or [verdict])[0]}
+        gate: dict[str, Any] = {
+            "setting": setting,
+            "verdict": verdict,
+            "reasons": reasons,
+            "summary": (worst or [verdict])[0],
+        }
+        aucs = [values["auc"] for values in found.values() if values["auc"] is not None]
+        gate["auc"] = max(aucs) if aucs else None
         audits = {str(number): found[number]["audit"] for number in sorted(found)}
         return Assessment({"samples": sum(counts.values()), "gate": gate}, None, classes, by_node=audits)
 

@@ -77,8 +77,16 @@ def audit_run(task: Task, sent: Mapping[int, Sent], clips: Mapping[int, Clips]) 
 
 
 def verdict_of(task: Task, report: Report | None) -> dict[str, Any]:
-    """Return what the gate makes of an audit, as JSON has it: ``setting``, ``verdict``, ``reasons``, ``summary``."""
-    return {"setting": task.config.gate, **asdict(judge(report, task.config.evaluation))}
+    """Return what the gate makes of an audit, as JSON has it.
+
+    Returns
+    -------
+    dict
+        ``setting``, ``verdict``, ``reasons``, ``summary`` and ``auc``, of the strongest attack (None without any).
+    """
+    strongest = None if report is None else report.worst("overall")
+    auc = None if strongest is None else strongest.figures.auc
+    return {"setting": task.config.gate, **asdict(judge(report, task.config.evaluation)), "auc": auc}
 
 
 def named(report: Report, classes: Sequence[str]) -> dict[str, Any]:

@@ -123,10 +123,19 @@ def _figures(result: Mapping[str, Any]) -> dict[str, str]:
         "worst class": f"{min(result['per_class'].values()):.3f}",
         "cosine": f"{sum(cosines) / len(cosines):.3f}",
         "samples": str(samples) if samples else "·",
+        "attack": _attack(result),
         "MB sent": f"{sent:.1f}" if sent else "·",
         "MB received": f"{received:.1f}" if received else "·",
         "s": f"{result['seconds']['total']:.0f}",
     }
+
+
+def _attack(result: Mapping[str, Any]) -> str:
+    """Return the AUC of the strongest attack on what nodes sent; with a question mark where it is not judged."""
+    gate = (result.get("evaluation") or {}).get("gate") or {}
+    if gate.get("auc") is None:
+        return "·"
+    return f"{gate['auc']:.2f}{'?' if gate['verdict'] == 'not judged' else ''}"
 
 
 def quality_table(evaluation: Mapping[str, Any]) -> Table:
