@@ -37,8 +37,21 @@ def cells(table: Table, row: int) -> list[str]:
 def test_comparison() -> None:
     empty = {"sent": [0], "received": [0]}
     table = comparison_table({"a": results(), "b": results(mode="standalone", samples={}, bytes=empty)})
-    assert cells(table, 0) == ["a", "one_shot", "2", "0.500", "0.432", "0.125", "0.300", "16", "3.0", "0.5", "12"]
-    assert cells(table, 1)[7:10] == ["·", "·", "·"]
+    assert cells(table, 0) == ["a", "one_shot", "2", "0.500", "·", "0.432", "0.125", "0.300", "16", "3.0", "0.5", "12"]
+    assert cells(table, 1)[8:11] == ["·", "·", "·"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "shown"),
+    [
+        ({"auc": 0.987, "verdict": "failed"}, "0.99"),
+        ({"auc": 0.512, "verdict": "not judged"}, "0.51?"),
+        ({"auc": None, "verdict": "not judged"}, "·"),
+    ],
+)
+def test_what_the_strongest_attack_finds_stands_beside_the_accuracy(gate: dict[str, Any], shown: str) -> None:
+    table = comparison_table({"a": results(evaluation={"gate": gate})})
+    assert cells(table, 0)[3:5] == ["0.500", shown]
 
 
 def test_settings_in_which_runs_differ_are_beside_their_names() -> None:
@@ -52,7 +65,7 @@ def test_settings_in_which_runs_differ_are_beside_their_names() -> None:
     assert "settings" not in text(comparison_table({"a": results(settings={})}))
 
 
-@pytest.mark.parametrize(("width", "last"), [(50, "accuracy"), (80, "balanced"), (130, "s"), (300, "s")])
+@pytest.mark.parametrize(("width", "last"), [(50, "accuracy"), (80, "attack"), (145, "s"), (300, "s")])
 def test_a_narrow_terminal_leaves_figures_out_and_cuts_none(width: int, last: str) -> None:
     settings = {"generator.kind": "multimodal_vae", "synthesis.samples_per_class": "64"}
     row = results(settings=settings, deviation=0.0123)
