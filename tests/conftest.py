@@ -87,7 +87,7 @@ def once_each(
     known: dict[str, TokenSource] = {}
 
     def found(encoder: Encoder, folder: str | None) -> TokenSource:
-        if folder is not None:
+        if folder is not None or encoder.name != "patches":  # a source keeps its encoder, and that its model
             return opened(encoder, folder)
         name = json.dumps(encoder.identity(), sort_keys=True)
         known[name] = known.pop(name, None) or opened(encoder, None)

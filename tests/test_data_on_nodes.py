@@ -110,7 +110,7 @@ def test_a_server_with_clips_tests_itself(deploy: Deploy, stores: list[str]) -> 
 
 
 def test_every_node_audits_what_it_sent(deploy: Deploy, tmp_path: Path) -> None:
-    controls = ["evaluation.controls=0.5", "evaluation.min_controls=1"]
+    controls = ["evaluation.controls=0.5", "evaluation.min_controls=2"]
     found = deploy("mode=one_shot", *controls, "evaluation.gate=warn")["evaluation"]
     assert found["gate"]["verdict"] in ("passed", "failed")
     assert found["gate"]["summary"].startswith("node ")
