@@ -45,7 +45,7 @@ def test_a_node_without_a_part_or_without_clips(task: Task, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"node 3 has no part: partition\.nodes=3"):
         Node(task, 3, tmp_path)
     empty = replace(task)
-    vars(empty)["parts"] = [np.empty(0, np.int64)]
+    vars(empty)["shares"] = [np.empty(0, np.int64)]
     with pytest.raises(DataError, match="node 0 has no clip to train on"):
         Node(empty, 0, tmp_path)
 

@@ -66,16 +66,6 @@ class PublicSpace:
             return self.latents.double().T.cov().reshape(self.codec.size, self.codec.size)
         return self.deviations.T @ self.deviations / freedom
 
-    @property
-    def norm(self) -> float:
-        """Median norm of the latents."""
-        return float(self.latents.double().norm(dim=1).median())
-
-    @property
-    def spread(self) -> float:
-        """Median norm of the deviations."""
-        return float(self.deviations.norm(dim=1).median())
-
     def sketch(self) -> list[float]:
         """Return numbers that tell this codec from another: sizes, then the latents of fixed random sequences."""
         analysis, channels = self.codec.bases.analysis, self.codec.channels
