@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -64,7 +63,6 @@ def open_public(encoder: Encoder, folder: str | None) -> TokenSource:
     return TensorTokens(torch.cat(tokens), torch.tensor([clip.label for clip in dataset.clips]))
 
 
-@lru_cache(maxsize=8)  # a folder is read once
 def public_identity(folder: str | None) -> str:
     """Return what tells one set of public sounds from another, whatever its folder is called."""
     if folder is None:

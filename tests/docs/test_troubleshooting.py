@@ -33,6 +33,7 @@ REASONS = {  # functions whose texts become parts of messages
 }
 CARRIERS = {  # functions with a message in which nothing is always the same: all its words come from elsewhere
     "border._facts",
+    "cli.compare_command",
     "cli.evaluate_command",
     "border.read_classes",
     "config._resolved",
