@@ -72,9 +72,7 @@ def _among(values: np.ndarray, known: list[np.ndarray]) -> bool:
 
 def observe(config: Config, seen: Names, node_configs: list[dict[str, Any]] | None = None) -> int:
     """Run a federation, note what every message has, and return the bytes of replies that are of the codec."""
-    private = config.privacy
-    sizes = replace(config.codec, components=private.components) if private.used else config.codec
-    codec, of_it = public_space(config.encoder, sizes, config.generator.lengths).codec, [0]
+    codec, of_it = public_space(config.encoder, config.codec, config.generator.lengths).codec, [0]
 
     def note(request: Message, reply: Message, number: int) -> None:
         names = {TO: set(names_in(request.content)), FROM: set(names_in(reply.content))}
