@@ -101,7 +101,7 @@ class GlobalTrainingSettings(TrainingSettings):
         super().__post_init__()
 
 
-def target_losses(
+def sample_losses(
     outputs: dict[str, Tensor], targets: dict[str, Tensor], labels: Tensor, settings: TrainingSettings
 ) -> dict[str, Tensor]:
     """Return the loss of every head and sample, ``(B,)``.
@@ -133,6 +133,13 @@ def target_losses(
     return losses
 
 
+def target_losses(
+    outputs: dict[str, Tensor], targets: dict[str, Tensor], labels: Tensor, settings: TrainingSettings
+) -> dict[str, Tensor]:
+    """Return the mean of `sample_losses` of every head."""
+    return {name: loss.mean() for name, loss in sample_losses(outputs, targets, labels, settings).items()}
+
+
 @torch.no_grad()
 def clip_losses(
     adapters: Adapters, source: TokenSource, targets: dict[str, Tensor], settings: TrainingSettings, rows: int = 64
@@ -144,7 +151,7 @@ def clip_losses(
     found = []
     for indices in torch.arange(len(source)).split(rows_at_once(source, rows)):
         labels, outputs = source.labels[indices].to(device), adapters(read(source, indices))
-        found.append(torch.stack(list(target_losses(outputs, targets, labels, settings).values())).sum(dim=0).cpu())
+        found.append(torch.stack(list(sample_losses(outputs, targets, labels, settings).values())).sum(dim=0).cpu())
     return torch.cat(found)
 
 
@@ -258,7 +265,7 @@ def contribution(
         outputs = {name: value.float() for name, value in adapters(tokens).items()}
         taught = teachers.losses(outputs, tokens, labels, targets) if teachers else None
     heads = target_losses(outputs, targets, labels.to(device, non_blocking=True), settings)
-    losses = torch.stack([loss.mean() for loss in heads.values()])  # (H,)
+    losses = torch.stack(list(heads.values()))  # (H,)
     if taught is not None:
         losses = torch.lerp(losses, taught, teacher_weight)
     return torch.cat([losses, losses.sum(dim=0, keepdim=True)]) * (len(indices) / count)
