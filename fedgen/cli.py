@@ -82,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument(
         "--out", type=Path, metavar="FILE.html", help="the page; report.html in the runs' folder by default"
     )
-    saved = add("checkpoints", checkpoints_command, "list, show or verify the saved generators of a run")
-    saved.add_argument("action", choices=["ls", "show", "verify"], help="one line each; everything; read every file")
+    saved = add("checkpoints", checkpoints_command, "list the saved generators of a run")
+    saved.add_argument("action", choices=["ls"])
     saved.add_argument("folder", type=Path, metavar="FOLDER", help="run folder, or folder of checkpoints")
     saved.add_argument("names", nargs="*", metavar="NAME", help="only these, as ls names them; all by default")
     node = add("node", node_command, "check that this machine is ready to be a node; takes the run's Hydra overrides")
@@ -264,22 +264,13 @@ def report_command(options: argparse.Namespace, rest: list[str]) -> None:
     logger.info("%s", page)
 
 
-def checkpoints_command(options: argparse.Namespace, rest: list[str]) -> int:
-    """``fedgen checkpoints``: what is saved in a folder; with ``verify``, exit code 1 if a file is not whole."""
+def checkpoints_command(options: argparse.Namespace, rest: list[str]) -> None:
+    """``fedgen checkpoints ls``: a line for each checkpoint of generators in a folder."""
     from fedgen.evaluation.tables import show
-    from fedgen.exchange.listing import checkpoint_folder, details, overview, verification
+    from fedgen.exchange.listing import checkpoint_folder, overview
 
     _refuse(rest)
-    folder, sound = checkpoint_folder(options.folder), True
-    if options.action == "ls":
-        show(overview(folder, options.names))
-    elif options.action == "show":
-        for table in details(folder, options.names):
-            show(table)
-    else:
-        result, sound = verification(folder, options.names)
-        show(result)
-    return 0 if sound else 1
+    show(overview(checkpoint_folder(options.folder), options.names))
 
 
 def node_command(options: argparse.Namespace, overrides: list[str]) -> int:

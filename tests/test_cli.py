@@ -227,30 +227,14 @@ def test_checkpoints_of_a_run(fedgen: Fedgen, generators: Path, capsys: pytest.C
     nodes = [line for line in lines if "vae_unified_node" in line]
     assert [line.split("│")[1].strip() for line in nodes] == [f"vae_unified_node{number}" for number in range(3)]
     assert all(word in nodes[0] for word in ("gaussian", "unified", "dog, cow", "patches", "small"))
-    assert fedgen("checkpoints", "show", str(generators / "checkpoints"), "vae_unified_node1") == 0
-    shown = capsys.readouterr().out
-    assert "vae_unified_node1.safetensors" in shown
-    assert "vae_unified_node0" not in shown
+    assert fedgen("checkpoints", "ls", str(generators / "checkpoints"), "vae_unified_node1") == 0
+    assert "vae_unified_node0" not in capsys.readouterr().out
 
 
-def test_verify_tells_and_fails(
-    fedgen: Fedgen, generators: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert fedgen("checkpoints", "verify", str(generators)) == 0
-    assert "no problems" in capsys.readouterr().out
-    copy = Path(shutil.copytree(generators, tmp_path / "copy"))
-    (copy / "checkpoints" / "vae_unified_node2.safetensors").write_bytes(b"?")
-    assert fedgen("checkpoints", "verify", str(copy)) == 1
-    assert "1 problem" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("action", ["ls", "show", "verify"])
-def test_checkpoints_where_there_are_none(
-    action: str, fedgen: Fedgen, done: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert fedgen("checkpoints", action, str(done)) == 1
+def test_checkpoints_where_there_are_none(fedgen: Fedgen, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedgen("checkpoints", "ls", str(done)) == 1
     assert "federate holds no checkpoints of generators" in last_line(capsys)
-    assert fedgen("checkpoints", action, "nowhere") == 1
+    assert fedgen("checkpoints", "ls", "nowhere") == 1
     assert last_line(capsys) == "error: there is no folder nowhere"
 
 

@@ -257,9 +257,7 @@ def test_reasons_of_a_verdict_are_one_line_each(deploy: Deploy) -> None:
     assert found["evaluation"]["privacy"]["by_node"]["0"] == {"a\\x1b": "b"}
 
 
-def test_legal_odd_names_live_through_a_whole_run(
-    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_legal_odd_names_live_through_a_whole_run(tmp_path: Path, home: Path) -> None:
     root, folder = sounds(tmp_path / "audio", LEGAL), tmp_path / "run"
     own = ["data=folder", f"data.root={root}", f"run_dir={folder}", "partition.nodes=2", "granularity=per_class"]
     results = run(load_config([*SMALL, *own, "mode=one_shot", "rounds=1", "checkpoint.frequency=1"]))
@@ -271,12 +269,7 @@ def test_legal_odd_names_live_through_a_whole_run(
     for name in LEGAL:
         assert name in unescape(page)
     assert "<i>w" not in page
-    assert main(["checkpoints", "verify", str(folder)]) == 0
-    capsys.readouterr()
-    assert main(["checkpoints", "show", str(folder)]) == 0
-    shown = capsys.readouterr().out
-    assert "[bold]z[red]" in shown
-    assert ":warning: j" in shown
+    assert main(["checkpoints", "ls", str(folder)]) == 0
     assert main(["compare", str(folder)]) == 0
     assert main(["evaluate", str(folder)]) == 0
 

@@ -1,4 +1,4 @@
-"""``fedgen checkpoints`` for people: what is there, everything about one, and whether every file is whole."""
+"""``fedgen checkpoints ls``: a line for each checkpoint of a folder."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 
 from fedgen.errors import CheckpointError, ConfigError
 from fedgen.exchange.checkpoint import save_bank, save_tensors
-from fedgen.exchange.listing import checkpoint_folder, details, overview, verification
+from fedgen.exchange.listing import checkpoint_folder, overview
 
 
 @pytest.fixture
@@ -75,68 +75,3 @@ class TestOverview:
         assert sum(line.startswith("│") for line in lines) == 1
         with pytest.raises(ConfigError, match=r"'vae_node2' is not one of vae_node0.*Did you mean"):
             overview(folder, ["vae_node2"])
-
-
-def test_details_tell_everything(folder: Path) -> None:
-    lines = shown(*details(folder, ["vae_node0_round_9"]))
-    for key, value in {
-        "kind": "vae",
-        "class_ids": "dog/cat=3, rain=0, sea waves=2, train=1",
-        "lengths": "tokens=7 x 5, training=default, output=default, upsampling=linear",
-        "encoder": "name=patches, stride=10",
-        "split": "test_fold=5",
-        "counts": "rain=15, train=15, sea waves=15, dog/cat=15",
-        "round": "9",
-        "metrics": "loss=0.25",
-    }.items():
-        assert row(lines, key) == [key, value]
-    train = row(lines, "vae_node0_class_train_round_9.safetensors")
-    assert train[1:3] + train[4:5] == ["train", "train", "mean, deviation"]
-    assert row(lines, "model.decoder.0.weight") == ["model.decoder.0.weight", "16 x 4", "F32"]
-    assert row(lines, "deviation") == ["deviation", "number", "F32"]
-    assert [line.strip() for line in lines if "tensors of" in line] == [
-        "tensors of vae_node0_class_rain_round_9.safetensors and 3 more files",  # the same tensors in all of them
-    ]
-
-
-def test_details_of_damaged_files(folder: Path) -> None:
-    (folder / "vae_node1.safetensors").write_bytes(b"?")
-    (folder / "vae_node0_class_rain.safetensors").unlink()
-    text = "\n".join(shown(*details(folder)))
-    assert "the file cannot be read: Error while deserializing header" in text
-    assert "the file cannot be read: No such file" in text
-
-
-class TestVerification:
-    def test_all_is_well(self, folder: Path) -> None:
-        save_tensors(folder / "adapters.safetensors", {"a": torch.zeros(1)}, {})
-        table, sound = verification(folder)
-        lines = shown(table)
-        assert sound
-        assert lines[0].strip() == f"14 files in {folder}: no problems"
-        assert row(lines, "vae_node0_class_dog%2Fcat.safetensors")[1] == "ok"
-        assert row(lines, "adapters.safetensors")[1] == "ok; not in the manifest, so without a checksum"
-
-    def test_every_problem_is_found(self, folder: Path) -> None:
-        content = bytearray((folder / "vae_node0_class_dog%2Fcat.safetensors").read_bytes())
-        content[-1] ^= 1
-        (folder / "vae_node0_class_dog%2Fcat.safetensors").write_bytes(content)
-        (folder / "vae_node0_class_rain.safetensors").unlink()
-        with (folder / "adapters.safetensors").open("wb") as file:
-            torch.save({"a": torch.zeros(1)}, file)
-        table, sound = verification(folder)
-        lines = shown(table)
-        assert not sound
-        assert lines[0].strip().endswith(": 3 problems")
-        told = {path: row(lines, path)[1] for path in ("vae_node0_class_dog%2Fcat.safetensors", "adapters.safetensors")}
-        assert told == {
-            "vae_node0_class_dog%2Fcat.safetensors": "is damaged: its checksum is not the manifest's",
-            "adapters.safetensors": "is not a whole safetensors file: it looks like a pickle, which is never opened",
-        }
-        assert row(lines, "vae_node0_class_rain.safetensors")[1] == "is missing"
-        assert verification(folder, ["vae_node1"])[1]  # the other node's are whole
-
-    def test_a_save_that_died_between_manifest_and_files(self, folder: Path) -> None:
-        file = folder / "vae_node1.safetensors"
-        file.rename(file.with_name(f"{file.name}.new"))
-        assert verification(folder)[1]
