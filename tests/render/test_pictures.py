@@ -176,7 +176,7 @@ def test_an_interruption_never_leaves_a_json_beside_another_picture(
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pictures.Picture, "note", stop)
+    monkeypatch.setattr("fedgen.render.picture.save_json", stop)
     with pytest.raises(KeyboardInterrupt):
         render(copied, asked("flux", classes=["dog"], sources=["text"], seed=9))
     assert not (copied / "render" / "dog" / "text_0.json").exists()
