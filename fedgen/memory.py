@@ -14,22 +14,17 @@ what is computed from them are those of ``high``, so processes of one run may ha
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
-import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
+import psutil
 import torch
 
 from fedgen.models.batches import BatchLimit
 
 SHARE = 0.6  # of what is free: the most that auto plans to take
 READ = 64  # clips that a loop reads at once where memory allows it
-LARGE = 8 * 2**20  # bytes: blocks of this size go back to the system when they are freed
-M_MMAP_THRESHOLD = -3  # of mallopt, see malloc.h
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +60,6 @@ class MemoryPlan:
     def generator_limit(self) -> BatchLimit:
         """Return a fresh limit for one training of generators."""
         return BatchLimit(self.generator_rows)
-
-    def apply(self) -> None:
-        """Make this process give large blocks back as soon as they are freed, if memory is short.
-
-        The GNU C library otherwise keeps blocks of some megabytes for later and, as batches differ in size, cannot
-        always use them again: the process grows. Elsewhere nothing happens.
-        """
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if self.level == "low" and mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, LARGE)
 
     def release(self) -> None:
         """Give back the GPU memory that torch keeps for later, if memory is short; for the end of a node's work."""
@@ -128,57 +113,11 @@ def batch_bytes(shape: tuple[int, int], batch_size: int, width: int, maps: int) 
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return what ``device`` has free now, what torch keeps there for later included."""
+    """Return what ``device`` has free now, what torch keeps there for later included.
+
+    Of a CPU's memory this is what the system has; the limit of a container is not seen.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
-    return free_memory()
-
-
-def free_memory(root: Path = Path("/")) -> int:
-    """Return the memory in bytes that this process can still take: the system's, or less in a container.
-
-    Parameters
-    ----------
-    root : Path
-        Where ``proc`` and ``sys`` are.
-    """
-    try:
-        found = re.search(r"^MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    physical = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    system = 1024 * int(found[1]) if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf(physical)
-    return min([system, *_left_in_groups(root)])
-
-
-def _left_in_groups(root: Path) -> list[int]:
-    """Return what each control group that this process is in leaves it, in bytes."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    left = []
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        if controllers == "":
-            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            base = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        own = Path(path.strip("/"))
-        left += [_left(base / folder, *names) for folder in {own, *own.parents}]
-    return [value for value in left if value is not None]
-
-
-def _left(group: Path, limit: str, usage: str, cached: str) -> int | None:
-    """Return what the limit of ``group`` leaves free, files in its cache included; None where there is no limit."""
-    try:
-        most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
-        found = re.search(rf"^{cached} (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    if not most.isdecimal():
-        return None
-    return max(0, int(most) - used + (int(found[1]) if found else 0))
+    return int(psutil.virtual_memory().available)

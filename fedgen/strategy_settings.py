@@ -11,7 +11,7 @@ from fedgen.secure_aggregation.settings import SecureSettings
 
 STRATEGIES = [
     "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm",
-    "fedmedian", "median", "fedtrimmedavg", "trimmed_mean", "krum", "multikrum", "bulyan",
+    "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
 ]  # fmt: skip
 SENT = ["all", "samples"]
 CLIPPING = ["none", "server", "client"]

@@ -111,9 +111,7 @@ class Task:
         adapter = self.config.adapter
         queries = sum(len(value[0]) if value.dim() == 3 else 1 for value in self.targets.heads.values())
         batch = batch_bytes(self.store.shape, adapter.training.batch_size, adapter.width, maps=adapter.heads * queries)
-        plan = plan_memory(self.config.memory, self.device, values * (4 if self.device.type == "cpu" else 2), batch)
-        plan.apply()
-        return plan
+        return plan_memory(self.config.memory, self.device, values * (4 if self.device.type == "cpu" else 2), batch)
 
     def tokens(self, indices: np.ndarray) -> TokenSource:
         """Return the clips at ``indices`` of the store: on the device, or read batch by batch, as memory allows."""

@@ -83,6 +83,8 @@ def test_all_nodes_are_needed_unless_told_otherwise() -> None:
         ("mode=one-shot", r"mode='one-shot' is not one of .*Did you mean 'one_shot'"),
         ("data=sound", r"data='sound' is not one of .*Did you mean 'sounds'"),
         ("strategy=fedavgg", r"strategy='fedavgg' is not one of .*Did you mean 'fedavg'"),
+        ("strategy=median", r"strategy='median' is not one of .*Did you mean 'fedmedian'"),
+        ("strategy=trimmed_mean", r"strategy='trimmed_mean' is not one of .*Did you mean 'fedtrimmedavg'"),
         ("experiment=esc", r"experiment='esc' is not one of .*esc10"),
         ("strtegy=fedavg", r"unknown configuration key 'strtegy'.*Did you mean 'strategy'"),
         ("seed=abc", r"seed.*abc"),

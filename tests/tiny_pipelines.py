@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import CLIP_LENGTH, WIDTH, clip_tokenizer, tiny_pipeline, transformers
+from tiny_models import WIDTH, tiny_pipeline, transformers
 
 LATENTS = 2
 
@@ -84,19 +84,3 @@ def _autoencoder(**more: Any) -> Any:
     sizes = {"block_out_channels": (4, 8), "layers_per_block": 1, "norm_num_groups": 2, "latent_channels": LATENTS}
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     return diffusers().AutoencoderKL(**sizes, **blocks, **more)
-
-
-def tiny_clip(folder: Path) -> Path:
-    """CLIP with both sides and its processor, for pictures of 8 by 8."""
-    library = transformers()
-    tokens = clip_tokenizer(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    text = {"vocab_size": tokens, "max_position_embeddings": CLIP_LENGTH, "eos_token_id": tokens - 1}
-    vision = {"image_size": 8, "patch_size": 4}
-    config = library.CLIPConfig(text_config={**sizes, **text}, vision_config={**sizes, **vision}, projection_dim=8)
-    library.CLIPModel(config).save_pretrained(folder)
-    sides = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
-    images = library.CLIPImageProcessor(**sides)
-    library.CLIPProcessor(images, library.CLIPTokenizer.from_pretrained(folder)).save_pretrained(folder)
-    return folder

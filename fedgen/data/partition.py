@@ -82,12 +82,6 @@ def partition(
     return [np.sort(part).astype(np.int64) for part in parts]
 
 
-def label_distribution(labels: np.ndarray, parts: list[np.ndarray], classes: list[str]) -> dict[str, dict[str, int]]:
-    """Return the number of clips by node (``node_0`` ...) and class name, zeros included."""
-    counts = [np.bincount(np.asarray(labels)[part], minlength=len(classes)).tolist() for part in parts]
-    return {f"node_{node}": dict(zip(classes, row, strict=True)) for node, row in enumerate(counts)}
-
-
 def by_class(
     labels: np.ndarray,
     classes: list[str],

@@ -1,4 +1,4 @@
-"""What the measures of synthetic data look at: mean tokens of time segments, and a space for distances."""
+"""What the measures of synthetic data look at: mean tokens of time segments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 from fedgen.data.tokens import FactoredSource, TokenSource, rows_at_once
 
 SEGMENTS = 4  # of a sequence: enough to hear an order, few enough that noise on single tokens averages out
-COMPONENTS = 32
 
 
 @dataclass(frozen=True)
@@ -23,13 +22,10 @@ class Records:
         Mean token of each time segment, ``(N, G, D)``, float32, on the CPU.
     labels : Tensor
         Global class ids ``(N,)``.
-    groups : Tensor, optional
-        Which clips were taken together, such as a fold, ``(N,)``: clips of one recording are never in two groups.
     """
 
     segments: Tensor
     labels: Tensor
-    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,13 +42,10 @@ class Records:
 
     def at(self, chosen: Tensor) -> Records:
         """Return the records that a mask or indices ``chosen`` name."""
-        groups = None if self.groups is None else self.groups[chosen]
-        return Records(self.segments[chosen], self.labels[chosen], groups)
+        return Records(self.segments[chosen], self.labels[chosen])
 
 
-def read_records(
-    source: TokenSource, segments: int = SEGMENTS, groups: Tensor | None = None, batch_size: int = 64
-) -> Records:
+def read_records(source: TokenSource, segments: int = SEGMENTS, batch_size: int = 64) -> Records:
     """Read ``source`` batch by batch; its tokens are never held together.
 
     Parameters
@@ -60,8 +53,6 @@ def read_records(
     source : TokenSource
     segments : int
         Stretches of nearly equal length; at most the tokens of a sequence.
-    groups : Tensor, optional
-        As `Records` keeps them.
     batch_size : int
         Sequences on the device at a time.
     """
@@ -70,7 +61,7 @@ def read_records(
         for indices in torch.arange(len(source)).split(rows_at_once(source, batch_size))
     ]
     empty = torch.zeros(0, segments, source.shape[1])
-    return Records(torch.cat([empty, *parts]), source.labels, groups)
+    return Records(torch.cat([empty, *parts]), source.labels)
 
 
 def segment_means(source: TokenSource, indices: Tensor, segments: int) -> Tensor:
@@ -83,42 +74,3 @@ def segment_means(source: TokenSource, indices: Tensor, segments: int) -> Tensor
 
 def _means(sequence: Tensor, segments: int) -> Tensor:
     return torch.stack([part.mean(dim=1) for part in sequence.tensor_split(segments, dim=1)], dim=1)
-
-
-@dataclass(frozen=True)
-class Space:
-    """Leading directions in which clips of a class differ, each divided by the square root of its deviation.
-
-    Raw segments let the two or three loudest directions decide what is near; fully whitened ones count noise as much as
-    sound. The square root is between, as in the project's codec. In 32 such directions a point between two clips and a
-    clip with noise are both clearly nearer to their origin than another recording is.
-
-    Attributes
-    ----------
-    mean : Tensor
-        ``(F,)``.
-    directions : Tensor
-        ``(F, m)``, each already divided.
-    """
-
-    mean: Tensor
-    directions: Tensor
-
-    @classmethod
-    def fit(cls, features: Tensor, labels: Tensor, components: int = COMPONENTS) -> Space:
-        """Fit to ``features`` ``(N, F)`` of classes ``labels`` ``(N,)``; fewer components where there are few records.
-
-        To compare training records with held-out ones fairly, give as many of either: a space fitted to training
-        records alone hides what held-out ones have of their own.
-        """
-        _, rows, counts = labels.unique(return_inverse=True, return_counts=True)
-        sums = torch.zeros(len(counts), features.shape[1], dtype=features.dtype).index_add_(0, rows, features)
-        centred = features - (sums / counts[:, None])[rows]
-        _, values, directions = torch.linalg.svd(centred, full_matrices=False)
-        spread = values / max(1, len(features) - len(counts)) ** 0.5
-        kept = int((spread[:components] > 1e-9 * spread.max().clamp(min=1e-30)).sum())
-        return cls(features.mean(dim=0), directions[:kept].T / spread[:kept].sqrt())
-
-    def project(self, features: Tensor) -> Tensor:
-        """Return ``features`` ``(N, F)`` in the space ``(N, m)``."""
-        return (features - self.mean) @ self.directions

@@ -29,4 +29,3 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help=f"{', '.join(DEVICES)}")
     add("--offload", action="store_true", help="on CUDA: keep in its memory only the model that is at work")
     add("--out", type=Path, metavar="FOLDER", help="where pictures go; RUN/render by default")
-    add("--check", metavar="MODEL", help="a CLIP model that says which class each picture is nearest to")

@@ -16,7 +16,7 @@ from fedgen.files import write_atomically
 from fedgen.render.conditioning import Condition
 
 LONGEST = 50  # characters of a class in a folder's name: up to 4 bytes each
-ASIDE = ("pipeline", "revision", "run", "nearest", "check")
+ASIDE = ("pipeline", "revision", "run")
 """Entries of a JSON that may change while the picture stays: a digest says which pipeline it was."""
 
 
@@ -55,11 +55,7 @@ class Picture:
         """Write picture and JSON, in an order that never leaves one beside what says otherwise."""
         self.file.with_suffix(".json").unlink(missing_ok=True)
         write_atomically(self.file, png(picture))
-        self.note({})
-
-    def note(self, judgement: dict[str, Any]) -> None:
-        """Write the JSON, with what the zero-shot check found."""
-        save_json(self.file.with_suffix(".json"), {**self.facts, **judgement})
+        save_json(self.file.with_suffix(".json"), self.facts)
 
     def opened(self) -> Image.Image:
         """Return the picture as it is on the disk."""

@@ -15,10 +15,9 @@ from fedgen.errors import choose, require
 from fedgen.files import write_atomically
 from fedgen.models.seeds import seeded
 from fedgen.progress import RoundsBar
-from fedgen.render.check import ImageCheck, located
 from fedgen.render.conditioning import Conditioning
 from fedgen.render.grid import grid
-from fedgen.render.options import SOURCES, UNASKED
+from fedgen.render.options import UNASKED
 from fedgen.render.painter import Manner, Painter, diffusion
 from fedgen.render.picture import Picture, folder_name, png, save_json
 from fedgen.render.pipelines import KEY, KINDS, PipelineFiles
@@ -68,12 +67,9 @@ def render(path: Path, settings: RenderSettings) -> list[Path]:
     )
     files.refuse_unless_it_fits(run.task.targets.heads)
     manner = _manner(settings, files, run.task.device)
-    if settings.check:
-        located(settings.check)  # else it would be missed when all pictures are made
     pictures = _asked_for(run, conditioning, labels, settings, files, manner)
     _draw(pictures, settings.seed, files, manner)
-    said = _check(pictures, run, settings.check) if settings.check else {}
-    return [_grid(label, pictures, run.task.classes[label], said) for label in labels]
+    return [_grid(label, pictures, run.task.classes[label]) for label in labels]
 
 
 def refuse(path: Path, config: Config) -> None:
@@ -181,26 +177,7 @@ def _draw(pictures: list[Picture], seed: int, files: PipelineFiles, manner: Mann
         bar.stop()
 
 
-def _check(pictures: list[Picture], run: SavedRun, model: str) -> dict[tuple[int, str], list[bool]]:
-    """Judge every picture that is not judged yet, and return by class and source whether each is nearest to its own."""
-    check = ImageCheck(model, run.task.classes, run.task.device)
-    right: dict[tuple[int, str], list[bool]] = {}
-    for picture in pictures:
-        noted = picture.noted()
-        before = noted.get("check", {})
-        if {key: before.get(key) for key in check.facts()} != check.facts():
-            noted = check.judge(picture.opened())
-            picture.note(noted)
-        own = noted["nearest"] == run.task.classes[picture.label]
-        right.setdefault((picture.label, picture.source), []).append(own)
-    for source in SOURCES:
-        found = [own for (_, other), owns in right.items() if other == source for own in owns]
-        if found:
-            logger.info("zero-shot check, %s: %d of %d are nearest to their own class", source, sum(found), len(found))
-    return right
-
-
-def _grid(label: int, pictures: Iterable[Picture], name: str, right: dict[tuple[int, str], list[bool]]) -> Path:
+def _grid(label: int, pictures: Iterable[Picture], name: str) -> Path:
     own = [picture for picture in pictures if picture.label == label]
     rows: dict[str, list[Image.Image]] = {}
     for picture in own:
@@ -209,9 +186,6 @@ def _grid(label: int, pictures: Iterable[Picture], name: str, right: dict[tuple[
     facts = {key: first[key] for key in ("class", "seed", "steps", "guidance", "size", "pipeline", "revision")}
     for source in rows:
         facts[source] = ", ".join(dict.fromkeys(p.facts["made of"] for p in own if p.source == source))
-    told = {source: right[label, source] for source in rows if (label, source) in right}
-    if told:
-        facts["nearest to its own class"] = ", ".join(f"{s} {sum(o)} of {len(o)}" for s, o in told.items())
     file = own[0].file.with_name("grid.png")
     file.with_suffix(".json").unlink(missing_ok=True)
     write_atomically(file, png(grid(name, rows)))

@@ -36,8 +36,6 @@ class RenderSettings:
         Whether a GPU holds only the model that is at work.
     out : Path, optional
         Where pictures go; ``render`` in the run's folder by default.
-    check : str, optional
-        A CLIP model, folder or name at Hugging Face, that judges the pictures.
     """
 
     classes: list[str] | None = None
@@ -53,7 +51,6 @@ class RenderSettings:
     device: str = "auto"
     offload: bool = False
     out: Path | None = None
-    check: str | None = None
 
     def __post_init__(self) -> None:
         for source in self.sources or []:

@@ -1,11 +1,9 @@
-import json
-
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fedgen.data.partition import PartitionSettings, label_distribution, partition
+from fedgen.data.partition import PartitionSettings, partition
 from fedgen.errors import ConfigError, DataError
 
 CLASSES = [f"class_{letter}" for letter in "abcdefghij"]
@@ -143,11 +141,3 @@ def test_bad_assignments_are_named(assignment: list[list[str]], message: str) ->
 def test_bad_settings_name_value_and_key(bad: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PartitionSettings(**bad)
-
-
-def test_distribution_counts_by_node_and_class() -> None:
-    labels = np.array([0, 0, 1, 3])
-    table = label_distribution(labels, [np.array([0, 2]), np.array([1, 3])], CLASSES[:4])
-    assert table["node_0"] == {"class_a": 1, "class_b": 1, "class_c": 0, "class_d": 0}
-    assert table["node_1"] == {"class_a": 1, "class_b": 0, "class_c": 0, "class_d": 1}
-    assert json.loads(json.dumps(table)) == table

@@ -1,10 +1,9 @@
 """What the measures look at."""
 
-import pytest
 import torch
 
 from fedgen.data.tokens import TensorTokens
-from fedgen.evaluation.features import Records, Space, read_records
+from fedgen.evaluation.features import read_records
 from fedgen.models.bases import CodecSettings
 from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
@@ -32,20 +31,3 @@ def test_factors_give_what_multiplied_out_tokens_give() -> None:
 
 def test_no_samples() -> None:
     assert len(read_records(TensorTokens(torch.zeros(0, 8, 3), torch.zeros(0)))) == 0
-
-
-def test_space_looks_within_classes() -> None:
-    """The first axis tells the classes apart, the second tells clips apart: only that one is kept."""
-    labels = torch.tensor([0, 0, 1, 1])
-    features = torch.tensor([[100.0, -2], [100, 2], [-100, -2], [-100, 2]]).double()
-    space = Space.fit(features, labels)
-    assert space.directions.shape == (2, 1)
-    spread = (16 / 2) ** 0.5  # 4 records less 2 classes
-    assert space.project(features).abs().flatten().tolist() == pytest.approx([2 / spread**0.5] * 4)
-
-
-def test_records_of_a_class_keep_their_groups() -> None:
-    records = Records(torch.zeros(3, 4, 2), torch.tensor([0, 1, 1]), torch.tensor([5, 6, 7]))
-    own = records.at(records.labels == 1)
-    assert own.groups is not None
-    assert own.groups.tolist() == [6, 7]

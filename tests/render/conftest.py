@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rendered import T5_TOKENS, asked
-from tiny_pipelines import tiny_clip, tiny_flux, tiny_sd
+from tiny_pipelines import tiny_flux, tiny_sd
 
 from fedgen.local_run import run
 from fedgen.render.pictures import render
@@ -20,7 +20,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     tiny_flux(folder / "flux")
     tiny_sd(folder / "sd")
-    tiny_clip(folder / "clip")
     return folder
 
 
@@ -34,6 +33,6 @@ def runs(tiny: Callable[..., Config], models: Path, tmp_path_factory: pytest.Tem
             source = ["target.source=clip_t5", f"target.model={models / target}", "target.template=the {}"]
             config = tiny(f"target={target}", f"mode={mode}", *source, f"target.t5_tokens={T5_TOKENS}")
             run(replace(config, run_dir=str(folder / target)))
-    render(folder / "flux", asked("flux", sources=["text", "real", "synthetic"], check=str(models / "clip"), count=2))
+    render(folder / "flux", asked("flux", sources=["text", "real", "synthetic"], count=2))
     render(folder / "sd", asked("sd", sources=["text", "real"]))
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from dataclasses import replace
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 from rendered import SIZE, STEPS, T5_TOKENS, asked, facts, pixels
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import diffusers, transformers
+from tiny_pipelines import diffusers
 
 from fedgen.cli import main
 from fedgen.models.seeds import seeded
@@ -177,7 +176,7 @@ def test_an_interruption_never_leaves_a_json_beside_another_picture(
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pictures.Picture, "note", stop)
+    monkeypatch.setattr("fedgen.render.picture.save_json", stop)
     with pytest.raises(KeyboardInterrupt):
         render(copied, asked("flux", classes=["dog"], sources=["text"], seed=9))
     assert not (copied / "render" / "dog" / "text_0.json").exists()
@@ -191,42 +190,6 @@ def test_the_json_says_what_made_a_picture(runs: Path, models: Path) -> None:
     assert found["made by"]["diffusers"] == diffusers().__version__
     assert found["run"]["folder"] == str(runs / "flux")
     assert found["run"]["round"] == 1
-
-
-def test_the_check_says_what_clip_says(runs: Path, models: Path) -> None:
-    library = transformers()
-    model = library.CLIPModel.from_pretrained(models / "clip").eval()
-    processor = library.CLIPProcessor.from_pretrained(models / "clip")
-    classes = ["dog", "cow", "rain", "crickets", "siren", "engine"]
-    files = sorted((runs / "flux" / "render").glob("*/*_?.png"))
-    given = processor(
-        text=[f"a photo of {name}" for name in classes],
-        images=[Image.open(file) for file in files],
-        return_tensors="pt",
-        padding=True,
-        truncation=True,
-    )
-    expected = model(**given).logits_per_image.argmax(dim=1)
-    assert [facts(file)["nearest"] for file in files] == [classes[i] for i in expected]
-    right = sum(facts(file)["nearest"] == "dog" for file in files if file.match("dog/real_*"))
-    told = facts(runs / "flux" / "render" / "dog" / "grid.png")["nearest to its own class"]
-    assert f"real {right} of 2" in told
-
-
-def test_the_check_can_come_later_and_is_not_done_twice(
-    copied: Path, models: Path, monkeypatch: pytest.MonkeyPatch, no_models: None, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    judged: list[str] = []
-    judge = pictures.ImageCheck.judge
-    monkeypatch.setattr(pictures.ImageCheck, "judge", lambda self, picture: judged.append("") or judge(self, picture))
-    file = copied / "render" / "dog" / "text_0.json"
-    content = facts(file)
-    file.write_text(json.dumps({key: value for key, value in content.items() if key not in ("nearest", "check")}))
-    render(copied, asked("flux", classes=["dog"], sources=["text"], count=2, check=str(models / "clip")))
-    assert len(judged) == 1
-    assert [facts(file)[key] for key in ("nearest", "check")] == [content[key] for key in ("nearest", "check")]
-    assert "zero-shot check, text: " in caplog.text
 
 
 def test_the_grid_holds_every_picture(runs: Path) -> None:
