@@ -56,7 +56,7 @@ BASELINES = ("mixture", "flat gaussian", "pooled gaussian", "interpolation", "pr
 FLAT = 64  # tokens above which flat sequences are left out
 FEW = 4  # tokens of the predecessor's sequences
 OWN = ("data", "data.test_fold", "generator", "generator.kind", "generator.training_length")  # options say these
-HONOURED = ("data", "encoder", "target", "generator", "granularity", "partition", "adapter", "evaluation")
+HONOURED = ("data", "encoder", "target", "codec", "generator", "granularity", "partition", "adapter", "evaluation")
 
 
 def main(words: Sequence[str] | None = None) -> None:

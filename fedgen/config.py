@@ -138,7 +138,17 @@ def from_yaml(text: str, where: str = "the configuration") -> Config:
 
 def to_yaml(config: Config) -> str:
     """Return the resolved configuration as YAML text."""
-    return str(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=1000))
+    return str(yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000))
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Escapes the line ends that PyYAML would fold: U+0085, U+2028, U+2029."""
+
+    def represent_str(self, data: str) -> Any:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, '"' if set(data) & set("\x85\u2028\u2029") else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def from_dictconfig(values: DictConfig) -> Config:

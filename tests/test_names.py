@@ -244,17 +244,16 @@ def test_odd_names_of_metrics_are_refused(name: str, deploy: Deploy) -> None:
 
 
 def test_reasons_of_a_verdict_are_one_line_each(deploy: Deploy) -> None:
-    told = {"privacy": {"a\x1b": "b\n"}, "verdict": "passed", "reasons": ["copies\n\x1b[2J", {"a": 1}] * 50}
+    told = {"verdict": "passed", "reasons": ["copies\n\x1b[2J", {"a": 1}] * 50, "summary": "a\x1b"}
 
     def lie(message: Message, reply: Message, node: int) -> None:
         if message.metadata.message_type == "query.assess":
-            reply.content.config_records["report"]["privacy"] = json.dumps(told)
+            reply.content.config_records["report"]["audit"] = json.dumps(told)
 
     found = deploy("mode=one_shot", "evaluation.gate=warn", facts={1: {"classes": "siren"}}, app=Listener(lie))
     reasons = found["evaluation"]["gate"]["reasons"]
     assert len(reasons) == 40
     assert reasons[:2] == ["node 0: copies \\x1b[2J", "node 0: {'a': 1}"]
-    assert found["evaluation"]["privacy"]["by_node"]["0"] == {"a\\x1b": "b"}
 
 
 def test_legal_odd_names_live_through_a_whole_run(tmp_path: Path, home: Path) -> None:

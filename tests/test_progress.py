@@ -124,7 +124,7 @@ def test_a_terminal_shows_a_bar_with_the_step_of_the_round_and_every_line_once(
     ):
         assert re.search(rf"rounds ━+ (.* )?{re.escape(step)}", shown), step
     lines = log_of("run")
-    assert len(lines) == 3
+    assert len(lines) == 4  # two rounds, the folder, and what the gate says
     for line in lines:
         assert shown.count(line) == lines.count(line) == 1, line
 

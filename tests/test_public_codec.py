@@ -117,7 +117,7 @@ def test_public_sounds_that_cannot_be_read_end_the_run_in_one_line(
 def test_what_was_trained_is_decoded_to_another_length_without_training_again(
     training: str, tiny: Tiny, federate: Federate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = ["generator=vae", f"generator.training_length={training}", "synthesis.fill=0"]
+    common = ["generator=vae", f"generator.training_length={training}", "synthesis.fill=0", "evaluation.gate='off'"]
     federate(tiny("mode=train_generators", *common), tmp_path / "first")
     decoding = ["generator.output_length=30", "generator.upsampling=cubic"]
     monkeypatch.setattr(Bank, "fit", lambda *_, **__: pytest.fail("generators were trained again"))
