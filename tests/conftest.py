@@ -66,8 +66,8 @@ TINY = [
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for embedding stores that no other run of the tests sees; torch keeps to one core.
 
-    Codecs of public sounds are shared with the other workers of this run of the tests, and codecs of other sizes read
-    the public sounds once.
+    Codecs are of 60 public sounds in place of 400, which take half a minute; the workers of this run of the tests share
+    them, and codecs of other sizes read the sounds once.
     """
     folder, base = tmp_path_factory.mktemp("home"), tmp_path_factory.getbasetemp()
     codecs = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "codecs"
@@ -75,6 +75,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "codecs").symlink_to(codecs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDGEN_HOME", str(folder))
+        patch.setattr("fedgen.data.public.PublicTokens.__init__.__defaults__", (30, 2))
         patch.setattr("fedgen.exchange.public.open_public", once_each(open_public))
         torch.set_num_threads(1)
         yield folder

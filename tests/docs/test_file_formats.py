@@ -125,7 +125,6 @@ def runs(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) ->
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedgen.saved_run.PROBES", ["pooled"])  # the others take seconds
-        patch.setattr("fedgen.data.public.PublicTokens.__init__.__defaults__", (15, 2))
         sweep = [f"hydra.sweep.dir={folder}/sweep", "rounds=2", "evaluation.quality=true", "checkpoint.frequency=1"]
         sweep += ["evaluation.controls=0.5"]  # of four clips a class a tenth is none
         given = [text for text in tiny_overrides if text.split("=")[0] not in ("rounds", "evaluation.quality")]
