@@ -104,7 +104,6 @@ def test_it_is_kept_and_read_again(space: PublicSpace) -> None:
         ({"name": "dp", "epsilon": 1.0, "delta": 1.0}, "privacy.delta=1.0 must be"),
         ({"name": "dp", "epsilon": 1.0, "delta": 1e-3, "clip": 0.0}, "privacy.clip=0.0"),
         ({"name": "dp", "epsilon": 1.0, "delta": 1e-3, "components": 0}, "privacy.components=0"),
-        ({"name": "dp", "epsilon": 1.0, "delta": 1e-3, "widths": 1.0}, "privacy.widths=1.0"),
         ({"name": "dp", "epsilon": 1.0, "delta": 1e-3, "seed": -1}, "privacy.seed=-1"),
         ({"epsilon": 1.0}, "privacy.epsilon=1.0 means nothing with privacy=none"),
     ],

@@ -18,8 +18,13 @@ from fedgen.models.privacy.mechanisms import Noise, class_sums, clipped
 from fedgen.models.privacy.settings import PrivacySettings
 from fedgen.models.public import PublicSpace
 
-NOISE = 0.35  # deviation in a coefficient of a class's mean, over that of clips within classes, which is still of use
+WIDTHS, SHAPES = 0.15, 0.35  # shares of the budget; means get the rest, and the second where no shape is afforded
+IN_MEAN = 1.9  # norm of the noise in a class's mean, in deviations of clips within classes, which is still of use
+IN_SHAPE = 0.35  # deviation of the noise in a variance of a shape whose trace is its size, likewise
+FEWEST, MOST = 8, 32  # coefficients of a shape: fewer are not worth their budget, more were never better
+FARTHEST = 2.0  # natural log of a clip's mean square distance over that of public sounds, either way
 LEAST = 0.05  # of the usual variance: no class, and no direction of public sounds, has less
+ALIKE = 0.4  # deviation between classes of the entries of their shapes
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,57 @@ class Release:
         return cls(ClassGaussians.from_state(state, size), Spent.from_facts(facts))
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What the budget is spent on.
+
+    Attributes
+    ----------
+    means, widths : Mechanism
+    shapes : Mechanism or None
+    size : int
+        Leading whitened coefficients whose means are read.
+    shaped : int
+        Leading whitened coefficients of which classes have a shape, 0 without ``shapes``.
+    """
+
+    means: Mechanism
+    widths: Mechanism
+    shapes: Mechanism | None
+    size: int
+    shaped: int
+
+    @classmethod
+    def of(cls, settings: PrivacySettings, size: int, shaped: int, parts: int) -> Plan:
+        """Share the budget between means of ``size`` coefficients, widths of ``parts`` parts, and shapes."""
+        multiplier, rest = calibrate(settings.budget), 1 - WIDTHS - (SHAPES if shaped else 0)
+        means = Mechanism("means", settings.clip * size**0.5, multiplier / rest**0.5, 2.0)
+        widths = Mechanism("widths", FARTHEST * parts**0.5, multiplier / WIDTHS**0.5, 2.0)
+        shapes = Mechanism("shapes", float(shaped), multiplier / SHAPES**0.5, 2**0.5) if shaped else None
+        return cls(means, widths, shapes, size, shaped)
+
+    @classmethod
+    def affordable(cls, settings: PrivacySettings, counts: Tensor, size: int) -> Plan:
+        """Return what the budget affords of ``size`` coefficients for classes of ``counts`` ``(C,)`` clips, public."""
+        clips, one = float(counts.double().mean()), cls.of(settings, 1, 1, 1)
+        assert one.shapes is not None
+        shaped = min(int(IN_SHAPE * clips / one.shapes.deviation), MOST, size)  # noise grows with their number
+        shaped = shaped if shaped >= FEWEST else 0
+        one = cls.of(settings, 1, shaped, 1)
+        means = settings.components or max(1, int(IN_MEAN * clips / one.means.deviation))
+        return cls.of(settings, min(means, size), shaped, len(parts_of(shaped, size)))
+
+    @property
+    def mechanisms(self) -> list[Mechanism]:
+        """All that is spent on, in the order in which clips are read."""
+        return [one for one in (self.means, self.widths, self.shapes) if one is not None]
+
+
+def parts_of(shaped: int, size: int) -> list[slice]:
+    """Return the parts of ``size`` coefficients whose widths are told: with a shape of its own, and without."""
+    return [part for part in (slice(0, shaped), slice(shaped, size)) if part.start < part.stop]
+
+
 def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, seed: int | None = None) -> Release:
     """Read a node's clips once, and return all that is ever to be known of them.
 
@@ -86,28 +142,12 @@ def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, 
         raise DataError("a private release needs at least 1 clip, got none")
     settings.check_clips(len(source))
     classes, rows, counts = source.labels.unique(return_inverse=True, return_counts=True)
-    size, noise = min(settings.components or affordable(settings, counts), space.codec.size), Noise(seed)
-    mechanisms = composed(settings, size)
-    white, colour = whitening(space.within[:size, :size])
-    vectors = space.codec.encode_all(source)[:, :size].cpu().double() @ white  # (N, size)
-    means, widths = measured(vectors, rows, counts, mechanisms, noise)
-    means = pad(means @ colour, (0, space.codec.size - size))  # (C, k)
-    factors = widths.sqrt()[:, None, None] * whitening(space.within)[1]
-    density = ClassGaussians(classes, means, factors, torch.arange(len(classes)))
-    return Release(density, Spent.on(mechanisms, settings.budget[1], len(source)))
-
-
-def affordable(settings: PrivacySettings, counts: Tensor) -> int:
-    """Return in how many coefficients the noise of class means is at most `NOISE`, ``counts`` ``(C,)`` being public."""
-    of_one, _ = composed(settings, 1)  # the bound, and so the noise in each, grows with the square root of their number
-    return max(1, int((NOISE * float(counts.double().mean()) / of_one.deviation) ** 2))
-
-
-def composed(settings: PrivacySettings, size: int) -> tuple[Mechanism, Mechanism]:
-    """Return the two mechanisms, of means and widths of latents of ``size`` coefficients, that use up the budget."""
-    multiplier, share, bound = calibrate(settings.budget), settings.widths, settings.clip * size**0.5
-    means = Mechanism("means", bound, multiplier / (1 - share) ** 0.5, 2.0)
-    return means, Mechanism("widths", bound**2, multiplier / share**0.5, 1.0)  # squared norms are 0 to bound**2
+    plan = Plan.affordable(settings, counts, space.codec.size)
+    white, colour = whitening(space.within)
+    vectors = space.codec.encode_all(source).cpu().double() @ white  # (N, k)
+    means, covariances = measured(vectors, rows, counts, plan, Noise(seed))
+    density = ClassGaussians(classes, means @ colour, colour @ _roots(covariances), torch.arange(len(classes)))
+    return Release(density, Spent.on(plan.mechanisms, settings.budget[1], len(source)))
 
 
 def whitening(within: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,12 +160,20 @@ def whitening(within: Tensor) -> tuple[Tensor, Tensor]:
     return (axes / deviations) @ axes.T, (axes * deviations) @ axes.T
 
 
-def measured(
-    vectors: Tensor, rows: Tensor, counts: Tensor, mechanisms: tuple[Mechanism, Mechanism], noise: Noise
-) -> tuple[Tensor, Tensor]:
-    """Return noisy means ``(C, k)`` and widths ``(C,)`` of classes: all that is ever read of whitened ``vectors``."""
-    means = private_means(vectors, rows, counts, mechanisms[0], noise)
-    return means, private_widths(vectors - means[rows], rows, counts, mechanisms, noise)
+def measured(vectors: Tensor, rows: Tensor, counts: Tensor, plan: Plan, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Return means ``(C, k)`` and covariances ``(C, k, k)`` of classes, all that is read of ``vectors`` ``(N, k)``.
+
+    Coefficients whose means are not read have those of public sounds, zero, and no covariance but their variance.
+    """
+    size, shaped = vectors.shape[1], plan.shaped
+    means = pad(private_means(vectors[:, : plan.size], rows, counts, plan.means, noise), (0, size - plan.size))
+    apart = vectors - means[rows]
+    widths = private_widths(apart, rows, counts, plan, noise)
+    covariances = widths[:, -1, None, None] * torch.eye(size, dtype=torch.float64)
+    if plan.shapes is not None:
+        shapes = private_shapes(apart[:, :shaped], rows, counts, plan.shapes, noise)
+        covariances[:, :shaped, :shaped] = widths[:, 0, None, None] * shapes
+    return means, covariances
 
 
 def private_means(vectors: Tensor, rows: Tensor, counts: Tensor, mechanism: Mechanism, noise: Noise) -> Tensor:
@@ -136,29 +184,64 @@ def private_means(vectors: Tensor, rows: Tensor, counts: Tensor, mechanism: Mech
     return clipped(means, bound)  # no mean of clipped vectors is longer
 
 
-def private_widths(
-    vectors: Tensor, rows: Tensor, counts: Tensor, mechanisms: tuple[Mechanism, Mechanism], noise: Noise
-) -> Tensor:
-    """Return the variance of each class, over that of classes of public sounds ``(C,)``.
+def private_widths(vectors: Tensor, rows: Tensor, counts: Tensor, plan: Plan, noise: Noise) -> Tensor:
+    """Return the variance of each class in each of `parts_of`, over that of classes of public sounds ``(C, parts)``.
 
-    A width is drawn towards the mean of all, and that towards 1, by the noise in it: its variance over itself and 1,
-    which is about how far widths are apart.
+    A clip adds the logarithm of its mean square distance to the noisy mean, cut to `FARTHEST`: a quiet class is told as
+    well as a loud one. Logarithms are drawn towards the mean of all, and that towards 0, by the noise in them: its
+    variance over itself and 1, which is about how far they are apart.
 
     Parameters
     ----------
     vectors : Tensor
         Whitened distances to the noisy means ``(N, k)``, of the classes ``rows`` ``(N,)``, ``counts`` ``(C,)`` of each.
-    mechanisms : tuple
-        Of the means, whose noise makes vectors longer, and of the widths.
+    plan : Plan
+    noise : Noise
     """
-    (of_means, own), size = mechanisms, vectors.shape[1]
-    squares = clipped(vectors, own.sensitivity**0.5).square().sum(dim=1, keepdim=True)  # (N, 1)
-    sums = class_sums(squares, rows, len(counts))[:, 0]
-    blur = (of_means.deviation / counts).square()  # of the means' noise, in every coefficient
-    blur = blur.clamp(max=own.sensitivity / size)  # no mean is longer
-    widths = (sums + own.deviation * noise.draw(len(counts))) / counts / size - blur
-    error = own.deviation / counts / size
-    sure = 1 / (1 + error.square().mean() / len(error))
-    typical = sure * widths.mean() + (1 - sure)
-    sure = 1 / (1 + error.square())
-    return (sure * widths + (1 - sure) * typical).clamp(min=LEAST)
+    parts, own = parts_of(plan.shaped, vectors.shape[1]), plan.widths
+    logs = torch.stack([vectors[:, part].square().mean(dim=1).log() for part in parts], dim=1)
+    logs = torch.where(vectors.isfinite().all(dim=1, keepdim=True), logs.clamp(-FARTHEST, FARTHEST), 0.0)
+    sums = class_sums(logs, rows, len(counts))
+    found = (sums + own.deviation * noise.draw(*sums.shape)) / counts[:, None]
+    blurred = [max(0, min(plan.size, part.stop) - part.start) / (part.stop - part.start) for part in parts]
+    blur = (plan.means.deviation / counts[:, None]).square() * torch.tensor(blurred)  # of the noise in the means
+    blur = blur.clamp(max=plan.means.sensitivity**2 / plan.size)  # no mean is longer
+    found = (found.clamp(-FARTHEST, FARTHEST).exp() - blur).clamp(min=LEAST).log()
+    error = (own.deviation / counts[:, None]).square()
+    return _drawn(found, _drawn(found.mean(dim=0), torch.zeros(()), error.mean() / len(error)), error).exp()
+
+
+def private_shapes(vectors: Tensor, rows: Tensor, counts: Tensor, mechanism: Mechanism, noise: Noise) -> Tensor:
+    """Return how classes are stretched: symmetric matrices ``(C, r, r)`` with a trace of ``r``.
+
+    A clip adds the outer product of its direction with itself, times ``r``. Shapes are drawn towards the mean of the
+    node's, and that towards the unit matrix, by the noise in them.
+
+    Parameters
+    ----------
+    vectors : Tensor
+        The same distances as for widths, in the leading ``r`` coefficients alone ``(N, r)``.
+    """
+    size = vectors.shape[1]
+    directions = clipped(vectors, 1e-9) * 1e9  # of unit norm, but for those at the mean itself
+    sums = class_sums((size * directions[:, :, None] * directions[:, None]).flatten(1), rows, len(counts))
+    drawn = noise.draw(len(counts), size, size)
+    drawn = (drawn + drawn.transpose(1, 2)) / 2  # standard normal in every direction of symmetric matrices
+    found = (sums.view_as(drawn) + mechanism.deviation * drawn) / counts[:, None, None]
+    error = (mechanism.deviation / counts[:, None, None] / ALIKE).square()
+    found = _drawn(found, _drawn(found.mean(dim=0), torch.eye(size), error.mean() / len(error)), error)
+    values, axes = torch.linalg.eigh(found)
+    values = values.clamp(min=LEAST)
+    values = values * (size / values.sum(dim=1, keepdim=True))
+    return (axes * values[:, None]) @ axes.transpose(1, 2)
+
+
+def _drawn(values: Tensor, towards: Tensor, error: Tensor) -> Tensor:
+    """Return ``values`` drawn towards others by their ``error``, a variance over that between true ones."""
+    return (values + error * towards) / (1 + error)
+
+
+def _roots(covariances: Tensor) -> Tensor:
+    """Return symmetric square roots of ``(C, k, k)``."""
+    values, axes = torch.linalg.eigh(covariances)
+    return (axes * values.clamp(min=0).sqrt()[:, None]) @ axes.transpose(1, 2)

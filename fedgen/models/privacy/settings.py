@@ -24,11 +24,8 @@ class PrivacySettings:
     clip : float
         Largest norm of a clip's whitened latents, in units of the root mean square of public sounds within classes.
     components : int, optional
-        Leading coefficients of a latent vector whose means are read; the others' are those of public sounds.
+        Leading whitened coefficients whose means are read; the others' are those of public sounds.
         By default as many as the budget affords for the node's clips a class.
-    widths : float
-        Share of the budget (of the squared ratio of sensitivity to noise, which adds up) that goes to how wide each
-        class is: one number a class. The rest goes to the classes' means.
     seed : int, optional
         Of the noise, for simulations alone: who knows it can take the noise away. By default the operating system's
         entropy makes noise that nobody can repeat.
@@ -39,7 +36,6 @@ class PrivacySettings:
     delta: float | None = None
     clip: float = 1.2
     components: int | None = None
-    widths: float = 0.1
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -47,7 +43,6 @@ class PrivacySettings:
         require(0 < self.clip < math.inf, f"privacy.clip={self.clip} must be a finite number above 0")
         few = self.components is not None and self.components < 1
         require(not few, f"privacy.components={self.components} must be at least 1")
-        require(0 < self.widths < 1, f"privacy.widths={self.widths} must be above 0 and below 1")
         require(self.seed is None or self.seed >= 0, f"privacy.seed={self.seed} must be at least 0")
         for name, most in (("epsilon", math.inf), ("delta", 1.0)):
             value = getattr(self, name)
