@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from fedgen.config import config_dir, explain, load_config, opened, resume_config
 from fedgen.errors import FedgenError, require, visible
 from fedgen.progress import hush, made_quiet, quiet
-from fedgen.render.options import add_options
+from fedgen.render.settings import add_options, settings_of
 from fedgen.settings import Config
 from fedgen.sweeps import failures, objective
 
@@ -243,7 +243,6 @@ def audit_command(options: argparse.Namespace, rest: list[str]) -> None:
 def render_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen render``: what the adapters make of sound becomes pictures, with those of the classes' own prompts."""
     from fedgen.render.pictures import render
-    from fedgen.render.settings import settings_of
 
     _refuse(rest)
     _log_to_terminal()

@@ -80,7 +80,7 @@ LIBRARIES: dict[str, list[str]] = {
     "omegaconf": ["config.py", "sweeps.py", "cli.py"],
     "transformers": ["data/pretrained.py"],
     "huggingface_hub": ["data/pretrained.py"],
-    "diffusers": ["render/painter.py"],
+    "diffusers": ["render/pipelines.py"],
     "accelerate": [],
     "wandb": ["tracking/wandb.py"],
     "tensorboard": ["tracking/tensorboard.py"],

@@ -27,7 +27,7 @@ from fedgen.evaluation.tables import PlainTable, show
 from fedgen.exchange.names import generator_file
 from fedgen.local_grid import LocalGrid, run_server
 from fedgen.local_run import run
-from fedgen.render.picture import folder_name
+from fedgen.render.pictures import folder_name
 from fedgen.report.writing import write_report
 from fedgen.run_folder import RunFolder
 from fedgen.server_app import app as server_app

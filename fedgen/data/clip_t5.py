@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 
 from fedgen.data.batching import in_batches
-from fedgen.data.pretrained import WEIGHTS, digest, find, load_model, load_part, weights
+from fedgen.data.pretrained import WEIGHTS, digest, find, load_model, load_part
 from fedgen.errors import DataError
 
 KEY = "target.model"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROMPTS_AT_ONCE = 16
-TOKENIZER = ("*.json", "*.txt")  # files of a tokenizer that are read
 
 Done = Callable[[str, int], None]
 """Called with a head's name and the number of prompts just encoded for it."""
@@ -44,6 +43,11 @@ class Part:
     folder: str
     tokenizer: str
     output: str
+
+    @property
+    def files(self) -> list[str]:
+        """Patterns of what is read in the pipeline's folder."""
+        return [f"{self.folder}/config.json", f"{self.folder}/{WEIGHTS}", f"{self.tokenizer}/*"]
 
 
 _CLIP = partial(Part, "clip", "CLIPTextModel", "CLIPTokenizer", "text_encoder", "tokenizer")
@@ -83,12 +87,7 @@ class Prompts:
     @cached_property
     def folder(self) -> Path:
         """Where the pipeline's files are; those of the text encoders are fetched if need be."""
-        needed, fetched = [], []
-        for part in PARTS[self.target]:
-            needed += [f"{part.folder}/config.json", f"{part.folder}/model*.safetensors", f"{part.tokenizer}/*.json"]
-            fetched += [f"{part.folder}/{name}" for name in ("config.json", *WEIGHTS)]
-            fetched += [f"{part.tokenizer}/{name}" for name in TOKENIZER]
-        return find(self.model, self.revision, KEY, needed, fetched)
+        return find(self.model, self.revision, KEY, [name for part in PARTS[self.target] for name in part.files])
 
     def check(self, prompts: list[str]) -> None:
         """Look for all files, which are fetched if need be, and see that prompts fit; no weights are loaded.
@@ -103,11 +102,8 @@ class Prompts:
 
     def digests(self) -> dict[str, str]:
         """Return a digest of the files of each text encoder and its tokenizer, by head."""
-        return {part.head: digest(self._files(part)) for part in PARTS[self.target]}
-
-    def _files(self, part: Part) -> list[Path]:
-        tokenizer = [file for name in TOKENIZER for file in (self.folder / part.tokenizer).glob(name)]
-        return [self.folder / part.folder / "config.json", *weights(self.folder / part.folder), *tokenizer]
+        found = {part.head: [f for name in part.files for f in self.folder.glob(name)] for part in PARTS[self.target]}
+        return {head: digest([file for file in files if file.suffix != ".model"]) for head, files in found.items()}
 
     def encode(self, prompts: list[str], done: Done) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield each prompt with what it is by head, ``(width,)`` or ``(tokens, width)``, float32, on the CPU.

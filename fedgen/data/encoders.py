@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgen.data.ast_encoder import AstEncoder
-from fedgen.data.clap_encoder import ClapEncoder
-from fedgen.data.frozen import TOKENS, FrozenEncoder
-from fedgen.data.identity import differing
+from fedgen.data.frozen import TOKENS, AstEncoder, ClapEncoder, FrozenEncoder
 from fedgen.data.patches import PATCH, PatchEncoder
+from fedgen.data.pretrained import differing
 from fedgen.errors import choose, require
 
 MODELS: dict[str, type[FrozenEncoder]] = {"ast": AstEncoder, "clap": ClapEncoder}  # pretrained

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from fedgen.errors import ConfigError, DataError, require
+from fedgen.errors import ConfigError, DataError, require, said
 
-INDEX = "model.safetensors.index.json"
-WEIGHTS = ("model.safetensors", INDEX, "model-*-of-*.safetensors")
-"""What transformers loads without a variant: one file, or an index and its parts."""
-DIFFUSION_WEIGHTS = tuple(f"diffusion_pytorch_{name}" for name in WEIGHTS)
-"""The same of diffusers."""
+WEIGHTS = "model[.-][s0]*"
+"""Files that transformers loads: ``model.safetensors``, or parts and their index; no variant (``model.fp16...``)."""
 
-log = logging.getLogger(__name__)
+REVISION = "revision"
+USUAL_REVISION = "main"
 
 
-def library() -> ModuleType:
+def library() -> Any:
     """Return ``transformers``, which only pretrained models need; `ConfigError` where it is not installed."""
     try:
         import transformers
@@ -36,135 +32,65 @@ def library() -> ModuleType:
         ) from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    module: ModuleType = transformers
-    return module
+    return transformers
 
 
 def find(
-    model: str,
-    revision: str | None,
-    key: str,
-    needed: Sequence[str],
-    fetched: Sequence[str],
-    advised: Sequence[str] | None = None,
+    model: str, revision: str | None, key: str, files: Sequence[str], advised: Sequence[str] | None = None
 ) -> Path:
-    """Return the folder with a model's files: ``model`` itself, or where Hugging Face's library keeps them.
+    """Return the folder with a model's files: ``model`` itself, or the library's cache of a name at Hugging Face.
 
-    Files of a name at Hugging Face are fetched if they are not there yet, or not all of them.
-
-    Parameters
-    ----------
-    model : str
-        A folder, or ``ORGANISATION/NAME`` at Hugging Face.
-    revision : str, optional
-        Branch, tag or commit there.
-    key : str
-        The configuration's key of ``model``, or the command's option, for errors.
-    needed : Sequence[str]
-        Patterns of which each must be there, such as ``config.json`` and ``text_encoder/model*.safetensors``; and all
-        parts of weights that an index names.
-    fetched : Sequence[str]
-        Patterns of what is fetched.
-    advised : Sequence[str], optional
-        Patterns that an error says to fetch, where more than ``fetched`` will be needed in the end.
+    Each pattern of ``files`` must match. What Hugging Face's cache lacks is fetched. ``key`` is the configuration's key
+    of ``model`` or the command's option; an error says to fetch ``advised``, or else ``files``.
 
     Raises
     ------
     ConfigError
         A folder with a revision.
     DataError
-        Files are missing, or cannot be fetched: it says which, and where they belong.
+        Files are missing and cannot be fetched: the message holds the command that fetches them elsewhere.
     """
+    source, name = (model, name_of(model)) if at_hub(model) else ("ORGANISATION/NAME", "NAME")
+    include = " ".join(f"--include '{pattern}'" for pattern in advised or files)
+    hint = (
+        f"On a machine with a network: hf download {source} {include} --local-dir {name}; then copy the folder {name} "
+        f"to this machine and set {key}=PATH/{name}"
+    )
     folder = Path(model).expanduser()
     if folder.is_dir():
         own = "--revision" if key.startswith("--") else f"{key.rpartition('.')[0]}.revision"
         require(revision is None, f"{own}={revision}: {key}={model} is a folder, which has no revisions; leave it out")
-        return _complete(folder, model, key, needed)
-    if not at_hub(model):
-        remedy = _remedy(key, advised or fetched)
-        raise DataError(f"{key}={model} is neither a folder here nor a name ORGANISATION/NAME: {remedy}")
-    return _from_hub(model, revision, key, needed, list(fetched), advised or fetched)
+    else:
+        library()  # brings huggingface_hub
+        try:
+            folder = _fetched(model, revision, list(files))
+        except Exception as error:  # the hub's errors have no base of their own
+            raise DataError(f"{key}={model} is no folder here and cannot be fetched ({said(error)}). {hint}") from error
+    if missing := _missing(folder, files):
+        raise DataError(
+            f"{key}={model}: {folder} has no {', '.join(missing)}. Weights are read from safetensors alone, never from "
+            f"pickled files (.bin). {hint}"
+        )
+    return folder
+
+
+def _fetched(model: str, revision: str | None, files: list[str]) -> Path:
+    import huggingface_hub as hub
+
+    with suppress(Exception):  # not in the cache, or not all of it
+        there = hub.snapshot_download(model, revision=revision, allow_patterns=files, local_files_only=True)
+        if not _missing(Path(there), files):
+            return Path(there)
+    return Path(hub.snapshot_download(model, revision=revision, allow_patterns=files))
+
+
+def _missing(folder: Path, files: Sequence[str]) -> list[str]:
+    return [pattern for pattern in files if not any(folder.glob(pattern))]
 
 
 def at_hub(model: str) -> bool:
     """Return whether ``model`` is a name at Hugging Face, and no folder here."""
-    named = not model.startswith(("/", ".", "~")) and model.count("/") == 1
-    return named and not Path(model).expanduser().is_dir()
-
-
-def _from_hub(
-    model: str, revision: str | None, key: str, needed: Sequence[str], patterns: list[str], advised: Sequence[str]
-) -> Path:
-    try:
-        import huggingface_hub as hub
-    except ImportError as error:
-        raise ConfigError(f"{key}={model} needs huggingface_hub: pip install 'fedgen[encoders]'") from error
-    try:
-        there = hub.snapshot_download(model, revision=revision, allow_patterns=patterns, local_files_only=True)
-        return _complete(Path(there), model, key, needed)
-    except Exception:  # not here, or not all of it; the hub's errors have no base of their own
-        log.info("fetching %s from Hugging Face, once", model)
-    try:
-        there = hub.snapshot_download(model, revision=revision, allow_patterns=patterns)
-    except Exception as error:
-        raise DataError(
-            f"{key}={model} is not on this machine and cannot be fetched ({first_line(error)}). "
-            f"{_remedy(key, advised, model)}"
-        ) from error
-    return _complete(Path(there), model, key, needed)
-
-
-def _complete(folder: Path, model: str, key: str, needed: Sequence[str]) -> Path:
-    missing = [pattern for pattern in needed if not any(folder.glob(pattern))]
-    missing += [name for pattern in needed for name in _missing_weights(folder, pattern)]
-    if missing:
-        pickles = sorted(file.name for part in ("*.bin", "*/*.bin") for file in folder.glob(part))
-        note = (
-            f" {', '.join(pickles)} is not read, since loading it can execute code: where you trust it, load it with "
-            "transformers and write it with save_pretrained, which makes safetensors"
-            if pickles and any("safetensors" in pattern for pattern in missing)
-            else " Weights are read from safetensors alone, never from pickled files (.bin)"
-        )
-        raise DataError(f"{key}={model}: {folder} has no {', '.join(missing)}.{note}")
-    return folder
-
-
-def _missing_weights(folder: Path, pattern: str) -> list[str]:
-    """Return what is not there of weights of which ``pattern`` finds some, as after an interrupted copy."""
-    if not pattern.endswith("*.safetensors") or not any(folder.glob(pattern)):
-        return []
-    whole = folder / pattern.replace("*", "")
-    index = whole.with_name(f"{whole.name}.index.json")
-    if index.is_file():
-        wanted = _parts(index)
-    elif any(folder.glob(pattern.replace("*", "-*-of-*"))) and not whole.is_file():
-        wanted = [index]
-    else:
-        wanted = [whole]  # a variant, such as model.fp16.safetensors, is not it
-    return [str(file.relative_to(folder)) for file in wanted if not file.is_file()]
-
-
-def _parts(index: Path) -> list[Path]:
-    """Return the files of weights that an index names, in order; `DataError` if it is no index."""
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return sorted(index.with_name(name) for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{index} is no index of weights ({first_line(error)}): fetch it again") from error
-
-
-def _remedy(key: str, needed: Sequence[str], model: str = "ORGANISATION/NAME") -> str:
-    include = " ".join(f"--include '{pattern}'" for pattern in needed)
-    name = model.rpartition("/")[2]
-    return (
-        f"On a machine with a network: hf download {model} {include} --local-dir {name}; then copy the folder {name} "
-        f"to this machine and set {key}=PATH/{name}"
-    )
-
-
-def weights(folder: Path) -> list[Path]:
-    """Return the files of weights in ``folder``, in order."""
-    return sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
+    return model.count("/") == 1 and not model.startswith(("/", ".", "~")) and not Path(model).is_dir()
 
 
 def digest(files: Sequence[Path]) -> str:
@@ -182,42 +108,29 @@ def _checksum(file: Path, size: int, changed: int) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def load_model(class_name: str, folder: Path, dtype: torch.dtype, device: torch.device | str, key: str) -> Any:
-    """Return a frozen model of ``transformers``.
+def load_model(model_class: Any, folder: Path, dtype: torch.dtype, device: torch.device | str, key: str) -> Any:
+    """Return a frozen model by ``from_pretrained`` of its class, or of the class of that name in ``transformers``.
 
     Raises
     ------
     DataError
-        The folder holds another model, or not all of its weights: what is missing would be random.
+        The folder holds another model, or not all of its weights, which would be random.
     ConfigError
         It does not fit on the device.
     """
-    model = load_weights(getattr(library(), class_name), folder, key, dtype=dtype)
+    loader = getattr(library(), model_class) if isinstance(model_class, str) else model_class
+    name, options = loader.__name__, {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     try:
-        return model.to(device)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(f"{key}: {class_name} does not fit on {device}; try device=cpu") from error
-
-
-def load_weights(model_class: Any, folder: Path, key: str, **options: Any) -> Any:
-    """Return a frozen model on the CPU, by ``from_pretrained`` of its class in ``transformers`` or ``diffusers``.
-
-    Raises
-    ------
-    DataError
-        As `load_model`.
-    """
-    name = model_class.__name__
-    try:
-        model, found = model_class.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
-        )
+        model, found = loader.from_pretrained(folder, dtype=dtype, **options)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise DataError(f"{key}: {name} cannot be loaded from {folder} ({first_line(error)})") from error
+        raise DataError(f"{key}: {name} cannot be loaded from {folder} ({said(error)})") from error
     lost = sorted([*found["missing_keys"], *map(str, found["mismatched_keys"])])
     if lost:
         raise DataError(f"{key}: {folder} is no {name}: it has no weights {', '.join(lost[:3])} ({len(lost)})")
-    return model.eval().requires_grad_(False)
+    try:
+        return model.eval().requires_grad_(False).to(device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"{key}: {name} does not fit on {device}; try device=cpu") from error
 
 
 def load_part(class_name: str, folder: Path, key: str) -> Any:
@@ -225,20 +138,21 @@ def load_part(class_name: str, folder: Path, key: str) -> Any:
     try:
         return getattr(library(), class_name).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{key}: {class_name} cannot be loaded from {folder} ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{key}: {class_name} cannot be loaded from {folder} ({said(error)})") from error
 
 
 def name_of(model: str) -> str:
-    """Return a model's own name: the last part of a path or of a name at Hugging Face.
+    """Return a model's own name: the last part of a path (also in the library's cache) or of a name at Hugging Face."""
+    path = Path(model).expanduser()  # in the cache: models--ORGANISATION--NAME/snapshots/COMMIT
+    return path.parent.parent.name.rpartition("--")[2] if path.parent.name == "snapshots" else path.name
 
-    In the library's cache a model's folder is ``models--ORGANISATION--NAME/snapshots/COMMIT``.
-    """
-    path = Path(model).expanduser()
-    if path.parent.name == "snapshots":
-        return path.parent.parent.name.rpartition("--")[2]
-    return path.name
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """Return those of ``keys`` on which two identities of encoders differ; a revision counts where both say one."""
+    said = REVISION in one and REVISION in other
+    return [key for key in keys if one.get(key) != other.get(key) and (said or key != REVISION)]
+
+
+def content(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of an encoder's identity decides the tokens: all but the revision."""
+    return {key: value for key, value in identity.items() if key != REVISION}

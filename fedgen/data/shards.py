@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedgen.data.identity import differing
+from fedgen.data.pretrained import differing
 from fedgen.errors import DataError
 from fedgen.files import write_atomically
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from fedgen.data.audio import resample
 from fedgen.data.datasets import Clip, Dataset, DataSettings
 from fedgen.data.encoders import Encoder
-from fedgen.data.identity import REVISION, USUAL_REVISION, content
+from fedgen.data.pretrained import REVISION, USUAL_REVISION, content
 from fedgen.data.shards import (
     FORMAT,
     PREPARE,

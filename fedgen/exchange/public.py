@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from fedgen.data.encoders import EncoderSettings, open_encoder
-from fedgen.data.identity import content
+from fedgen.data.pretrained import content
 from fedgen.data.public import open_public, public_identity
 from fedgen.errors import CheckpointError, DataError
 from fedgen.exchange.files import load_tensors, save_tensors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedgen.errors import ConfigError
+from fedgen.errors import require
 from fedgen.models.seeds import seeded
 from fedgen.saved_run import SavedRun
 
@@ -30,23 +29,9 @@ class Condition:
     heads: Mapping[str, Tensor]
     origin: str
 
-    def digest(self) -> str:
-        """Return what its values amount to, 16 hexadecimal digits."""
-        whole = hashlib.sha256()
-        for head, value in sorted(self.heads.items()):
-            whole.update(f"{head} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
-        return whole.hexdigest()[:16]
-
 
 class Conditioning:
-    """Gives the condition of each picture of a run.
-
-    Parameters
-    ----------
-    run : SavedRun
-    seed : int
-        Of the order in which clips and samples are taken.
-    """
+    """Gives the condition of each picture of a run; ``seed`` is of the order in which clips and samples are taken."""
 
     def __init__(self, run: SavedRun, seed: int = 0) -> None:
         self.run, self.seed = run, seed
@@ -75,21 +60,9 @@ class Conditioning:
 
     def refuse_unless_there(self, labels: list[int], source: str) -> None:
         """Raise `ConfigError` unless every class of ``labels`` has that source."""
-        lacking = [self.run.task.classes[label] for label in labels if not self.has(label, source)]
-        if not lacking:
-            return
-        named, path = ", ".join(lacking), self.run.folder.path
-        if source == "real" and not any(self.clips):
-            raise ConfigError(f"--from=real: this machine has no held-out clips of {path}, they are on the nodes")
-        if source == "real":
-            raise ConfigError(f"--from=real: no held-out clip of {named} is on this machine")
-        if not any(self.samples):
-            mode = self.run.task.config.phase_list[-1].mode
-            raise ConfigError(
-                f"--from=synthetic: {path} (mode={mode}) has no synthetic samples; runs of mode=one_shot and "
-                "mode=generate make some"
-            )
-        raise ConfigError(f"--from=synthetic: {path} has no synthetic samples of {named}")
+        lacking = ", ".join(self.run.task.classes[label] for label in labels if not self.has(label, source))
+        what = {"real": "held-out clips on this machine", "synthetic": "synthetic samples"}.get(source)
+        require(not lacking, f"--from={source}: {self.run.folder.path} has no {what} of {lacking}")
 
     def of(self, label: int, source: str, index: int) -> Condition:
         """Return the condition of one picture, the same whatever else is asked for.

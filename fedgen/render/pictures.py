@@ -2,78 +2,101 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fedgen.errors import choose, require
 from fedgen.files import write_atomically
 from fedgen.models.seeds import seeded
+from fedgen.models.states import exact_digest
 from fedgen.progress import RoundsBar
-from fedgen.render.conditioning import Conditioning
-from fedgen.render.grid import grid
-from fedgen.render.options import UNASKED
-from fedgen.render.painter import Manner, Painter, diffusion
-from fedgen.render.picture import Picture, folder_name, png, save_json
-from fedgen.render.pipelines import KEY, KINDS, PipelineFiles
-from fedgen.render.settings import RenderSettings
+from fedgen.render.conditioning import Condition, Conditioning
+from fedgen.render.pipelines import KINDS, ImagePipeline, PipelineFiles, Sampling, diffusion
+from fedgen.render.settings import UNASKED, RenderSettings
 from fedgen.run_folder import RunFolder
 from fedgen.saved_run import SavedRun
 from fedgen.settings import Config
 
+LONGEST = 50  # characters of a class in a folder's name: up to 4 bytes each
+STEP = 16  # pixels of a picture's height and width are multiples of it
+SIDE = 256  # pixels of the longer side of a picture in a grid
+TITLE = 20  # pixels of a grid's title
+ASIDE = ("pipeline", "revision", "run")
+"""Entries of a JSON that may change while the picture stays: a digest says which pipeline it was."""
+
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is asked for, and what makes it."""
+
+    file: Path
+    condition: Condition
+    facts: dict[str, Any]
+
+    def exists(self) -> bool:
+        """Return whether it is on the disk, made as it is asked for."""
+        try:
+            found = dict(json.loads(self.file.with_suffix(".json").read_text(encoding="utf-8")))
+            with Image.open(self.file) as there:
+                there.verify()
+        except (OSError, ValueError, TypeError, SyntaxError):
+            return False
+        return all(found.get(key) == value for key, value in self.facts.items() if key not in ASIDE)
+
+    def opened(self) -> Image.Image:
+        """Return the picture on the disk as it stands in a grid."""
+        with Image.open(self.file) as there:
+            picture = there.convert("RGB")
+        picture.thumbnail((SIDE, SIDE))
+        return picture
 
 
 def render(path: Path, settings: RenderSettings) -> list[Path]:
     """Make the pictures that ``settings`` ask for, but for those that are there already, and a grid of each class.
 
-    Parameters
-    ----------
-    path : Path
-        The run's folder.
-    settings : RenderSettings
-
-    Returns
-    -------
-    list[Path]
-        The grids.
+    Returns the files of the grids.
 
     Raises
     ------
     ConfigError
-        The run, or what is asked for, has no pictures: see `refuse`; or the pipeline does not fit the run.
+        The run, or what is asked for, has no pictures; or the pipeline does not fit the run.
     DataError
         The pipeline is not on this machine and cannot be fetched, or is damaged.
     """
     folder = RunFolder(path)
     config = folder.config()
-    refuse(path, config)
+    _refuse(path, config)
     diffusion()
     run = SavedRun.open(folder, replace(config, device=settings.device))
-    labels = _labels(settings.classes, run.task.classes)
+    for name in settings.classes or []:
+        choose(name, run.task.classes, "--class")
+    labels = [run.task.classes.index(name) for name in dict.fromkeys(settings.classes or run.task.classes)]
     conditioning = Conditioning(run, settings.seed)
     for source in settings.sources or []:
         conditioning.refuse_unless_there(labels, source)
-    own = settings.pipeline is None
-    files = PipelineFiles(
-        config.target.name,
-        settings.pipeline or config.target.pipeline,
-        settings.revision or (config.target.revision if own else None),
-    )
+    revision = settings.revision or (None if settings.pipeline else config.target.revision)
+    files = PipelineFiles(config.target.name, settings.pipeline or config.target.pipeline, revision)
     files.refuse_unless_it_fits(run.task.targets.heads)
-    manner = _manner(settings, files, run.task.device)
-    pictures = _asked_for(run, conditioning, labels, settings, files, manner)
-    _draw(pictures, settings.seed, files, manner)
-    return [_grid(label, pictures, run.task.classes[label]) for label in labels]
+    sampling = _sampling(settings, files, run.task.device)
+    pictures = _asked_for(conditioning, labels, settings, files, sampling)
+    _draw(pictures, settings.seed, files, sampling)
+    return [_grid(list(own)) for _, own in groupby(pictures, lambda picture: picture.file.parent)]
 
 
-def refuse(path: Path, config: Config) -> None:
-    """Raise `ConfigError` for a run whose adapters aim at nothing that a pipeline takes."""
+def _refuse(path: Path, config: Config) -> None:
     target, known = config.target, " or ".join(KINDS)
     require(target.name in KINDS, f"{path} has target={target.name}, which no pipeline takes: run with target={known}")
     require(
@@ -83,115 +106,110 @@ def refuse(path: Path, config: Config) -> None:
     )
 
 
-def _labels(names: Sequence[str] | None, classes: list[str]) -> list[int]:
-    for name in names or []:
-        choose(name, classes, "--class")
-    return [classes.index(name) for name in dict.fromkeys(names or classes)]
-
-
-def _manner(settings: RenderSettings, files: PipelineFiles, device: torch.device) -> Manner:
+def _sampling(settings: RenderSettings, files: PipelineFiles, device: torch.device) -> Sampling:
     """Return the settings, the pipeline's usual ones where none are given; `ConfigError` for what it cannot do."""
     steps, guidance = files.usual
     precision = files.kind.precision if device.type == "cuda" else "float32"
-    height, width = settings.size or files.usual_size
-    manner = Manner(
-        steps=steps if settings.steps is None else settings.steps,
+    sampling = Sampling(
+        steps=settings.steps or steps,
         guidance=guidance if settings.guidance is None else settings.guidance,
-        size=(height, width),
+        size=settings.size,
         precision=precision if settings.precision == "auto" else settings.precision,
         device=device,
         offload=settings.offload,
     )
     require(
-        files.guided or not manner.guidance,
-        f"--guidance={manner.guidance:g}: {files.model} was trained without (guidance_embeds), leave it at 0",
+        files.guided or not sampling.guidance,
+        f"--guidance={sampling.guidance:g}: {files.model} was trained without (guidance_embeds), leave it at 0",
     )
     require(
-        all(side >= files.step and side % files.step == 0 for side in manner.size),
-        f"--size={height} {width}: both must be multiples of {files.step}",
+        all(side > 0 and side % STEP == 0 for side in sampling.size or ()),
+        f"--size={' '.join(map(str, sampling.size or ()))}: both must be multiples of {STEP}",
     )
     require(not settings.offload or device.type == "cuda", f"--offload needs a CUDA device, this is {device}")
-    return manner
+    return sampling
 
 
 def _asked_for(
-    run: SavedRun,
-    conditioning: Conditioning,
-    labels: list[int],
-    settings: RenderSettings,
-    files: PipelineFiles,
-    manner: Manner,
+    conditioning: Conditioning, labels: list[int], settings: RenderSettings, files: PipelineFiles, sampling: Sampling
 ) -> list[Picture]:
-    out = settings.out or run.folder.path / "render"
+    run = conditioning.run
+    versions = {name: metadata.version(name) for name in ("fedgen", "torch", "diffusers")}
     shared = {
         "seed": settings.seed,
-        "steps": manner.steps,
-        "guidance": manner.guidance,
-        "size": " x ".join(map(str, manner.size)),
-        "pipeline": files.place,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "size": " x ".join(map(str, sampling.size)) if sampling.size else "usual",
+        "pipeline": files.model,
         "revision": files.revision,
-        "precision": manner.precision,
-        "device": manner.device.type,
-        "made by": {"class": files.kind.pipeline, "digest": files.digest(), **_versions()},
+        "precision": sampling.precision,
+        "device": sampling.device.type,
+        "made by": {"class": files.kind.pipeline, "digest": files.digest(), **versions},
         "run": {"folder": str(run.folder.path.absolute()), "round": run.round, "store": str(run.task.store.path)},
     }
     pictures: list[Picture] = []
-    lacking: list[str] = []
     for label in labels:
         name = run.task.classes[label]
+        folder = (settings.out or run.folder.path / "render") / folder_name(name)
         for source in dict.fromkeys(settings.sources or UNASKED):
             if not conditioning.has(label, source):
-                lacking.append(name)
+                logger.info("there are no synthetic samples of %s: pictures of its targets alone", name)
                 continue
             for index in range(settings.count):
                 condition = conditioning.of(label, source, index)
                 facts = {"class": name, "source": source, "made of": condition.origin, "index": index, **shared}
-                facts["embeddings"] = condition.digest()
-                file = out / folder_name(name) / f"{source}_{index}.png"
-                pictures.append(Picture(file, label, source, index, condition, facts))
-    if lacking:
-        logger.info("there are no synthetic samples of %s: pictures of their targets alone", ", ".join(lacking))
+                facts["embeddings"] = exact_digest(condition.heads)[:16]
+                pictures.append(Picture(folder / f"{source}_{index}.png", condition, facts))
     return pictures
 
 
-def _draw(pictures: list[Picture], seed: int, files: PipelineFiles, manner: Manner) -> None:
-    missing = [picture for picture in pictures if not picture.noted()]
+def _draw(pictures: list[Picture], seed: int, files: PipelineFiles, sampling: Sampling) -> None:
+    missing = [picture for picture in pictures if not picture.exists()]
     logger.info("%d pictures, %d of them are there already", len(pictures), len(pictures) - len(missing))
     if not missing:
         return
-    negative = None
-    if files.target == "sd" and manner.guidance > 1:
-        negative = files.empty_prompt(manner.device)
-        shape, own = tuple(negative.shape), tuple(missing[0].condition.heads["clip"].shape)
-        require(shape == own, f"{KEY}={files.model} makes {shape} of a prompt, the run's clip is {own}")
-    painter = Painter(files, manner, negative)
+    pipeline = ImagePipeline(files, sampling)
     bar = RoundsBar(len(missing), "pictures")
     bar.start(0)
     try:
         for done, picture in enumerate(missing, 1):
-            noise = seeded(seed, "picture", picture.facts["class"], picture.index)  # one noise a column of the grid
-            picture.save(painter.draw(picture.condition.heads, noise))
+            facts = picture.facts
+            noise = seeded(seed, "picture", facts["class"], facts["index"])  # one noise a column of the grid
+            save(picture.file, pipeline.generate(picture.condition.heads, noise), facts)
             logger.info("%s (%d of %d), made of %s", picture.file, done, len(missing), picture.condition.origin)
             bar.show(done)
     finally:
         bar.stop()
 
 
-def _grid(label: int, pictures: Iterable[Picture], name: str) -> Path:
-    own = [picture for picture in pictures if picture.label == label]
-    rows: dict[str, list[Image.Image]] = {}
-    for picture in own:
-        rows.setdefault(picture.source, []).append(picture.opened())
-    first = own[0].facts
+def _grid(pictures: list[Picture]) -> Path:
+    """Save the pictures of one class: a row for each source, whose names are in the title, a column for each number."""
+    first = pictures[0].facts
     facts = {key: first[key] for key in ("class", "seed", "steps", "guidance", "size", "pipeline", "revision")}
+    rows = list(dict.fromkeys(picture.facts["source"] for picture in pictures))
     for source in rows:
-        facts[source] = ", ".join(dict.fromkeys(p.facts["made of"] for p in own if p.source == source))
-    file = own[0].file.with_name("grid.png")
-    file.with_suffix(".json").unlink(missing_ok=True)
-    write_atomically(file, png(grid(name, rows)))
-    save_json(file.with_suffix(".json"), facts)
+        origins = (picture.facts["made of"] for picture in pictures if picture.facts["source"] == source)
+        facts[source] = ", ".join(dict.fromkeys(origins))
+    images = [picture.opened() for picture in pictures]
+    sheet = diffusion().utils.make_image_grid(images, len(rows), len(images) // len(rows))
+    sheet = ImageOps.expand(sheet, (0, TITLE, 0, 0), "white")
+    title = f"{first['class']}: {', '.join(rows)}"
+    ImageDraw.Draw(sheet).text((2, 2), title, "black", ImageFont.load_default(TITLE - 6))
+    file = pictures[0].file.with_name("grid.png")
+    save(file, sheet, facts)
     return file
 
 
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("fedgen", "torch", "diffusers")}
+def save(file: Path, picture: Image.Image, facts: dict[str, Any]) -> None:
+    """Write a PNG and the JSON beside it, in an order that never leaves one beside what says otherwise."""
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    file.with_suffix(".json").unlink(missing_ok=True)
+    write_atomically(file, stream.getvalue())
+    write_atomically(file.with_suffix(".json"), (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def folder_name(name: str) -> str:
+    """Return a folder's name for a class, whatever a data set or a node calls it."""
+    plain = re.sub(r"[^\w.-]", "_", name).lstrip(".")[:LONGEST]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

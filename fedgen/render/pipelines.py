@@ -1,4 +1,4 @@
-"""The pipelines of ``diffusers``: which of their arguments each head is, where their files are, and what fits.
+"""The pipelines of ``diffusers``: which of their arguments each head is, where their files are, and their pictures.
 
 Sources: ``pipelines/flux/pipeline_flux.py`` and ``pipelines/stable_diffusion/pipeline_stable_diffusion.py`` of
 diffusers (``__call__``, ``encode_prompt``). FLUX takes T5's tokens as ``prompt_embeds`` and CLIP's pooled vector as
@@ -7,51 +7,51 @@ diffusers (``__call__``, ``encode_prompt``). FLUX takes T5's tokens as ``prompt_
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from fedgen.data.clip_t5 import TOKENIZER, Prompts
-from fedgen.data.pretrained import DIFFUSION_WEIGHTS, WEIGHTS, find, first_line
-from fedgen.errors import DataError, require
+from fedgen.data.clip_t5 import PARTS
+from fedgen.data.pretrained import WEIGHTS, digest, find, library, load_model
+from fedgen.errors import ConfigError, DataError, require, said
 
 KEY = "--pipeline"
-MEBIBYTE = 1 << 20
-TEXT = ["text_encoder/config.json", "text_encoder/model*.safetensors", "tokenizer/*.json"]
-TEXT_FETCHED = [*(f"text_encoder/{name}" for name in ("config.json", *WEIGHTS)), *(f"tokenizer/{n}" for n in TOKENIZER)]
+DIFFUSION_WEIGHTS = f"diffusion_pytorch_{WEIGHTS}"
+CONFIGS = ["model_index.json", "*/config.json"]
+TEXT = PARTS["sd"][0].files
+
+
+def diffusion() -> Any:
+    """Return ``diffusers``; `ConfigError` where it is not installed."""
+    library()  # its pipelines import transformers
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ConfigError(f"pictures need diffusers ({error}): pip install 'fedgen[render]'") from error
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    return diffusers
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a target's pipeline consists of.
+    """What a target's pipeline consists of: classes of ``diffusers``, and the folder of the denoiser.
 
-    Attributes
-    ----------
-    pipeline, denoiser : str
-        Classes of ``diffusers``.
-    part : str
-        Folder of the denoiser.
-    arguments : Mapping
-        By argument of the pipeline: the head that it is, and the key of the denoiser's configuration with its width.
-    without : tuple of str
-        Parts that are not loaded.
-    precision : str
-        What it computes in on CUDA.
+    By argument of the pipeline, ``arguments`` says which head it is, and which key of the denoiser's configuration has
+    its width. On CUDA the pipeline computes in ``precision``.
     """
 
     pipeline: str
     denoiser: str
     part: str
     arguments: Mapping[str, tuple[str, str]]
-    without: tuple[str, ...]
     precision: str
 
 
@@ -61,7 +61,6 @@ KINDS = {
         "FluxTransformer2DModel",
         "transformer",
         {"prompt_embeds": ("t5", "joint_attention_dim"), "pooled_prompt_embeds": ("clip", "pooled_projection_dim")},
-        ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder", "feature_extractor"),
         "bfloat16",
     ),
     "sd": Kind(
@@ -69,7 +68,6 @@ KINDS = {
         "UNet2DConditionModel",
         "unet",
         {"prompt_embeds": ("clip", "cross_attention_dim")},
-        ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"),
         "float16",
     ),
 }
@@ -78,16 +76,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class PipelineFiles:
-    """A pipeline that lies on this machine, or will.
-
-    Attributes
-    ----------
-    target : str
-        ``flux`` or ``sd``.
-    model : str
-        A folder, or a name at Hugging Face.
-    revision : str, optional
-    """
+    """A pipeline that lies on this machine, or will: a folder, or a name at Hugging Face, for ``flux`` or ``sd``."""
 
     target: str
     model: str
@@ -99,79 +88,47 @@ class PipelineFiles:
         return KINDS[self.target]
 
     @property
-    def place(self) -> str:
-        """Its name at Hugging Face, or its folder's whole path."""
-        folder = Path(self.model).expanduser()
-        return str(folder.absolute()) if folder.is_dir() else self.model
+    def _files(self) -> list[str]:
+        models = [f"{part}/{name}" for part in (self.kind.part, "vae") for name in ("config.json", DIFFUSION_WEIGHTS)]
+        return ["model_index.json", "scheduler/scheduler_config.json", *models]
 
-    @cached_property
-    def folder(self) -> Path:
-        """The folder with all that is loaded, which is fetched if need be."""
-        needed, fetched = [*self._configs, *self._weights], [*self._configs, *self._fetched]
-        return find(self.model, self.revision, KEY, needed, fetched, self._advised)
+    def _found(self, files: list[str]) -> Path:
+        advised = [*CONFIGS, *self._files, *(TEXT if self.target == "sd" else [])]
+        return find(self.model, self.revision, KEY, files, advised)
 
-    @property
-    def _configs(self) -> list[str]:
-        parts = (f"{self.kind.part}/config.json", "vae/config.json", "scheduler/scheduler_config.json")
-        return ["model_index.json", *parts]
+    def folder(self, text: bool = False) -> Path:
+        """Return the folder with all that is loaded, which is fetched if need be; ``text``: CLIP's encoder as well."""
+        return self._found([*self._files, *(TEXT if text else [])])
 
-    @property
-    def _weights(self) -> list[str]:
-        return [f"{part}/diffusion_pytorch_model*.safetensors" for part in (self.kind.part, "vae")]
-
-    @property
-    def _fetched(self) -> list[str]:
-        return [f"{part}/{name}" for part in (self.kind.part, "vae") for name in DIFFUSION_WEIGHTS]
-
-    @property
-    def _advised(self) -> list[str]:
-        """What to fetch on another machine, for any setting."""
-        return [*self._configs, *self._fetched, *(TEXT_FETCHED if self.target == "sd" else [])]
-
-    @cached_property
-    def index(self) -> dict[str, Any]:
-        """What says which pipeline it is; fetched, if need be, before anything else is."""
-        return self._read(["model_index.json"], "model_index.json")
-
-    def config(self, part: str) -> dict[str, Any]:
-        """Return the configuration of a part; if need be, those of all are fetched, and no weights yet."""
-        return self._read(self._configs, f"{part}/config.json")
-
-    def _read(self, needed: list[str], name: str) -> dict[str, Any]:
-        folder = find(self.model, self.revision, KEY, needed, needed, self._advised)
+    def config(self, file: str) -> dict[str, Any]:
+        """Return a configuration; all are fetched, if need be, before any weights."""
+        path = self._found(CONFIGS) / file
         try:
-            return dict(json.loads((folder / name).read_text(encoding="utf-8")))
+            return dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"{KEY}={self.model}: {folder / name} cannot be read ({first_line(error)})") from error
+            raise DataError(f"{KEY}={self.model}: {path} cannot be read ({said(error)})") from error
+
+    @cached_property
+    def denoiser(self) -> dict[str, Any]:
+        """The denoiser's configuration."""
+        return self.config(f"{self.kind.part}/config.json")
 
     def refuse_unless_it_fits(self, heads: Mapping[str, Tensor]) -> None:
-        """Raise `ConfigError` unless the pipeline is of the target's kind, and takes heads of these shapes.
-
-        Parameters
-        ----------
-        heads : Mapping
-            ``{head: (C, width) or (C, tokens, width)}``.
-        """
-        found = self.index.get("_class_name")
-        wanted = self.kind.pipeline
+        """Raise `ConfigError` unless the pipeline is of the target's kind, and takes heads of these widths."""
+        found, wanted = self.config("model_index.json").get("_class_name"), self.kind.pipeline
         require(found == wanted, f"{KEY}={self.model} is a {found}: pictures of target={self.target} need a {wanted}")
-        config = self.config(self.kind.part)
         for argument, (head, key) in self.kind.arguments.items():
-            width, taken = heads[head].shape[-1], config.get(key)
+            width, taken = heads[head].shape[-1], self.denoiser.get(key)
             require(
                 width == taken,
                 f"{KEY}={self.model} takes {argument} of width {taken} ({key}), the run's {head} has {width}: choose "
                 "the pipeline whose text encoders made the run's targets (target.model)",
             )
-        if self.target == "flux":
-            most = 512 if self.guided else 256  # `FluxPipeline.check_inputs`; schnell was trained with half
-            count = heads["t5"].shape[1]
-            require(count <= most, f"{KEY}={self.model} takes at most {most} t5 tokens, target.t5_tokens was {count}")
 
     @property
     def guided(self) -> bool:
         """Whether it has a guidance scale; FLUX.1-schnell has none."""
-        return self.target == "sd" or bool(self.config(self.kind.part).get("guidance_embeds", False))
+        return self.target == "sd" or bool(self.denoiser.get("guidance_embeds", False))
 
     @property
     def usual(self) -> tuple[int, float]:
@@ -180,49 +137,85 @@ class PipelineFiles:
             return 50, 7.5
         return (28, 3.5) if self.guided else (4, 0.0)
 
-    @property
-    def step(self) -> int:
-        """What height and width are multiples of, in pixels."""
-        return 2 * self._latent if self.target == "flux" else math.lcm(self._latent, 8)  # `check_inputs` of each
-
-    @property
-    def usual_size(self) -> tuple[int, int]:
-        """Height and width of a picture, in pixels."""
-        sample = 128 if self.target == "flux" else self.config("unet").get("sample_size") or 64
-        height, width = (sample, sample) if isinstance(sample, int) else sample
-        return height * self._latent, width * self._latent
-
-    @property
-    def _latent(self) -> int:
-        """Pixels a side of the autoencoder's latents."""
-        return int(2 ** (len(self.config("vae")["block_out_channels"]) - 1))
-
     def digest(self) -> str:
-        """Return what its files amount to, 16 hexadecimal digits: of weights their sizes, first and last MiB."""
-        whole = hashlib.sha256()
-        weights = {file for pattern in self._weights for file in self.folder.glob(pattern)}
-        for file in sorted([*(self.folder / name for name in self._configs), *weights]):
-            size = file.stat().st_size
-            with file.open("rb") as content:
-                whole.update(f"{file.parent.name}/{file.name} {size}\n".encode() + content.read(MEBIBYTE))
-                content.seek(max(0, size - MEBIBYTE))
-                whole.update(content.read())
-        return whole.hexdigest()[:16]
+        """Return a digest of all files that are loaded but the text encoder's."""
+        return digest([file for pattern in self._files for file in self.folder().glob(pattern)])
 
-    def empty_prompt(self, device: torch.device | str) -> Tensor:
-        """Return what the pipeline's own text encoder makes of no words, ``(tokens, width)``: what guidance leads from.
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a pipeline makes pictures: ``size`` is height and width in pixels, or None for the pipeline's usual."""
+
+    steps: int
+    guidance: float
+    size: Sequence[int] | None
+    precision: str
+    device: torch.device
+    offload: bool = False
+
+
+class ImagePipeline:
+    """A loaded pipeline, without text encoders unless Stable Diffusion's guidance needs one for the empty prompt.
+
+    Raises
+    ------
+    DataError
+        Files are missing or damaged, or of other models. Nothing is unpickled.
+    ConfigError
+        It does not fit on the device.
+    """
+
+    def __init__(self, files: PipelineFiles, sampling: Sampling) -> None:
+        module, kind = diffusion(), files.kind
+        self.files, self.sampling = files, sampling
+        self.precision: torch.dtype = getattr(torch, sampling.precision)
+        models = {kind.part: getattr(module, kind.denoiser), "vae": module.AutoencoderKL}
+        guided = files.target == "sd" and sampling.guidance > 1
+        if guided:  # leads away from the empty prompt, which the pipeline encodes itself
+            models["text_encoder"] = "CLIPTextModel"
+        folder, loaded = files.folder(guided), {*models, "scheduler", *(["tokenizer"] if guided else [])}
+        place = "cpu" if sampling.offload else sampling.device
+        parts = {name: load_model(found, folder / name, self.precision, place, KEY) for name, found in models.items()}
+        listed = files.config("model_index.json").items()
+        parts |= {name: None for name, value in listed if isinstance(value, list) and name not in loaded}
+        if files.target == "sd":
+            parts["requires_safety_checker"] = False
+        try:
+            self.pipeline = getattr(module, kind.pipeline).from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, **parts
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{KEY}={files.model}: no {kind.pipeline} can be made of it ({said(error)})") from error
+        self.pipeline.set_progress_bar_config(disable=True)
+        if sampling.offload:
+            self.pipeline.enable_model_cpu_offload(device=sampling.device)
+
+    def generate(self, heads: Mapping[str, Tensor], generator: torch.Generator) -> Image.Image:
+        """Return the picture of one output of the adapters, ``{head: (width,) or (tokens, width)}``.
+
+        Noise is of ``generator``, which is on the CPU, so that it is the same on every device.
 
         Raises
         ------
-        DataError
-            There is no text encoder, and none can be fetched.
+        ConfigError
+            Memory does not suffice, or the picture has values that are not finite.
         """
+        sampling = self.sampling
+        given = {argument: heads[head][None] for argument, (head, _) in self.files.kind.arguments.items()}
+        height, width = sampling.size or (None, None)
         try:
-            folder = find(self.model, self.revision, KEY, TEXT, TEXT_FETCHED, self._advised)
-        except DataError as error:
-            raise DataError(
-                f"--guidance above 1 needs the pipeline's own text encoder, for the empty prompt ({error}); or set "
-                "--guidance=1, without guidance"
-            ) from error
-        prompts = Prompts(self.target, 1, str(folder), device=device)
-        return dict(prompts.encode([""], lambda head, count: None))[""]["clip"]
+            pixels = self.pipeline(
+                **{name: value.to(sampling.device, self.precision) for name, value in given.items()},
+                height=height,
+                width=width,
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance,
+                generator=generator,
+                output_type="pt",
+            ).images
+        except torch.OutOfMemoryError as error:
+            raise ConfigError("the picture does not fit into the GPU's memory: try --offload or --size") from error
+        finite = bool(torch.isfinite(pixels).all())
+        require(finite, f"the picture is not finite in --precision={sampling.precision}: try --precision=float32")
+        picture: Image.Image = self.pipeline.numpy_to_pil(pixels.float().cpu().permute(0, 2, 3, 1).numpy())[0]
+        return picture

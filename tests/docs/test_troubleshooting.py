@@ -21,7 +21,6 @@ REASONS = {  # functions whose texts become parts of messages
     "assessment": ["_audited"],
     "audit/gate": ["judge", "_leaks"],
     "border": ["differences"],
-    "data/pretrained": ["_remedy"],
     "exchange/agreement": ["differ", "_surplus"],
     "exchange/files": ["not_tensors"],
     "exchange/parts": ["_fault", "_differences"],

@@ -13,7 +13,7 @@ from fedgen.render.settings import RenderSettings
 
 T5_TOKENS = 24
 SMALL = {"device": "cpu", "count": 1}
-SIZE = [16, 24]
+SIZE = [16, 32]
 STEPS = {"flux": 2, "sd": 3}
 
 

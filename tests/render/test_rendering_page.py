@@ -38,7 +38,7 @@ def test_the_command_works(command: str, folder: Path, monkeypatch: pytest.Monke
     words = shlex.split(command)[1:]
     if words[0] == "render":
         words += ["--device=cpu"]
-        words += [] if "--size" in command else ["--size", "8", "16"]
+        words += [] if "--size" in command else ["--size", "16", "16"]
         words += [] if "--steps" in command else ["--steps", "1"]
     assert main(words) == 0
 
