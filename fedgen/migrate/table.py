@@ -22,10 +22,7 @@ Reader = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Remark:
-    """What is said of a value that no override stands for: by default the key's note.
-
-    Unless ``changed``, fedgen does what the value asks for.
-    """
+    """What is said of a value that sets nothing, by default the key's note; unless ``changed``, fedgen does the same."""
 
     text: str = ""
     changed: bool = True
@@ -142,7 +139,6 @@ def switch(on: Any, off: Any) -> Reader:
 
 
 LENGTH = "samples had the training length; here they get the encoder's, unless generator.output_length is set"
-MEMORY = "memory=auto picks from what is free; memory=high never saves memory"
 FEDA2V = "FedA2V is what fedgen does; strategy= chooses the aggregation"
 
 READERS: dict[str, Reader] = {reader.__name__: reader for reader in (flag, whole, number, text, names, groups, samples)}
@@ -154,7 +150,7 @@ READERS |= {
     "strategy": one_of(*STRATEGIES, feda2v=Remark(FEDA2V, changed=False)),
     "upsampling": switch("learned", "linear"),
     "sharing": switch("shared", "local"),
-    "memory": switch("low", Remark(MEMORY)),
+    "memory": switch("low", Remark("memory=auto picks from what is free; memory=high never saves memory")),
     "load": switch(Remark(), Remark("nothing is loaded without checkpoint.load", changed=False)),
     "use_folds": switch(Remark(changed=False), Remark()),
 }
