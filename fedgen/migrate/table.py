@@ -22,7 +22,7 @@ Reader = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Remark:
-    """What is said of a value that sets nothing, by default the key's note; unless ``changed``, fedgen does the same."""
+    """What is said of a value that sets nothing, by default the key's note; unless ``changed``, all is as asked."""
 
     text: str = ""
     changed: bool = True
