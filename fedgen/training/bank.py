@@ -122,10 +122,13 @@ class Bank:
         """
         classes, parts = self._parts(source, seed)
         chosen = {key: self.generators.get(key) or self.new_generator() for key in classes}
-        before = {key: exact_digest(chosen[key].state()) for key in classes if key in self.marginals}
+        keeping = self.marginals if self.settings.marginals else {}  # a generator that stays what it is keeps its own
+        before = {key: exact_digest(chosen[key].state()) for key in classes if key in keeping}
         losses = self._train(chosen, parts)
-        same = {key for key in before if exact_digest(chosen[key].state()) == before[key]}  # these keep their marginals
-        self.marginals |= self._marginals(chosen, {key: part for key, part in parts.items() if key not in same})
+        same = {key for key in before if exact_digest(chosen[key].state()) == before[key]}
+        changed = {key: part for key, part in parts.items() if key not in same}
+        kept = {key: marginals for key, marginals in self.marginals.items() if key not in changed}
+        self.marginals = kept | self._marginals(chosen, changed)
         self.generators |= chosen
         self.classes |= classes
         return losses

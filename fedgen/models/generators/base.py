@@ -64,7 +64,7 @@ class Generator(ABC):
 
     @classmethod
     def select(cls, settings: GeneratorSettings, conditions: Conditions | None) -> Conditions | None:
-        """Return what generators of this kind see of ``conditions``, None for unconditioned ones. Raises as the class."""
+        """Return what generators of this kind see of ``conditions``, None for unconditioned ones."""
         if not cls.conditioned:
             names = ", ".join(settings.conditions)
             text = f"generator.conditions=[{names}], but generator.kind={cls.kind} sees none: it must be []"
