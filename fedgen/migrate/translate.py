@@ -12,12 +12,11 @@ from operator import attrgetter
 from pathlib import Path, PurePath
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedgen.config import choices, known_keys, load_config, quoted
+from fedgen.config import choices, known_keys, load_config, nested_yaml, quoted
 from fedgen.errors import ConfigError, require, suggestion
 from fedgen.migrate.table import LENGTH, NULLS, TABLE, Remark
 from fedgen.phases import MODES, Generators, Mode
@@ -447,14 +446,11 @@ def command(texts: Sequence[str]) -> str:
 
 def experiment(settings: Mapping[str, Any], name: str, origin: str) -> str:
     """Return the text of an experiment file ``name.yaml`` that says what ``settings``, from a file ``origin``, do."""
-    groups, keys = choices(), OmegaConf.create()
+    groups = choices()
     lines = ["# @package _global_", f"# fedgen run experiment={name}", f"# Translated from {origin}.", "defaults:"]
-    for key in ordered(settings):
-        if key in groups:
-            lines.append(f"  - override /{key}: {settings[key]}")
-        else:
-            OmegaConf.update(keys, key, settings[key], force_add=True)
-    return "\n".join([*lines, "", OmegaConf.to_yaml(keys) if keys else ""]).rstrip() + "\n"
+    lines += [f"  - override /{key}: {settings[key]}" for key in ordered(settings) if key in groups]
+    keys = {key: settings[key] for key in ordered(settings) if key not in groups}
+    return "\n".join([*lines, "", nested_yaml(keys) if keys else ""]).rstrip() + "\n"
 
 
 def ordered(settings: Mapping[str, Any]) -> list[str]:
