@@ -95,7 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     migrate = add("migrate", migrate_command, "translate a JSON configuration of the predecessor, FedA2V")
     migrate.add_argument("old", type=Path, metavar="OLD.json")
     migrate.add_argument("--experiment", metavar="NAME", help="print an experiment file instead of a command")
-    migrate.add_argument("--out", type=Path, metavar="PATH", help="write it, to a path .../experiment/NAME.yaml")
     return parser
 
 
@@ -285,19 +284,16 @@ def node_command(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def migrate_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen migrate``: print what an old configuration is here, and on standard error what became of every key."""
-    from fedgen.migrate import command, experiment, overrides, report, save_experiment, translate
+    from fedgen.migrate import command, experiment, overrides, report, translate
 
     _refuse(rest)
-    if options.out and not options.experiment:
-        raise FedgenError(f"--out={options.out} needs --experiment NAME")
     result = translate(options.old)
     report(result)
     settings = result.finished(str(options.old))
-    if not options.experiment:
+    if options.experiment:
+        print(experiment(settings, options.experiment, options.old.name).rstrip())
+    else:
         print(command(overrides(settings)))
-        return
-    text = experiment(settings, options.experiment, options.old.name)
-    print(save_experiment(options.out, options.experiment, text) if options.out else text.rstrip())
 
 
 def _refuse(rest: Sequence[str]) -> None:

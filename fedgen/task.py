@@ -17,7 +17,7 @@ import torch
 from fedgen.data.datasets import Dataset, open_dataset
 from fedgen.data.encoders import Encoder, differences, open_encoder
 from fedgen.data.folds import held_back
-from fedgen.data.partition import partition
+from fedgen.data.partition import Labels, partition
 from fedgen.data.store import Store, identity_of, open_store, prepare, store_folder, without_clips
 from fedgen.data.targets import Targets, check_targets, open_targets, prepare_targets
 from fedgen.data.tokens import MappedTokens, TensorTokens, TokenSource, held_as
@@ -83,9 +83,8 @@ class Task:
         train = self.train_indices
         if self.config.phase_list[0].mode == "centralised":
             return [train]
-        shares = partition(
-            self.store.labels[train], self.classes, self.store.groups, self.config.partition, self.config.seed
-        )
+        labels = Labels(self.store.labels[train], self.classes, self.store.groups)
+        shares = partition(labels, self.config.partition, self.config.seed)
         return [train[share] for share in shares]
 
     @property

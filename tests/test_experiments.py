@@ -110,7 +110,7 @@ def test_the_real_one_deals_three_three_and_four_classes(
 @pytest.fixture
 def get_parts() -> Callable[[list[str]], list[int]]:
     from fedgen.data.datasets import open_dataset
-    from fedgen.data.partition import partition
+    from fedgen.data.partition import Labels, partition
 
     def classes_of_parts(overrides: list[str]) -> list[int]:
         import numpy as np
@@ -118,7 +118,7 @@ def get_parts() -> Callable[[list[str]], list[int]]:
         config = load_config(["experiment=esc10", *overrides])
         dataset = open_dataset(config.data)
         labels = np.array([clip.label for clip in dataset.clips if clip.fold != config.data.test_fold])
-        parts = partition(labels, dataset.classes, dataset.groups, config.partition, config.seed)
+        parts = partition(Labels(labels, dataset.classes, dataset.groups), config.partition, config.seed)
         return [len(set(labels[part])) for part in parts]
 
     return classes_of_parts

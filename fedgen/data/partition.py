@@ -41,28 +41,32 @@ class PartitionSettings:
         require(self.alpha >= 0.01, f"partition.alpha={self.alpha} is not at least 0.01")
 
 
-def partition(
-    labels: np.ndarray, classes: list[str], groups: dict[str, list[str]], settings: PartitionSettings, seed: int
-) -> list[np.ndarray]:
-    """Deal clips to nodes: disjoint, seeded, and complete over the classes in play.
+@dataclass(frozen=True)
+class Labels:
+    """What clips are of, and how classes belong together."""
 
-    Parameters
-    ----------
-    labels : np.ndarray
-        Global class ids of the clips, ``(N,)``.
-    classes : list[str]
-        Class names by id.
-    groups : dict[str, list[str]]
-        The data set's named groups, possibly empty.
-    settings : PartitionSettings
-        How to deal.
-    seed : int
-        Decides every random choice.
+    ids: np.ndarray  # global class id of each clip (N,)
+    classes: list[str]  # class names by id
+    groups: dict[str, list[str]]  # the data set's named groups of classes, possibly none
+
+    def assigned(self, assignment: list[list[str]], rng: np.random.RandomState) -> list[np.ndarray]:
+        """Return each node's clips of its classes; a class of several nodes is shuffled and shared out."""
+        parts: list[list[np.ndarray]] = [[np.empty(0, dtype=np.int64)] for _ in assignment]
+        for label, name in enumerate(self.classes):
+            owners = [node for node, names in enumerate(assignment) if name in names]
+            clips = rng.permutation(np.flatnonzero(self.ids == label))
+            for owner, piece in zip(owners, np.array_split(clips, max(len(owners), 1)), strict=False):
+                parts[owner].append(piece)
+        return [np.concatenate(part) for part in parts]
+
+
+def partition(labels: Labels, settings: PartitionSettings, seed: int) -> list[np.ndarray]:
+    """Deal clips to nodes: disjoint, seeded, and complete over the classes in play.
 
     Returns
     -------
     list[np.ndarray]
-        For each node the ascending positions in ``labels`` that it holds, int64.
+        For each node the ascending positions of its clips in ``labels.ids``, int64.
 
     Raises
     ------
@@ -71,8 +75,7 @@ def partition(
     DataError
         A node would have no clip.
     """
-    labels = np.asarray(labels)
-    parts = PARTITIONS[settings.name](labels, classes, groups, settings, stream("partition", settings.name, seed))
+    parts = PARTITIONS[settings.name](labels, settings, stream("partition", settings.name, seed))
     for node, part in enumerate(parts):
         if len(part) == 0:
             raise DataError(
@@ -82,18 +85,12 @@ def partition(
     return [np.sort(part).astype(np.int64) for part in parts]
 
 
-def by_class(
-    labels: np.ndarray,
-    classes: list[str],
-    groups: dict[str, list[str]],
-    settings: PartitionSettings,
-    rng: np.random.RandomState,
-) -> list[np.ndarray]:
+def by_class(labels: Labels, settings: PartitionSettings, rng: np.random.RandomState) -> list[np.ndarray]:
     """Give each node classes of its own: its group if there are as many groups as nodes, else neighbours in order.
 
     Ten classes on three nodes are dealt 3, 3 and 4: the last nodes get the extra ones.
     """
-    nodes = settings.nodes
+    nodes, classes, groups = settings.nodes, labels.classes, labels.groups
     require(nodes <= len(classes), f"partition.nodes={nodes} is more than the {len(classes)} classes to deal by_class")
     grouped = len(groups) == nodes and sorted(name for names in groups.values() for name in names) == sorted(classes)
     if grouped:
@@ -101,16 +98,10 @@ def by_class(
     else:
         edges = [node * len(classes) // nodes for node in range(nodes + 1)]
         assignment = [classes[low:high] for low, high in pairwise(edges)]
-    return _assigned(labels, classes, assignment, rng)
+    return labels.assigned(assignment, rng)
 
 
-def explicit(
-    labels: np.ndarray,
-    classes: list[str],
-    groups: dict[str, list[str]],
-    settings: PartitionSettings,
-    rng: np.random.RandomState,
-) -> list[np.ndarray]:
+def explicit(labels: Labels, settings: PartitionSettings, rng: np.random.RandomState) -> list[np.ndarray]:
     """Give each node the classes that ``partition.assignment`` lists for it; classes that no node lists are left out.
 
     A class that several nodes list is shared: each of them gets clips that no other one has, as evenly as possible.
@@ -122,28 +113,22 @@ def explicit(
     )
     for node, names in enumerate(settings.assignment):
         for name in names:
-            choose(name, classes, f"partition.assignment[{node}]")
+            choose(name, labels.classes, f"partition.assignment[{node}]")
         require(len(set(names)) == len(names), f"partition.assignment[{node}]={names} names a class twice")
-    return _assigned(labels, classes, settings.assignment, rng)
+    return labels.assigned(settings.assignment, rng)
 
 
-def dirichlet(
-    labels: np.ndarray,
-    classes: list[str],
-    groups: dict[str, list[str]],
-    settings: PartitionSettings,
-    rng: np.random.RandomState,
-) -> list[np.ndarray]:
+def dirichlet(labels: Labels, settings: PartitionSettings, rng: np.random.RandomState) -> list[np.ndarray]:
     """Share each class over the nodes in proportions drawn from Dirichlet(alpha), drawn again while a node has none.
 
     Source: Hsu et al., Measuring the Effects of Non-Identical Data Distribution, 2019 (1909.06335).
     """
     nodes = settings.nodes
-    require(nodes <= len(labels), f"partition.nodes={nodes} is more than the {len(labels)} clips to deal")
+    require(nodes <= len(labels.ids), f"partition.nodes={nodes} is more than the {len(labels.ids)} clips to deal")
     for _ in range(DRAWS):
         parts: list[list[np.ndarray]] = [[] for _ in range(nodes)]
-        for label in np.unique(labels):
-            clips = rng.permutation(np.flatnonzero(labels == label))
+        for label in np.unique(labels.ids):
+            clips = rng.permutation(np.flatnonzero(labels.ids == label))
             shares = rng.dirichlet(np.full(nodes, settings.alpha))
             cuts = np.round(np.cumsum(shares)[:-1] * len(clips)).astype(int)
             for part, piece in zip(parts, np.split(clips, cuts), strict=True):
@@ -153,37 +138,16 @@ def dirichlet(
             return dealt
     raise DataError(
         f"{DRAWS} draws with partition.alpha={settings.alpha} and partition.nodes={nodes} all left a node without a "
-        f"clip of the {len(labels)}: raise partition.alpha or lower partition.nodes"
+        f"clip of the {len(labels.ids)}: raise partition.alpha or lower partition.nodes"
     )
 
 
-def iid(
-    labels: np.ndarray,
-    classes: list[str],
-    groups: dict[str, list[str]],
-    settings: PartitionSettings,
-    rng: np.random.RandomState,
-) -> list[np.ndarray]:
+def iid(labels: Labels, settings: PartitionSettings, rng: np.random.RandomState) -> list[np.ndarray]:
     """Deal all clips at random, as evenly as possible, whatever their class."""
     nodes = settings.nodes
-    require(nodes <= len(labels), f"partition.nodes={nodes} is more than the {len(labels)} clips to deal")
-    return np.array_split(rng.permutation(len(labels)), nodes)
+    require(nodes <= len(labels.ids), f"partition.nodes={nodes} is more than the {len(labels.ids)} clips to deal")
+    return np.array_split(rng.permutation(len(labels.ids)), nodes)
 
 
-def _assigned(
-    labels: np.ndarray, classes: list[str], assignment: list[list[str]], rng: np.random.RandomState
-) -> list[np.ndarray]:
-    """Return each node's clips of its classes; a class of several nodes is shuffled and shared out."""
-    parts: list[list[np.ndarray]] = [[np.empty(0, dtype=np.int64)] for _ in assignment]
-    for label, name in enumerate(classes):
-        owners = [node for node, names in enumerate(assignment) if name in names]
-        clips = rng.permutation(np.flatnonzero(labels == label))
-        for owner, piece in zip(owners, np.array_split(clips, max(len(owners), 1)), strict=False):
-            parts[owner].append(piece)
-    return [np.concatenate(part) for part in parts]
-
-
-Partitioner = Callable[
-    [np.ndarray, list[str], dict[str, list[str]], PartitionSettings, np.random.RandomState], list[np.ndarray]
-]
+Partitioner = Callable[[Labels, PartitionSettings, np.random.RandomState], list[np.ndarray]]
 PARTITIONS: dict[str, Partitioner] = {"by_class": by_class, "dirichlet": dirichlet, "iid": iid, "explicit": explicit}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedgen.data.streams import stream
-from fedgen.data.synthesis import RATE, curve, envelope, noise, resonate, seconds, starts, unit, wander
+from fedgen.data.synthesis import RATE, curve, drift, envelope, noise, resonate, seconds, starts, unit, wander
 
 LENGTH = 5.0  # seconds
 SAMPLES = seconds(LENGTH)
@@ -113,7 +113,7 @@ def reverberant(recipe: Recipe, sound: np.ndarray) -> np.ndarray:
 def recorded(recipe: Recipe, sound: np.ndarray) -> np.ndarray:
     """Return ``sound`` ``(samples,)`` at unit level, over noise that swells, and in half of all classes low-passed."""
     air = noise(recipe.take, SAMPLES, high=recipe.pick(500, 8000), slope=recipe.pick(0.2, 1.5))
-    air *= np.exp(0.2 * wander(recipe.take, SAMPLES, 2))
+    air *= drift(recipe.take, SAMPLES, 2, 0.2)
     sound = unit(sound) + air / 10 ** (recipe.pick(5, 60) / 20)
     cut, order = recipe.pick(1500, 8000), recipe.kind.choice([4, 12, 40])
     if recipe.chance(0.5):

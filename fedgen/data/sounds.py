@@ -16,10 +16,12 @@ from fedgen.data.streams import stream
 from fedgen.data.synthesis import (
     RATE,
     curve,
+    drift,
     envelope,
     harmonics,
     noise,
     place,
+    repeat,
     resonate,
     rolloff,
     seconds,
@@ -28,11 +30,6 @@ from fedgen.data.synthesis import (
     wander,
 )
 
-GROUPS = {
-    "animals": ["dog", "rooster", "pig", "cow", "frog"],
-    "nature": ["rain", "sea_waves", "crackling_fire", "crickets", "chirping_birds"],
-    "mechanical": ["helicopter", "chainsaw", "siren", "car_horn", "engine"],
-}
 TAKES = 2  # clips of a recording
 
 
@@ -51,7 +48,7 @@ def background(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """Return the noise of the place: coloured by the recording, swelling by the clip, with or without mains hum."""
     air = noise(take, n, high=voice.uniform(4000, 8000), slope=voice.uniform(0.4, 1))
     hum = harmonics(np.full(n, voice.choice([50.0, 60.0])), rolloff(8, 1)) * max(0.0, voice.uniform(-2, 1))
-    return unit(air * np.exp(0.2 * wander(take, n, 2)) + hum)
+    return unit(air * drift(take, n, 2, 0.2) + hum)
 
 
 def dog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
@@ -66,8 +63,7 @@ def dog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
             take.uniform(0.5, 1) * envelope(m, 0.02, 0.1) * resonate(tone + rough * noise(take, m), throat, [200, 400])
         )
 
-    times = starts(take, n / RATE, take.uniform(0.25, 0.7), 0.4)
-    return place(n, [(start, bark()) for start in times])
+    return repeat(take, n, take.uniform(0.25, 0.7), 0.4, bark)
 
 
 def rooster(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
@@ -91,12 +87,11 @@ def pig(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     def grunt() -> np.ndarray:
         high = take.uniform() < squeals
         m = seconds(take.uniform(0.1, 0.45))
-        f0 = pitch * (take.uniform(5, 9) if high else 1) * np.exp(0.1 * wander(take, m, 15))
+        f0 = pitch * (take.uniform(5, 9) if high else 1) * drift(take, m, 15, 0.1)
         tone = harmonics(f0, rolloff(25, 0.6)) + take.uniform(0.4, 1.2) * noise(take, m, high=4000)
         return envelope(m, 0.04, 0.12) * resonate(tone, throat, [150, 300])
 
-    times = starts(take, n / RATE, take.uniform(0.25, 0.9), 0.5)
-    return place(n, [(start, grunt()) for start in times])
+    return repeat(take, n, take.uniform(0.25, 0.9), 0.5, grunt)
 
 
 def cow(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
@@ -105,15 +100,11 @@ def cow(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
 
     def moo() -> np.ndarray:
         m = seconds(take.uniform(0.7, 2.2))
-        f0 = (
-            pitch
-            * curve([0.8, take.uniform(0.9, 1.2), 1.1, take.uniform(0.6, 1)], m)
-            * np.exp(0.02 * wander(take, m, 8))
-        )
+        f0 = pitch * curve([0.8, take.uniform(0.9, 1.2), 1.1, take.uniform(0.6, 1)], m) * drift(take, m, 8, 0.02)
         tone = harmonics(f0, rolloff(25, 0.6)) + 0.15 * noise(take, m, high=3000)
         return envelope(m, 0.15, 0.3) * resonate(tone, throat, [120, 250])
 
-    return place(n, [(start, moo()) for start in starts(take, n / RATE, take.uniform(1.2, 2.2), 0.3)])
+    return repeat(take, n, take.uniform(1.2, 2.2), 0.3, moo)
 
 
 def frog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
@@ -126,15 +117,14 @@ def frog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
         tone = noise(take, m, centre * 0.8, centre * 1.25) + harmonics(np.full(m, centre), rolloff(3, 1.5))
         return envelope(m, 0.03, 0.08) * pulses * tone
 
-    times = starts(take, n / RATE, take.uniform(0.3, 0.7), 0.3)
-    return place(n, [(start, croak()) for start in times])
+    return repeat(take, n, take.uniform(0.3, 0.7), 0.3, croak)
 
 
 def rain(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """Steady hiss with drops."""
     hiss = noise(take, n, voice.uniform(100, 900), voice.uniform(4000, 8000), voice.uniform(0, 0.6))
     drops = clicks(take, n, take.uniform(15, 120), voice.uniform(800, 4000), 1.0)
-    return hiss * np.exp(0.15 * wander(take, n, 3)) + take.uniform(0.2, 1) * drops
+    return hiss * drift(take, n, 3, 0.15) + take.uniform(0.2, 1) * drops
 
 
 def sea_waves(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
@@ -143,12 +133,12 @@ def sea_waves(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     swell = 0.5 + 0.5 * np.sin(2 * np.pi * (np.arange(n) / RATE / period + at))
     deep = noise(take, n, 40, voice.uniform(500, 1500), voice.uniform(0.3, 0.8))
     foam = noise(take, n, voice.uniform(500, 1500), 8000, voice.uniform(0, 0.5))
-    return deep * (0.3 + swell) + foam * swell**2 * voice.uniform(0.3, 1.2) * np.exp(0.1 * wander(take, n, 6))
+    return deep * (0.3 + swell) + foam * swell**2 * voice.uniform(0.3, 1.2) * drift(take, n, 6, 0.1)
 
 
 def crackling_fire(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """Soft roar with irregular cracks of very different strength."""
-    roar = noise(take, n, 30, voice.uniform(300, 2500), voice.uniform(0.3, 1)) * np.exp(0.3 * wander(take, n, 5))
+    roar = noise(take, n, 30, voice.uniform(300, 2500), voice.uniform(0.3, 1)) * drift(take, n, 5, 0.3)
     cracks = clicks(take, n, take.uniform(4, 45), voice.uniform(1200, 5000), voice.uniform(1.2, 2))
     return take.uniform(0.2, 0.8) * roar + cracks
 
@@ -168,7 +158,7 @@ def crickets(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     t = np.arange(n) / RATE
     fast = np.clip(np.sin(2 * np.pi * pulse * t * take.uniform(0.95, 1.05)), 0, None)
     slow = np.sin(2 * np.pi * (group * t + take.uniform())) > take.choice([-2.0, -0.3, 0.2])
-    return harmonics(carrier * np.exp(0.01 * wander(take, n, 10)), np.array([1, 0.1])) * fast * slow
+    return harmonics(carrier * drift(take, n, 10, 0.01), np.array([1, 0.1])) * fast * slow
 
 
 def chirping_birds(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
@@ -188,7 +178,7 @@ def chirping_birds(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
 def helicopter(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """Thumps of a rotor, 8 to 24 a second, over a turbine's hiss."""
     rate, sharp = voice.uniform(8, 24), voice.uniform(2, 8)
-    beat = np.clip(harmonics(rate * np.exp(0.03 * wander(take, n, 1)), np.ones(1)), 0, None) ** sharp
+    beat = np.clip(harmonics(rate * drift(take, n, 1, 0.03), np.ones(1)), 0, None) ** sharp
     blades = beat * noise(take, n, 30, voice.uniform(400, 2500), voice.uniform(0.3, 1))
     turbine = noise(take, n, voice.uniform(300, 2000), 8000, 0.3) + harmonics(
         np.full(n, voice.uniform(300, 2500)), np.ones(1)
@@ -199,9 +189,7 @@ def helicopter(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
 def chainsaw(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """A harsh buzz that revs up and down."""
     idle = voice.uniform(50, 130)
-    revs = (
-        idle * np.exp(0.35 * np.clip(wander(take, n, take.uniform(0.5, 3)), -1, 2)) * np.exp(0.02 * wander(take, n, 40))
-    )
+    revs = idle * np.exp(0.35 * np.clip(wander(take, n, take.uniform(0.5, 3)), -1, 2)) * drift(take, n, 40, 0.02)
     buzz = np.tanh(3 * harmonics(revs, rolloff(40, voice.uniform(0.3, 0.8))))
     rasp = noise(take, n, 800, 8000) * (1 + np.sin(2 * np.pi * np.cumsum(revs) / RATE))
     body = [voice.uniform(400, 1200), voice.uniform(1500, 4000)]
@@ -218,7 +206,7 @@ def siren(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     turn = np.sin(2 * np.pi * (np.arange(n) / RATE / period + take.uniform()))
     turn = np.sign(turn) if voice.uniform() < 0.3 else turn
     tone = harmonics(low * ratio ** (0.5 + 0.5 * turn), rolloff(10, voice.uniform(0.5, 1)))
-    return tone * np.exp(0.2 * wander(take, n, 1))
+    return tone * drift(take, n, 1, 0.2)
 
 
 def car_horn(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
@@ -232,37 +220,23 @@ def car_horn(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
             tone + bool(second) * harmonics(np.full(m, pitch * second), rolloff(16, 0.5))
         )
 
-    times = starts(take, n / RATE, take.uniform(0.5, 1.2), 0.3)
-    return resonate(place(n, [(start, honk()) for start in times]), [voice.uniform(1500, 2500)], [700], 0.2)
+    return resonate(repeat(take, n, take.uniform(0.5, 1.2), 0.3, honk), [voice.uniform(1500, 2500)], [700], 0.2)
 
 
 def engine(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """An idling or running motor: low pulses, uneven, over a rumble."""
-    firing = (
-        voice.uniform(18, 95)
-        * np.exp(0.12 * wander(take, n, take.uniform(0.3, 2)))
-        * np.exp(0.02 * wander(take, n, 30))
-    )
+    firing = voice.uniform(18, 95) * drift(take, n, take.uniform(0.3, 2), 0.12) * drift(take, n, 30, 0.02)
     pulses = harmonics(firing, rolloff(40, voice.uniform(0.3, 1)) * np.exp(0.4 * voice.standard_normal(40)))
     rumble = noise(take, n, 30, voice.uniform(300, 2000), voice.uniform(0.3, 0.9))
     body = resonate(pulses, [voice.uniform(80, 300), voice.uniform(400, 1500)], [80, 400], 0.1)
     return unit(body) + voice.uniform(0.2, 1.2) * rumble
 
 
-SOUNDS: dict[str, Callable[[RandomState, RandomState, int], np.ndarray]] = {
-    "dog": dog,
-    "rooster": rooster,
-    "pig": pig,
-    "cow": cow,
-    "frog": frog,
-    "rain": rain,
-    "sea_waves": sea_waves,
-    "crackling_fire": crackling_fire,
-    "crickets": crickets,
-    "chirping_birds": chirping_birds,
-    "helicopter": helicopter,
-    "chainsaw": chainsaw,
-    "siren": siren,
-    "car_horn": car_horn,
-    "engine": engine,
+Sound = Callable[[RandomState, RandomState, int], np.ndarray]
+GROUPED: dict[str, list[Sound]] = {
+    "animals": [dog, rooster, pig, cow, frog],
+    "nature": [rain, sea_waves, crackling_fire, crickets, chirping_birds],
+    "mechanical": [helicopter, chainsaw, siren, car_horn, engine],
 }
+GROUPS = {group: [sound.__name__ for sound in sounds] for group, sounds in GROUPED.items()}
+SOUNDS: dict[str, Sound] = {sound.__name__: sound for sounds in GROUPED.values() for sound in sounds}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.random import RandomState
 
@@ -22,6 +24,11 @@ def wander(rng: RandomState, n: int, rate: float) -> np.ndarray:
     """Return a random curve ``(n,)`` of about unit deviation that turns about ``rate`` times a second."""
     knots = max(2, int(n / RATE * rate) + 2)
     return curve(list(rng.standard_normal(knots)), n)
+
+
+def drift(rng: RandomState, n: int, rate: float, depth: float) -> np.ndarray:
+    """Return a factor ``(n,)`` around 1 whose logarithm wanders with deviation ``depth``."""
+    return np.exp(depth * wander(rng, n, rate))
 
 
 def envelope(n: int, attack: float, release: float) -> np.ndarray:
@@ -82,6 +89,11 @@ def starts(rng: RandomState, duration: float, gap: float, jitter: float) -> list
     while times[-1] < duration:
         times.append(times[-1] + gap * max(0.1, 1 + jitter * rng.standard_normal()))
     return times[:-1]
+
+
+def repeat(rng: RandomState, n: int, gap: float, jitter: float, sound: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return ``(n,)`` samples of ``sound``, made anew at each of `starts`."""
+    return place(n, [(start, sound()) for start in starts(rng, n / RATE, gap, jitter)])
 
 
 def unit(signal: np.ndarray) -> np.ndarray:

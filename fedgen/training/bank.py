@@ -18,10 +18,10 @@ from fedgen.models.public import PublicSpace
 from fedgen.models.samples import SyntheticTokens
 from fedgen.models.schedule import Schedule
 from fedgen.models.seeds import seeded
-from fedgen.models.states import exact_digest
+from fedgen.models.states import exact_digest, join, part_of
 from fedgen.training.granularity import GranularitySettings, slots
 
-MARGINALS = "marginals."  # how the names of their tensors begin
+MARGINALS = "marginals"  # how the names of their tensors begin
 
 
 class Bank:
@@ -88,7 +88,7 @@ class Bank:
     def state(self, key: str) -> dict[str, Tensor]:
         """Return everything that defines a generator and the map of its samples, by name."""
         marginals = self.marginals[key].state() if key in self.marginals else {}
-        return self.generators[key].state() | {f"{MARGINALS}{name}": value for name, value in marginals.items()}
+        return self.generators[key].state() | join({MARGINALS: marginals})
 
     @property
     def codec(self) -> Codec:
@@ -96,15 +96,9 @@ class Bank:
         return self.space.codec
 
     def of_state(self, state: Mapping[str, Tensor]) -> tuple[Generator, Marginals | None]:
-        """Return what `state` came from; the bank stays as it is.
-
-        Raises
-        ------
-        DataError
-            A tensor is missing, unknown, of another shape or not finite.
-        """
-        own = {name: value for name, value in state.items() if not name.startswith(MARGINALS)}
-        rest = {name.removeprefix(MARGINALS): value for name, value in state.items() if name not in own}
+        """Return what `state` came from; `DataError` if a tensor is missing, unknown, misshapen or not finite."""
+        rest = part_of(state, MARGINALS)
+        own = {name: value for name, value in state.items() if not name.startswith(f"{MARGINALS}.")}
         generator = self.new_generator()
         generator.load_state(own)
         return generator, Marginals.from_state(rest, self.codec) if rest else None
@@ -126,17 +120,13 @@ class Bank:
         ConfigError
             The granularity does not cover the classes present.
         """
-        classes = self._slots(source)
+        classes, parts = self._parts(source, seed)
         chosen = {key: self.generators.get(key) or self.new_generator() for key in classes}
-        parts = self._parts(source, classes, seed)
-        fitting = self.marginals if self.settings.marginals else {}  # a generator that stays what it is keeps its own
-        before = {key: exact_digest(chosen[key].state()) for key in fitting if key in chosen}
+        keeping = self.marginals if self.settings.marginals else {}  # a generator that stays what it is keeps its own
+        before = {key: exact_digest(chosen[key].state()) for key in classes if key in keeping}
         losses = self._train(chosen, parts)
-        changed = {
-            key: part
-            for key, part in parts.items()
-            if key not in before or exact_digest(chosen[key].state()) != before[key]
-        }
+        same = {key for key in before if exact_digest(chosen[key].state()) == before[key]}
+        changed = {key: part for key, part in parts.items() if key not in same}
         kept = {key: marginals for key, marginals in self.marginals.items() if key not in changed}
         self.marginals = kept | self._marginals(chosen, changed)
         self.generators |= chosen
@@ -159,17 +149,10 @@ class Bank:
             The node's clips.
         states : Mapping[str, dict[str, Tensor]]
             State by key, as `shared_states` or a merge gave it. A key without one starts from ``init_seed``.
-        init_seed : int
-            Seed of first weights: the same on every node.
-        seed : int
-            Seed of the order and the noise.
+        init_seed, seed : int
+            Seeds of first weights, the same on every node, and of the order and the noise.
         schedule : Schedule
             Place of this call in the training of all rounds.
-
-        Returns
-        -------
-        list[dict]
-            As `fit`.
 
         Raises
         ------
@@ -178,9 +161,9 @@ class Bank:
         DataError
             A state is not one of these settings.
         """
-        classes = self._slots(source)
+        classes, parts = self._parts(source, seed)
         chosen = {key: self._shared(states.get(key), _slot_seed(init_seed, key)) for key in classes}
-        losses = self._train(chosen, self._parts(source, classes, seed), schedule)
+        losses = self._train(chosen, parts, schedule)
         self.generators, self.classes, self.marginals = chosen, classes, {}
         return losses
 
@@ -198,12 +181,11 @@ class Bank:
         DataError
             A generator of the node's classes has no state, or one of other settings. The bank is then as before.
         """
-        classes = self._slots(source)
+        classes, parts = self._parts(source, seed=0)
         missing = [key for key in classes if key not in states]
         if missing:
             raise DataError(f"no shared state for {', '.join(missing)}; there is one for {', '.join(sorted(states))}")
         chosen = {key: self._shared(states[key], 0) for key in classes}
-        parts = self._parts(source, classes, seed=0)
         for key, part in parts.items():
             chosen[key].settle(part.latents, part.labels)
         self.marginals = self._marginals(chosen, parts)
@@ -216,18 +198,10 @@ class Bank:
         device: torch.device | str = "cpu",
         absent: Sequence[str] = (),
     ) -> SyntheticTokens:
-        """Draw samples: ``counts`` says how many of each global class id.
+        """Draw samples, to be decoded on ``device``: ``counts`` says how many of each global class id.
 
         A class's samples depend on its generator, the seed and its id alone, not on which other classes are asked for.
-
-        Parameters
-        ----------
-        counts : Mapping[int, int]
-        seed : int
-        device : torch.device or str
-            Where the samples are decoded.
-        absent : Sequence[str]
-            Conditions to do without, such as ``t5``, for kinds that can.
+        ``absent`` are conditions to do without, such as ``t5``, for kinds that can.
 
         Raises
         ------
@@ -245,29 +219,24 @@ class Bank:
             labels.append(torch.full((count,), label))
         return SyntheticTokens(self.codec, torch.cat(drawn), torch.cat(labels), seed, device)
 
-    def _slots(self, source: TokenSource) -> dict[str, list[str]]:
-        return slots(self.granularity, [self.class_names[label] for label in source.labels.unique().tolist()])
-
-    def _parts(self, source: TokenSource, classes: Mapping[str, list[str]], seed: int) -> dict[str, Part]:
-        """Return what each generator learns from."""
+    def _parts(self, source: TokenSource, seed: int) -> tuple[dict[str, list[str]], dict[str, Part]]:
+        """Return which classes each generator serves, and what it learns from."""
+        classes = slots(self.granularity, [self.class_names[label] for label in source.labels.unique().tolist()])
         latents, parts = self.encode() if self.encode else self.codec.encode_all(source), {}
         for key, names in classes.items():
             wanted = torch.tensor([self.class_names.index(name) for name in names])
             rows = torch.isin(source.labels, wanted).nonzero().squeeze(1)
             seeds = _slot_seed(seed, key), _slot_seed(self.split_seed, key)
             parts[key] = Part(latents[rows.to(latents.device)], source.labels[rows], *seeds)
-        return parts
+        return classes, parts
 
     def _marginals(self, generators: Mapping[str, Generator], parts: Mapping[str, Part]) -> dict[str, Marginals]:
         """Return what maps each generator's samples, if the settings want it."""
-        if not self.settings.marginals:
-            return {}
-        return {
-            key: Marginals.fit(
-                self.codec.to(part.latents.device), part.latents, part.labels, generators[key].sample, part.seed
-            )
-            for key, part in parts.items()
-        }
+        found = {}
+        for key, part in parts.items() if self.settings.marginals else ():
+            codec, draw = self.codec.to(part.latents.device), generators[key].sample
+            found[key] = Marginals.fit(codec, part.latents, part.labels, draw, part.seed)
+        return found
 
     def _train(
         self, generators: Mapping[str, Generator], parts: Mapping[str, Part], schedule: Schedule | None = None

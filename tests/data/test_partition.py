@@ -3,7 +3,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fedgen.data.partition import PartitionSettings, partition
+from fedgen.data.partition import Labels, PartitionSettings, partition
 from fedgen.errors import ConfigError, DataError
 
 CLASSES = [f"class_{letter}" for letter in "abcdefghij"]
@@ -12,7 +12,7 @@ CLASSES = [f"class_{letter}" for letter in "abcdefghij"]
 def deal(
     labels: np.ndarray, settings: PartitionSettings, seed: int = 0, groups: dict | None = None
 ) -> list[np.ndarray]:
-    return partition(labels, CLASSES, groups or {}, settings, seed)
+    return partition(Labels(labels, CLASSES, groups or {}), settings, seed)
 
 
 def assert_disjoint_and_complete(parts: list[np.ndarray], expected: np.ndarray) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from fedgen.migrate import Translation, translate
-from fedgen.migrate.old import read_old
-from fedgen.migrate.translation import gather
+from fedgen.migrate.translate import gather, read_old
 
 Migrate = Callable[..., Translation]
 Write = Callable[..., Path]

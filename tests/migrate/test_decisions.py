@@ -36,13 +36,13 @@ def names(value: object) -> str:
 
 @pytest.mark.parametrize(("old", "mode"), MODES, ids=names)
 def test_the_mode_follows_from_the_mode_table(old: dict[str, Any], mode: str, gathered: Migrate) -> None:
-    assert gathered(old).chosen("mode") == mode
+    assert gathered(old).settings.get("mode") == mode
 
 
 @pytest.mark.parametrize(("old", "mode"), MODES, ids=names)
 def test_what_is_switched_off_asks_for_nothing(old: dict[str, Any], mode: str, gathered: Migrate) -> None:
     off = {key: False for key in (TRAIN, ONLY, LOAD) if key not in old}
-    assert gathered({**old, **off}).chosen("mode") == mode
+    assert gathered({**old, **off}).settings.get("mode") == mode
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_keys_beside_a_contradiction_are_listed(gathered: Migrate) -> None:
 
 
 def test_one_key_in_several_places(gathered: Migrate) -> None:
-    assert gathered(federation={"rounds": 3}, rounds="3").chosen("rounds") == 3
+    assert gathered(federation={"rounds": 3}, rounds="3").settings.get("rounds") == 3
     with pytest.raises(ConfigError, match=r"federation\.rounds=3 and rounds=4 contradict each other"):
         gathered(federation={"rounds": 3}, rounds=4).finished("old.json")
     with pytest.raises(ConfigError, match=r"a\.rounds=3 and a\.rounds=4 contradict each other"):
@@ -98,10 +98,11 @@ def test_one_key_in_several_places(gathered: Migrate) -> None:
         ({"rounds": 2.5}, ["rounds=2.5 is not a whole number (rounds)"]),
         ({"rounds": "many"}, ["is not a number"]),
         ({"rounds": "inf"}, ["is not a number"]),
+        ({"rounds": float("nan")}, ["is not a number"]),
         ({"rounds": True}, ["is not a number"]),
         ({"selected_classes": [0, 1]}, ["classes go by name"]),
         ({"selected_classes": "dog"}, ["is not a list of class names"]),
-        ({"generator_class_groups": {"a": []}}, ["generator_class_groups", "is not a list of class names"]),
+        ({"generator_class_groups": {"a": []}}, ["generator_class_groups", "does not map names of groups to classes"]),
         ({"excluded_classes": ["dog"]}, ["excluded_classes", "selected_classes", "(data.classes)"]),
         ({"test_folds": [3, 4]}, ["test_folds=[3, 4]", "exactly one", "(data.test_fold)"]),
         ({"test_folds": [9]}, ["test_folds=[9]", "(data.test_fold)"]),

@@ -35,9 +35,9 @@ def test_nodes_as_a_list(gathered: Migrate) -> None:
 
 def test_classes_that_a_node_excludes(gathered: Migrate) -> None:
     nodes = [{"selected_classes": ["dog", "cow"], "excluded_classes": ["cow"]}, {"selected_classes": ["hen"]}]
-    assert gathered(nodes=nodes).chosen("partition.assignment") == [["dog"], ["hen"]]
+    assert gathered(nodes=nodes).settings.get("partition.assignment") == [["dog"], ["hen"]]
     nodes[0].pop("excluded_classes")
-    assert gathered(nodes=nodes, excluded_classes=["dog"]).chosen("partition.assignment") == [["cow"], ["hen"]]
+    assert gathered(nodes=nodes, excluded_classes=["dog"]).settings.get("partition.assignment") == [["cow"], ["hen"]]
 
 
 @pytest.mark.parametrize("own", [{}, {"excluded_classes": ["dog"]}])
@@ -50,7 +50,7 @@ def test_every_node_has_to_list_classes_if_one_does(own: dict[str, Any], gathere
 
 def test_what_nodes_list_counts_more_than_how_the_data_was_to_be_dealt(gathered: Migrate) -> None:
     result = gathered({"dataset": {"partition": "dir"}}, nodes=[{"selected_classes": ["dog"]}])
-    assert result.chosen("partition") == "explicit"
+    assert result.settings.get("partition") == "explicit"
     assert [str(entry) for entry, _ in result.dropped] == ['dataset.partition="dir"']
 
 
@@ -72,7 +72,7 @@ def test_what_a_node_does_otherwise(migrated: Migrate) -> None:
 
 
 def test_groups_of_a_node(gathered: Migrate) -> None:
-    assert gathered(nodes=[{"generator_class_groups": {"wild": ["crow"]}}]).chosen("nodes.0.groups") == {
+    assert gathered(nodes=[{"generator_class_groups": {"wild": ["crow"]}}]).settings.get("nodes.0.groups") == {
         "wild": ["crow"]
     }
     result = gathered(nodes=[{"selected_classes": ["dog"], "generator_class_group": "animals"}])

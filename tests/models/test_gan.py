@@ -16,8 +16,7 @@ from fedgen.models.generators.gan import (
     generator_losses,
     held_out_energy,
 )
-from fedgen.models.generators.loop import train
-from fedgen.models.generators.recipe import Batch, Recipe
+from fedgen.models.generators.loop import Batch, Recipe, train
 from fedgen.models.schedule import Schedule
 from fedgen.models.seeds import seeded
 

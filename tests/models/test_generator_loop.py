@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from fedgen.errors import DataError
 from fedgen.models.batches import BatchLimit
 from fedgen.models.generators import GeneratorTraining
-from fedgen.models.generators.loop import train
-from fedgen.models.generators.recipe import Batch, Job, OptimStep, Recipe
+from fedgen.models.generators.loop import Batch, Job, OptimStep, Recipe, train
 from fedgen.models.schedule import Schedule
 
 TRAINING = GeneratorTraining(epochs=4, batch_size=8, lr=1e-2, validation=0.0)

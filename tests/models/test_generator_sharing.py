@@ -11,8 +11,8 @@ from fedgen.errors import ConfigError, DataError
 from fedgen.models.density import ClassStatistics
 from fedgen.models.generators import KINDS, Generator, GeneratorSettings, GeneratorTraining, open_generator
 from fedgen.models.generators.gaussian import GaussianGenerator
+from fedgen.models.generators.loop import Batch
 from fedgen.models.generators.neural import NeuralGenerator
-from fedgen.models.generators.recipe import Batch
 from fedgen.models.generators.vae import VAEGenerator, vae_losses
 from fedgen.models.schedule import Schedule
 from fedgen.models.seeds import seeded

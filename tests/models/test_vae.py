@@ -11,7 +11,7 @@ from toy_latents import CONDITIONS, SIZE, clusters
 from fedgen.data.conditions import Conditions
 from fedgen.models.generators import GeneratorSettings, GeneratorTraining, open_generator
 from fedgen.models.generators.conditioning import AttentionPool, FusedConditions
-from fedgen.models.generators.recipe import Batch
+from fedgen.models.generators.loop import Batch
 from fedgen.models.generators.vae import VAEGenerator, vae_losses
 
 TRAINING = GeneratorTraining(epochs=30, batch_size=16, lr=5e-3, validation=0.0)

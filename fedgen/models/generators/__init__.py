@@ -9,9 +9,8 @@ from fedgen.errors import choose
 from fedgen.models.generators.base import Generator, Part
 from fedgen.models.generators.gan import GANGenerator
 from fedgen.models.generators.gaussian import GaussianGenerator
-from fedgen.models.generators.multimodal import MultimodalVAEGenerator
 from fedgen.models.generators.settings import GeneratorSettings, GeneratorTraining
-from fedgen.models.generators.vae import ConditionedVAEGenerator, VAEGenerator
+from fedgen.models.generators.vae import ConditionedVAEGenerator, MultimodalVAEGenerator, VAEGenerator
 
 KINDS: dict[str, type[Generator]] = {
     kind.kind: kind
@@ -24,11 +23,5 @@ __all__ = ["KINDS", "Generator", "GeneratorSettings", "GeneratorTraining", "Part
 def open_generator(
     settings: GeneratorSettings, size: int, conditions: Conditions | None = None, within: Tensor | None = None
 ) -> Generator:
-    """Return an unfitted generator of ``settings.kind``: the arguments are those of `Generator`.
-
-    Raises
-    ------
-    ConfigError
-        Unknown kind, or conditions that do not fit it.
-    """
+    """Return an unfitted generator of ``settings.kind``: arguments and errors are those of `Generator`."""
     return KINDS[choose(settings.kind, KINDS, "generator.kind")](settings, size, conditions, within)

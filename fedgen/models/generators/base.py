@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -17,26 +18,15 @@ from fedgen.models.schedule import Schedule
 
 
 class Part(NamedTuple):
-    """What one generator learns from.
+    """What one generator learns from."""
 
-    Attributes
-    ----------
-    latents : Tensor
-        ``(N, k)``, on the device to train on.
-    labels : Tensor
-        Global class ids ``(N,)``, on the CPU.
-    seed : int
-        Seed of weights, order and noise.
-    split_seed : int
-        Seed of the choice of rows that are held out: the same in later calls, so that they stay held out.
-    """
-
-    latents: Tensor
-    labels: Tensor
-    seed: int
-    split_seed: int = 0
+    latents: Tensor  # (N, k), on the device to train on
+    labels: Tensor  # global class ids (N,), on the CPU
+    seed: int  # of weights, order and noise
+    split_seed: int = 0  # of the choice of rows that are held out: they stay held out if it is the same in later calls
 
 
+@dataclass(eq=False, repr=False)
 class Generator(ABC):
     """A model of codec latents given their class; one instance serves one class or many.
 
@@ -62,35 +52,31 @@ class Generator(ABC):
     conditioned: ClassVar[bool] = False
     restarts: ClassVar[bool] = False  # whether a shared round starts from nothing, as closed forms do
 
-    def __init__(
-        self,
-        settings: GeneratorSettings,
-        size: int,
-        conditions: Conditions | None = None,
-        within: Tensor | None = None,
-    ) -> None:
-        self.settings, self.size = settings, size
-        self.within = within if settings.covariance == "public" else None
-        self.conditions = self.select(settings, conditions)
+    settings: GeneratorSettings
+    size: int
+    conditions: Conditions | None = None
+    within: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.within = self.within if self.settings.covariance == "public" else None
+        self.conditions = self.select(self.settings, self.conditions)
+        self.forget()
 
     @classmethod
     def select(cls, settings: GeneratorSettings, conditions: Conditions | None) -> Conditions | None:
-        """Return what generators of this kind see of ``conditions``: None for unconditioned kinds.
-
-        Raises
-        ------
-        ConfigError
-            As the class says.
-        """
+        """Return what generators of this kind see of ``conditions``, None for unconditioned ones."""
         if not cls.conditioned:
             names = ", ".join(settings.conditions)
-            require(
-                not names, f"generator.conditions=[{names}], but generator.kind={cls.kind} sees none: it must be []"
-            )
+            text = f"generator.conditions=[{names}], but generator.kind={cls.kind} sees none: it must be []"
+            require(not names, text)
             return None
         if conditions is None or not conditions.values:
             raise ConfigError(f"generator.kind={cls.kind} needs conditions for each class, got none")
         return conditions.select(settings.conditions)
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Become what a generator is before anything is learned: without weights, statistics and densities."""
 
     @abstractmethod
     def initialise(self, seed: int) -> None:

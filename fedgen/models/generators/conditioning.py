@@ -9,18 +9,10 @@ from torch import Tensor, nn
 
 
 class ConditionEncoder(nn.Module):
-    """From the conditions of classes to one vector for each row.
+    """From the conditions of classes to one vector for each row."""
 
-    Attributes
-    ----------
-    width : int
-        Length of that vector.
-    names : tuple[str, ...]
-        Conditions that a row can do without.
-    """
-
-    width: int
-    names: tuple[str, ...] = ()
+    width: int  # of that vector
+    names: tuple[str, ...] = ()  # of the conditions that a row can do without
 
     def forward(self, classes: Tensor, tables: dict[str, Tensor], absent: Tensor | None) -> Tensor:
         """Return a vector for each row ``(B, width)``.

@@ -9,12 +9,10 @@ from operator import add
 import torch
 from torch import Tensor
 
-from fedgen.data.conditions import Conditions
 from fedgen.errors import ConfigError, DataError
 from fedgen.models.batches import BatchLimit
 from fedgen.models.density import ClassGaussians, ClassStatistics, class_widths
 from fedgen.models.generators.base import Generator
-from fedgen.models.generators.settings import GeneratorSettings
 from fedgen.models.schedule import Schedule
 
 FEWEST_SHARED = 3  # clips of a class: the mean and scatter of one or two give just these clips
@@ -33,20 +31,14 @@ class GaussianGenerator(Generator):
     kind = "gaussian"
     restarts = True
 
-    def __init__(
-        self,
-        settings: GeneratorSettings,
-        size: int,
-        conditions: Conditions | None = None,
-        within: Tensor | None = None,
-    ) -> None:
-        super().__init__(settings, size, conditions, within)
+    def forget(self) -> None:
+        """Be without statistics (shared ones) and densities."""
         self.density: ClassGaussians | None = None
-        self.statistics = self._nothing()  # shared ones
+        self.statistics = ClassStatistics.empty(self.size, self.within is None)
 
     def initialise(self, seed: int) -> None:
-        """Forget everything."""
-        self.density, self.statistics = None, self._nothing()
+        """Forget everything: there are no weights."""
+        self.forget()
 
     def fit(
         self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0, limit: BatchLimit | None = None
@@ -60,13 +52,7 @@ class GaussianGenerator(Generator):
     def fit_shared(
         self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule, limit: BatchLimit | None = None
     ) -> list[dict[str, float]]:
-        """Add the statistics of a node's latents.
-
-        Raises
-        ------
-        ConfigError
-            A class has so few clips that its mean and scatter would give them away.
-        """
+        """Add the statistics of a node's latents; `ConfigError` if those of a class would give its few clips away."""
         own = ClassStatistics.measure(latents, labels, self.within is None)
         few = own.classes[own.counts < FEWEST_SHARED].tolist()
         if few:
@@ -82,9 +68,6 @@ class GaussianGenerator(Generator):
         if not len(self.statistics.classes):
             raise DataError("the generator has no shared statistics to settle on")
         self.density = self._density(self.statistics)
-
-    def _nothing(self) -> ClassStatistics:
-        return ClassStatistics.empty(self.size, self.within is None)
 
     def _density(self, statistics: ClassStatistics, widths: Tensor | None = None) -> ClassGaussians:
         if self.within is not None:

@@ -1,20 +1,101 @@
-"""The loop that trains every neural generator: one model, with early stopping by rows that are held out."""
+"""How every neural generator is trained: its steps on every batch, with early stopping by rows that are held out."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fedgen.errors import DataError
 from fedgen.models.batches import BatchLimit
-from fedgen.models.generators.recipe import Batch, Job, OptimStep, Recipe
 from fedgen.models.generators.settings import GeneratorTraining
 from fedgen.models.optimizer import live_tensors, load_optimizer_tensors
 from fedgen.models.schedule import Schedule
 from fedgen.models.seeds import seeded
 from fedgen.models.states import join, part_of
+
+
+class Batch(NamedTuple):
+    """What the losses of a model are computed from."""
+
+    rows: dict[str, Tensor]  # of the batch, (b, ...) each
+    tables: dict[str, Tensor]  # what is the same in every batch
+    noise: dict[str, Tensor]  # what the recipe draws for each row (b, ...); empty in validation
+    share: Tensor  # of each row in the mean over the batch (b,); over all parts of a batch it sums to 1
+    progress: Tensor  # share of the configured training that is done (), from 0 to 1
+
+    def window(self, first: int, last: int) -> Batch:
+        """Return rows ``first`` to ``last`` (excluded)."""
+        rows, noise = ({name: value[first:last] for name, value in part.items()} for part in (self.rows, self.noise))
+        return self._replace(rows=rows, noise=noise, share=self.share[first:last])
+
+
+Losses = Callable[[Any, Batch], Tensor]
+"""From a model and a batch to its loss components ``(components,)``; the last is minimised. Each is a sum over rows
+weighted by ``batch.share``; nothing is random but ``batch.noise``."""
+
+
+@dataclass(frozen=True)
+class OptimStep:
+    """One step on every batch, with an AdamW and a gradient clipping of its own."""
+
+    losses: Losses
+    components: tuple[str, ...]  # names of the losses; no two steps share one
+    part: str = ""  # submodule whose weights move; by default the whole model
+    rate: float = 1.0  # factor on the learning rate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How models of one kind learn.
+
+    Parameters
+    ----------
+    steps : tuple[OptimStep, ...]
+        Steps taken on every batch, in this order: two for networks that learn against each other.
+    noise : Callable
+        From a number of rows and a generator to noise by name ``(rows, ...)``, on the generator's device. Drawn once an
+        epoch for all its rows.
+    validation : Losses, optional
+        Their last component decides which epoch was best. Without it no row is held out and nothing stops early.
+    """
+
+    steps: tuple[OptimStep, ...]
+    noise: Callable[[int, torch.Generator], dict[str, Tensor]]
+    validation: Losses | None = None
+
+
+@dataclass
+class Job:
+    """One model and what it learns from."""
+
+    model: nn.Module  # trained in place; moves to the device of the rows
+    rows: dict[str, Tensor]  # what batches are taken from, (N, ...) each, on the device to train on
+    seed: int  # of the order of rows and of the noise
+    split_seed: int | None = None  # of the choice of rows that are held out; without it none are
+    tables: dict[str, Tensor] = field(default_factory=dict)  # handed to every batch as they are
+    moments: dict[str, Tensor] = field(default_factory=dict)  # of the optimisers; training leaves those of its weights
+    resumed: bool = False  # whether ramps are over, and the loss at the start is the first that later epochs must beat
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len(next(iter(self.rows.values())))
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the rows."""
+        return next(iter(self.rows.values())).device
+
+    def batch(self, numbers: Tensor, noise: dict[str, Tensor], progress: Tensor) -> Batch:
+        """Return the rows of these ``numbers`` ``(b,)`` as a batch."""
+        rows = {name: value[numbers] for name, value in self.rows.items()}
+        share = torch.full((len(numbers),), 1 / max(1, len(numbers)), device=self.device)
+        return Batch(rows, self.tables, noise, share, progress)
 
 
 def train(
@@ -26,28 +107,9 @@ def train(
 ) -> list[dict[str, float]]:
     """Train the model of ``job`` and leave it with the weights and moments of its best epoch.
 
-    Losses are summed on the device and reach the host once an epoch.
-
-    Parameters
-    ----------
-    job : Job
-    recipe : Recipe
-    training : GeneratorTraining
-        Epochs, batch size, rates, clipping, patience.
-    schedule : Schedule, optional
-        Place of this call in a training of several calls; alone by default.
-    limit : BatchLimit, optional
-        Halves the batch when memory runs out.
-
-    Returns
-    -------
-    list[dict]
-        Losses of each epoch by component, and ``validation_loss`` if rows were held out.
-
-    Raises
-    ------
-    DataError
-        A loss is not finite.
+    ``schedule`` is the place of this call in a training of several calls; ``limit`` halves the batch when memory runs
+    out. Returns the losses of each epoch by component, and ``validation_loss`` if rows were held out. Raises
+    `DataError` if one is not finite.
     """
     loop = _Loop(job, recipe, training, schedule or Schedule(), limit or BatchLimit())
     if job.resumed and len(loop.held):
@@ -135,13 +197,7 @@ class _Loop:
         return found
 
     def _note(self, losses: dict[str, float]) -> None:
-        """Add the losses of an epoch, and judge the weights by those of the held-out rows.
-
-        Raises
-        ------
-        DataError
-            One of them is not finite.
-        """
+        """Add the losses of an epoch, and judge the weights by those of the held-out rows."""
         if not all(map(math.isfinite, losses.values())):
             raise DataError(
                 f"training of a generator diverged in epoch {len(self.losses)}: {losses}; "

@@ -13,9 +13,7 @@ from fedgen.errors import DataError
 from fedgen.models.batches import BatchLimit
 from fedgen.models.density import ClassGaussians
 from fedgen.models.generators.base import Generator, Part
-from fedgen.models.generators.loop import train
-from fedgen.models.generators.recipe import Job, Recipe
-from fedgen.models.generators.settings import GeneratorSettings
+from fedgen.models.generators.loop import Job, Recipe, train
 from fedgen.models.optimizer import MOMENTS, check_optimizer_tensors
 from fedgen.models.schedule import Schedule
 from fedgen.models.seeds import seeded
@@ -45,17 +43,11 @@ class NeuralGenerator(Generator):
         AdamW's, between fits.
     """
 
-    def __init__(
-        self,
-        settings: GeneratorSettings,
-        size: int,
-        conditions: Conditions | None = None,
-        within: Tensor | None = None,
-    ) -> None:
-        super().__init__(settings, size, conditions, within)
+    def forget(self) -> None:
+        """Be without weights, standardisation, density and the optimiser's state."""
         self.embeddings = self.see(self.conditions)
         self.model = self.build()
-        self.mean, self.deviation, self.residual = torch.zeros(size), torch.ones(()), torch.zeros(size)
+        self.mean, self.deviation, self.residual = torch.zeros(self.size), torch.ones(()), torch.zeros(self.size)
         self.density: ClassGaussians | None = None
         self.moments: dict[str, Tensor] = {}
         self.initialised = False
@@ -81,14 +73,14 @@ class NeuralGenerator(Generator):
 
     def initialise(self, seed: int) -> None:
         """Draw every weight anew: matrices uniform within 1/sqrt(inputs), vectors 0."""
+        self.forget()
         generator = seeded(seed, "weights")
         for parameter in self.model.parameters():
             if parameter.dim() > 1:
                 nn.init.kaiming_uniform_(parameter, a=5**0.5, generator=generator)
             else:
                 nn.init.zeros_(parameter)
-        self.mean, self.deviation, self.residual = torch.zeros(self.size), torch.ones(()), torch.zeros(self.size)
-        self.density, self.moments, self.initialised = None, {}, True
+        self.initialised = True
 
     def fit(
         self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0, limit: BatchLimit | None = None
@@ -139,13 +131,7 @@ class NeuralGenerator(Generator):
         return classes.to(device), tables
 
     def require_density(self) -> ClassGaussians:
-        """Return the density.
-
-        Raises
-        ------
-        DataError
-            There is none yet.
-        """
+        """Return the density; `DataError` if there is none yet."""
         if self.density is None:
             raise DataError("the generator is not fitted")
         return self.density
@@ -161,10 +147,9 @@ class NeuralGenerator(Generator):
         shapes = {f"optimizer.{name}": value.shape for name, value in moments.items()}
         check_tensors(state, self._model_shapes() | shapes)
         check_optimizer_tensors(self.model, moments)
+        self.forget()
         self.model.load_state_dict(part_of(state, "model"))
-        self.mean, self.deviation, self.residual = torch.zeros(self.size), torch.ones(()), torch.zeros(self.size)
-        self.moments = {name: value.clone() for name, value in moments.items()}
-        self.density, self.initialised = None, True
+        self.moments, self.initialised = {name: value.clone() for name, value in moments.items()}, True
 
     @classmethod
     def merge(cls, states: Sequence[dict[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
@@ -181,13 +166,7 @@ class NeuralGenerator(Generator):
         return join(parts) | {"mean": self.mean, "deviation": self.deviation, "residual": self.residual}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over ``state``.
-
-        Raises
-        ------
-        DataError
-            Names a tensor that is missing, unknown, not finite or of another shape than these settings give it.
-        """
+        """Take over ``state``; `DataError` names a tensor that is missing, unknown, not finite or misshapen."""
         expected = self._model_shapes()
         expected |= {"mean": self.mean.shape, "deviation": self.deviation.shape, "residual": self.residual.shape}
         moments, density = part_of(state, "optimizer"), part_of(state, "density")

@@ -32,19 +32,15 @@ class GeneratorTraining:
     patience: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
-            value = getattr(self, name)
-            require(value >= 1, f"generator.training.{name}={value} must be at least 1")
-        require(self.fakes >= 2, f"generator.training.fakes={self.fakes} must be at least 2")
-        for name in ("lr", "clip"):
-            value = getattr(self, name)
-            require(value > 0, f"generator.training.{name}={value} must be above 0")
-        for name in ("weight_decay", "beta", "noise", "adversarial", "feature_matching", "gradient_penalty"):
-            value = getattr(self, name)
-            require(value >= 0, f"generator.training.{name}={value} must be at least 0")
-        for name in ("warmup", "beta_warmup", "condition_dropout", "validation"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"generator.training.{name}={value} must be at least 0 and below 1")
+        least = dict.fromkeys(("epochs", "batch_size", "patience"), 1) | {"fakes": 2}
+        for name, value in vars(self).items():
+            low = least.get(name, 0)
+            if name in ("lr", "clip"):
+                require(value > 0, f"generator.training.{name}={value} must be above 0")
+            elif name in ("warmup", "beta_warmup", "condition_dropout", "validation"):
+                require(0 <= value < 1, f"generator.training.{name}={value} must be at least 0 and below 1")
+            else:
+                require(value >= low, f"generator.training.{name}={value} must be at least {low}")
 
 
 @dataclass(frozen=True)

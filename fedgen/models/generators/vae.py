@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedgen.data.conditions import Conditions
 from fedgen.models.density import ClassGaussians, variance_within
-from fedgen.models.generators.conditioning import ConditionEncoder, LinearCondition, mlp
+from fedgen.models.generators.conditioning import ConditionEncoder, FusedConditions, LinearCondition, mlp
+from fedgen.models.generators.loop import Batch, OptimStep, Recipe
 from fedgen.models.generators.neural import NeuralGenerator
-from fedgen.models.generators.recipe import Batch, OptimStep, Recipe
 from fedgen.models.generators.settings import GeneratorTraining
 from fedgen.models.seeds import seeded
 
@@ -149,6 +150,27 @@ class ConditionedVAEGenerator(VAEGenerator):
     def condition_encoder(self) -> LinearCondition:
         """Return one linear layer."""
         return LinearCondition(self.embeddings["pooled"].shape[1], self.settings.embedding)
+
+
+class MultimodalVAEGenerator(VAEGenerator):
+    """`VAEGenerator` that sees each text encoder's embedding whole: vectors, and token sequences by attention pooling.
+
+    In training each embedding of each sample is left out with probability ``generator.training.condition_dropout``,
+    independently, so that any of them, or all, may be left out of sampling.
+    """
+
+    kind = "multimodal_vae"
+    conditioned = True
+
+    @classmethod
+    def see(cls, conditions: Conditions | None) -> dict[str, Tensor]:
+        """Return the embeddings as they are, by name."""
+        return {} if conditions is None else dict(conditions.values)
+
+    def condition_encoder(self) -> FusedConditions:
+        """Return an encoder for each embedding."""
+        shapes = {name: tuple(value.shape[1:]) for name, value in self.embeddings.items()}
+        return FusedConditions(shapes, self.settings.embedding)
 
 
 def vae_losses(model: VAENetwork, batch: Batch, training: GeneratorTraining) -> Tensor:
