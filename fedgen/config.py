@@ -153,7 +153,9 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Escapes the line ends that PyYAML would fold: U+0085, U+2028, U+2029."""
 
     def represent_str(self, data: str) -> Any:
-        return self.represent_scalar("tag:yaml.org,2002:str", data, '"' if set(data) & set("\x85\u2028\u2029") else None)
+        return self.represent_scalar(
+            "tag:yaml.org,2002:str", data, '"' if set(data) & set("\x85\u2028\u2029") else None
+        )
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)
