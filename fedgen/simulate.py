@@ -160,9 +160,9 @@ def _ask_flower(home: Path, *words: str) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        answer = {"error-message": (done.stdout + done.stderr).strip()[-500:]}
+        answer = {"error-message": done.stdout + done.stderr}
     if not answer.get("success"):
-        raise FedgenError(f"`flwr {words[0]}` failed: {answer.get('error-message')}")
+        raise FedgenError(f"`flwr {words[0]}` failed: {' '.join(str(answer.get('error-message')).split())[-500:]}")
     return answer
 
 

@@ -1,6 +1,7 @@
 """The project's own apps in Flower's simulation: what `fedgen run` gives."""
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -24,12 +25,13 @@ WITH_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_ha
 
 
 def test_a_simulation_gives_what_a_run_in_process_gives(
-    tiny: Callable[..., Config], federate: Federate, tmp_path: Path, logging_as_before: None
+    tiny: Callable[..., Config], federate: Federate, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Three nodes of disjoint classes, two phases: generators are trained, then used by other processes."""
     phases = "phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds: 1}]"
     overrides = [phases, "generator.kind=vae"]
     simulated, local = tmp_path / "simulated", tmp_path / "local"
+    caplog.set_level(logging.INFO, "fedgen")
     simulate(tiny(*overrides, f"run_dir={simulated}"))
     assert "round 1/1 train_generators | nodes 3/3" in (simulated / "fedgen.log").read_text()
     expected, found = federate(tiny(*overrides), local), RunFolder(simulated).results()
