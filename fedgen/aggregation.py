@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import fixedclipping_mod
-from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
-from flwr.serverapp.strategy.dp_fixed_clipping import DifferentialPrivacyFixedClippingBase
 from torch import Tensor
 
-from fedgen.errors import AggregationError, ConfigError, suggestion
+from fedgen.errors import ConfigError, suggestion
 from fedgen.strategy_settings import StrategyConfig
 
 STRATEGY_CLASSES: dict[str, Any] = {
@@ -32,17 +30,19 @@ STRATEGY_CLASSES: dict[str, Any] = {
     "multikrum": flower.MultiKrum,
     "bulyan": flower.Bulyan,
 }
+CLIPPING_CLASSES: dict[str, Any] = {
+    "server": flower.DifferentialPrivacyServerSideFixedClipping,
+    "client": flower.DifferentialPrivacyClientSideFixedClipping,
+}
 MOMENTS = ("m_t", "v_t")  # of FedAdam, FedYogi, FedAdagrad: by array name
 MOMENTUM = "momentum_vector"  # of FedAvgM: a list in the order of the arrays
 NORM = "clipping_norm"  # in the config of a message: Flower's, for nodes that clip
-WEIGHT = "weight"  # the same for every node: the noise is for that
-ROUNDING = 1e-4, 1e-6  # what float32 may add to a clipped norm: its share, and that of the weights' own norm
 
 
 def open_strategy(settings: StrategyConfig, min_nodes: int) -> Strategy:
     """Build the Flower strategy that ``settings`` name; it asks every node that is there, at least ``min_nodes``.
 
-    With ``settings.dp``, in Flower's wrapper, which needs just ``min_nodes`` nodes.
+    With ``settings.dp``, in Flower's wrapper that clips what nodes change, and adds noise to the average.
 
     Raises
     ------
@@ -60,78 +60,14 @@ def open_strategy(settings: StrategyConfig, min_nodes: int) -> Strategy:
     options: dict[str, Any] = {
         name: int(value) if name.startswith("num_") else value for name, value in settings.options.items()
     }
-    if settings.dp != "none":
-        options["weighted_by_key"] = WEIGHT
     strategy: Strategy = kind(
         fraction_evaluate=0.0, min_train_nodes=min_nodes, min_available_nodes=min_nodes, **options
     )
     if settings.noise_multiplier is None or settings.clipping_norm is None:
         return strategy
-    wrapper = ServerClipping if settings.dp == "server" else ClientClipping
-    return wrapper(strategy, settings.noise_multiplier, settings.clipping_norm, min_nodes)
-
-
-class _Sure(DifferentialPrivacyFixedClippingBase):
-    """What Flower's wrappers only warn of, or take for granted: that all nodes reply, weigh the same, and are clipped.
-
-    References
-    ----------
-    McMahan et al., "Learning differentially private recurrent language models", ICLR 2018.
-    """
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Note what the nodes start from."""
-        self._sent = arrays
-        return super().configure_train(server_round, arrays, config, grid)  # type: ignore[safe-super]
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the replies, one weight for all, and add noise.
-
-        Raises
-        ------
-        AggregationError
-            A node is missing, or was to clip what it sends, and has not.
-        """
-        good = list(replies)
-        if len(good) != self.num_sampled_clients:
-            raise AggregationError(
-                f"{len(good)} good replies: strategy.dp needs those of all {self.num_sampled_clients} nodes"
-            )
-        for reply in good:
-            ((key, record),) = reply.content.array_records.items()
-            reply.content[key] = ArrayRecord({name: record[name] for name in self._sent})  # Flower pairs by place
-            next(iter(reply.content.metric_records.values()))[WEIGHT] = 1.0
-            self._check(reply)
-        with np.errstate(divide="ignore"):  # by the norm of a change that is none
-            return super().aggregate_train(server_round, good)  # type: ignore[safe-super]
-
-    def _check(self, reply: Message) -> None:
-        """Raise `AggregationError` where the node had to do something, and has not."""
-
-
-class ServerClipping(_Sure, flower.DifferentialPrivacyServerSideFixedClipping):
-    """Flower's wrapper that clips nodes' changes on the server."""
-
-    def __init__(self, strategy: Strategy, noise_multiplier: float, norm: float, nodes: int) -> None:
-        super().__init__(strategy, noise_multiplier, np.float64(norm), nodes)  # a plain number cannot be divided by 0
-
-
-class ClientClipping(_Sure, flower.DifferentialPrivacyClientSideFixedClipping):
-    """Flower's wrapper for nodes that clip their changes themselves, which is verified."""
-
-    def _check(self, reply: Message) -> None:
-        (record,) = reply.content.array_records.values()
-        now, before = (np.concatenate([r[name].numpy().ravel() for name in self._sent]) for r in (record, self._sent))
-        moved, share = float(np.linalg.norm((now - before).astype(float))), ROUNDING[0] * self.clipping_norm
-        if moved > self.clipping_norm + share + ROUNDING[1] * float(np.linalg.norm(now)):
-            raise AggregationError(
-                f"Flower node {reply.metadata.src_node_id} changed its adapters by {moved:.4g}, and has not clipped "
-                f"that to strategy.clipping_norm={self.clipping_norm:g}"
-            )
+    norm = np.float64(settings.clipping_norm)  # Flower divides it by the length of a change, which may be 0
+    wrapper = CLIPPING_CLASSES[settings.dp]
+    return wrapper(strategy, settings.noise_multiplier, norm, min_nodes)
 
 
 def clipped(message: Message, context: Context, answer: Callable[[Message, Context], Message]) -> Message:
@@ -139,18 +75,11 @@ def clipped(message: Message, context: Context, answer: Callable[[Message, Conte
 
     For ``@app.train(mods=[clipped])``. A change of nothing, by which Flower's mod divides, stays.
     """
-    reply = answer(message, context)
-    asked = any(NORM in settings for settings in message.content.config_records.values())
-    if not asked or reply.has_error():
+    reply, settings = answer(message, context), message.content.config_records["config"]
+    before, after = (next(iter(each.content.array_records.values())) for each in (message, reply))
+    if NORM not in settings or not after or after == before:
         return reply
-    before, after = (
-        {n: a.data for r in m.content.array_records.values() for n, a in r.items()} for m in (message, reply)
-    )
-    if not after or before == after:
-        return reply
-    records = message.content.config_records
-    for name in [name for name, settings in records.items() if NORM not in settings]:
-        del records[name]  # Flower's mod takes one record
+    message.content = RecordDict({"arrays": before, "config": settings})  # Flower's mod takes one record of settings
     return fixedclipping_mod(message, context, lambda *_: reply)
 
 

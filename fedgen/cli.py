@@ -6,7 +6,9 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -16,7 +18,7 @@ from omegaconf import DictConfig
 
 from fedgen.config import config_dir, explain, load_config, opened, resume_config
 from fedgen.errors import FedgenError, require, visible
-from fedgen.progress import hush, made_quiet, quiet
+from fedgen.progress import ConsoleHandler, made_quiet, quiet
 from fedgen.render.settings import add_options, settings_of
 from fedgen.settings import Config
 from fedgen.sweeps import failures, objective
@@ -149,17 +151,17 @@ def prepare_command(options: argparse.Namespace, overrides: list[str]) -> None:
         logger.info("targets of %d classes, %s, in %s", len(classes), shapes, folder)
 
 
-def simulate_command(options: argparse.Namespace, overrides: list[str]) -> int:
-    """``fedgen simulate``: the same apps in Flower's simulation, with an exit code that tells the truth."""
-    from fedgen.paths import from_anywhere
+def simulate_command(options: argparse.Namespace, overrides: list[str]) -> None:
+    """``fedgen simulate``: the same apps in Flower's simulation, every node in a process of its own."""
     from fedgen.simulate import simulate
 
     _log_to_terminal()
     config = load_config(overrides)
-    return simulate(from_anywhere(config, overrides), config.partition.nodes, options.cpus, options.gpus)
+    folder = config.run_dir or time.strftime("runs/%Y-%m-%d/%H-%M-%S")
+    simulate(replace(config, run_dir=folder), options.cpus, options.gpus)
 
 
-def submit_command(options: argparse.Namespace, overrides: list[str]) -> int:
+def submit_command(options: argparse.Namespace, overrides: list[str]) -> None:
     """``fedgen submit``: the apps on a SuperLink and its SuperNodes, with an exit code that tells the truth."""
     from fedgen.paths import paths_of
     from fedgen.simulate import submit
@@ -169,7 +171,7 @@ def submit_command(options: argparse.Namespace, overrides: list[str]) -> int:
     paths = resumed or paths_of(load_config(overrides))  # the configuration of a resumed run is on the server
     for key, path in paths.items():
         require(Path(path.strip("'\"")).is_absolute(), f"{key}={path} must be an absolute path, on the server")
-    return submit(options.connection, overrides)
+    submit(options.connection, overrides)
 
 
 def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
@@ -302,9 +304,7 @@ def _refuse(rest: Sequence[str]) -> None:
 
 
 def _log_to_terminal() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    if quiet():
-        hush()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from fedgen.node import Node
 from fedgen.phases import Generators, Phase, plan
 from fedgen.plain import read_json
 from fedgen.private_node import PrivateNode
-from fedgen.progress import show_own_step
+from fedgen.progress import show_step
 from fedgen.secure_aggregation.node import check_asked, check_node, masked
 from fedgen.settings import Config, NodeConfig
 from fedgen.task import open_task
@@ -44,12 +44,12 @@ def train(message: Message, context: Context) -> Message:
     if order.phase.mode.trains_adapters:
         check_asked(order.config.strategy.secure, message)
         received = next(iter(message.content.array_records.values())).to_torch_state_dict()
-        show_own_step("training adapters")
+        show_step("training adapters", None)
         weights, losses = node.train(received, order.round, order.phase, order.proximal_mu, order.filled)
         if order.config.strategy.send == "all":
             arrays = ArrayRecord(weights)
     if order.phase.mode.generators is Generators.TRAIN and order.config.sharing.name == "local":
-        show_own_step("fitting generators")
+        show_step("fitting generators", None)
         history = node.fit_generators(order.round)
     metrics = MetricRecord({"num-examples": len(node.indices), "seconds": time.monotonic() - started})
     if order.config.strategy.send == "samples":

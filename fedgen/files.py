@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
 
 from fedgen.errors import StorageError
 
@@ -72,45 +74,33 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep others who ask for it from working in ``folder``; waits until they have finished.
+    """Keep other processes that ask for it from working in ``folder``; waits until they have finished.
 
-    The lock is the process's: it goes when the process dies, however it dies.
+    The system drops the lock when the process ends, however it ends.
     """
-    with (folder / LOCK).open("w") as file:
-        _lock(file.fileno(), fcntl.LOCK_EX, folder)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.info("another process works in %s: waiting for it", folder)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
 def readable(folder: Path) -> Iterator[None]:
-    """Keep others from changing ``folder`` while it is read; needs no right to write, and many may read at once."""
-    if not (folder / LOCK).is_file():  # nobody has written here, or it is a copy
+    """Keep other processes from changing ``folder`` while it is read, where this one may lock it."""
+    if os.access(folder / LOCK, os.W_OK):
+        with locked(folder):
+            yield
+    else:  # a folder that nobody has written to here, a copy, or one that this user may only read
         yield
-        return
-    with (folder / LOCK).open("rb") as file:
-        _lock(file.fileno(), fcntl.LOCK_SH, folder)
-        yield
-
-
-def _lock(descriptor: int, kind: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        logger.info("another process works in %s: waiting for it", folder)
-        fcntl.flock(descriptor, kind)
 
 
 def _abandoned(path: Path) -> list[Path]:
-    """Return what processes left behind that died while they wrote to ``path``."""
+    """Return the temporary files of ``path`` whose processes are dead."""
     found = path.parent.glob(f".{escape(path.name)}.*.tmp")
-    return [temporary for temporary in found if not _running(temporary.name.split(".")[-2])]
-
-
-def _running(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)  # signal 0 only asks
-    except (ProcessLookupError, ValueError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+    return [temporary for temporary in found if not psutil.pid_exists(int(temporary.name.split(".")[-2]))]

@@ -10,7 +10,7 @@ from fedgen.client_app import app as client_app
 from fedgen.config import to_yaml
 from fedgen.local_grid import LocalGrid, run_server
 from fedgen.phases import plan
-from fedgen.progress import clear
+from fedgen.progress import RoundsBar, leave_log
 from fedgen.references import run_reference
 from fedgen.run_folder import RunFolder
 from fedgen.server_app import app as server_app
@@ -33,5 +33,6 @@ def run(config: Config) -> dict[str, Any]:
         grid = LocalGrid(client_app, config.partition.nodes, values)
         run_server(server_app, grid, values)
     finally:
-        clear()
+        RoundsBar.stop()
+        leave_log()
     return RunFolder(Path(str(config.run_dir))).results()

@@ -8,21 +8,24 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fedgen.adapters_spent import adapters_spent
 from fedgen.assessment import Assessment
 from fedgen.audit.gate import PASSED
 from fedgen.audit.show import audit_table, draw_audit
+from fedgen.errors import CheckpointError
 from fedgen.evaluation.plots import SAMPLES, draw_run, draw_samples, sample_points
 from fedgen.evaluation.tables import distribution_table, quality_table, show
 from fedgen.evaluation.zero_shot import Scores
-from fedgen.phases import Phase
-from fedgen.progress import RoundsBar, keep_log, leave_log, quiet
+from fedgen.models.privacy.accountant import compose, epsilon
+from fedgen.phases import MODES, Phase
+from fedgen.progress import RoundsBar, keep_log, quiet
 from fedgen.run_audit import AUDIT, named
 from fedgen.run_folder import RunFolder
+from fedgen.settings import Config
 from fedgen.task import Task
 from fedgen.tracking.base import GuardedTracker
 from fedgen.tracking.opening import check_installed, open_tracker
@@ -94,14 +97,14 @@ class Recorder:
     Raises
     ------
     CheckpointError, ConfigError
-        With ``strategy.dp``: what the run goes on from is not private; the accountant is not installed. The tracker's
-        package is not installed.
+        With ``strategy.dp``: the run that this one goes on from was without; the accountant is not installed. The
+        tracker's package is not installed.
     """
 
     def __init__(self, folder: RunFolder, task: Task) -> None:
         self.folder, self.task = folder, task
         check_installed(task.config.tracking)
-        self._adapters_spent = adapters_spent(task.config)
+        self._adapters_privacy = adapters_privacy(task.config)
         for name in MADE_LATER:
             (folder.path / name).unlink(missing_ok=True)
         keep_log(folder.path)
@@ -154,7 +157,6 @@ class Recorder:
         self._bar.stop()
         self._tracker.close(finished=False)
         logger.error("the run stops; it goes on after the last finished round with resume=%s", self.folder.path)
-        leave_log()
 
     @cached_property
     def _tracker(self) -> GuardedTracker:
@@ -208,7 +210,7 @@ class Recorder:
         if config.privacy.used:
             spent = {str(number): facts for report in self._reports for number, facts in report.spent.items()}
             privacy = {"epsilon": config.privacy.epsilon, "delta": config.privacy.delta, "nodes": spent}
-        privacy |= {"adapters": self._adapters_spent} if self._adapters_spent else {}
+        privacy |= {"adapters": self._adapters_privacy} if self._adapters_privacy else {}
         if privacy:
             results["privacy"] = privacy
         if assessment is not None:
@@ -225,8 +227,19 @@ class Recorder:
         logger.info("accuracy %.3f after %d rounds; run folder: %s", *done)
         if assessment is not None and "gate" in assessment.results:
             say_gate(assessment.results["gate"])
-        leave_log()
         return results
+
+
+def adapters_privacy(config: Config) -> dict[str, Any]:
+    """Return what the rounds of a run spend with ``strategy.dp``, for neighbours of which one lacks a node; else {}."""
+    settings, load = config.strategy, config.checkpoint.load
+    if settings.noise_multiplier is None or settings.delta is None:
+        return {}
+    if load and "adapters" not in RunFolder(Path(load)).results().get("privacy", {}):
+        raise CheckpointError(f"checkpoint.load={load}: that run was without strategy.dp, its adapters are not private")
+    rounds = sum(phase.rounds for phase in config.phase_list if MODES[phase.mode].trains_adapters)
+    spent = epsilon(compose([settings.noise_multiplier] * rounds), settings.delta)
+    return {"unit": "node", "rounds": rounds, "epsilon": spent, "delta": settings.delta}
 
 
 def show_samples(assessment: Assessment, folder: RunFolder) -> None:

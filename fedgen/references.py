@@ -65,7 +65,7 @@ def _round(
     started = time.monotonic()
     report, scores = RoundReport(round_number), []
     for done, node in enumerate(nodes):
-        show_step("training adapters", done, len(nodes))
+        show_step("training adapters", f"{done}/{len(nodes)} nodes")
         weights[node.number], losses = node.train(weights[node.number], round_number, phase)
         report.metrics[node.number] = {"num-examples": len(node.indices), **losses}
         report.answered.append(node.number)

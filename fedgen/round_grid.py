@@ -117,7 +117,7 @@ class RoundGrid(Grid):
             before = len(pending)
             for name, message in list(pending.items()):
                 kind = message.metadata.message_type
-                show_step(STEPS.get(kind, kind), nodes - len(pending), nodes)
+                show_step(STEPS.get(kind, kind), f"{nodes - len(pending)}/{nodes} nodes")
                 started = time.monotonic()
                 reply = self._pull(name, message)
                 seconds = time.monotonic() - started

@@ -1,13 +1,7 @@
-"""Run the project's apps on a SuperLink, or in Flower's own simulation, and tell the truth about how the run ended.
-
-``flwr run --stream`` exits with 0 for failed runs, takes the ClientApp from the working directory of the SuperLink, and
-shares one SuperLink, its port and its stored settings with everyone on the machine. So each simulation here has a
-SuperLink of its own, and every SuperLink is asked how the run ended.
-"""
+"""Run the project's apps in Flower's own simulation, or on a SuperLink, and tell the truth about how the run ended."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -18,93 +12,121 @@ import sys
 import tempfile
 import time
 import tomllib
+import warnings
 from pathlib import Path
+from typing import Any
 
-from fedgen.errors import ConfigError, choose, require
-from fedgen.progress import quiet, warns
-from fedgen.superlink import CONNECTION, environment, running_superlink, spawn, work_folder
+from fedgen.errors import ConfigError, FedgenError, choose, require
+from fedgen.progress import RoundsBar, leave_log, quiet
+from fedgen.run_folder import RunFolder
+from fedgen.settings import Config
 
 logger = logging.getLogger(__name__)
 
 COMPLETED = "finished:completed"
+WARNS = re.compile(r"\[\d\d:\d\d:\d\d\] (WARNING|ERROR|CRITICAL) ")  # how `show_lines` prints them
+ENVIRONMENT = {  # neither packages that are installed over these, nor calls home
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONUNBUFFERED": "1",
+}
 
 
-def simulate(
-    overrides: list[str],
-    nodes: int,
-    cpus: int = 1,
-    gpus: float = 0.0,
-    app: Path | None = None,
-    log: Path | None = None,
-) -> int:
-    """Run a Flower app in a simulation of its own and stream its output.
+def simulate(config: Config, cpus: int = 1, gpus: float = 0.0) -> dict[str, Any]:
+    """Run ``config``, whose ``run_dir`` is set, in Flower's simulation, and return the content of ``results.json``.
 
     Parameters
     ----------
-    overrides : list of str
-        Hydra overrides; the ServerApp finds them as ``shlex.split(context.run_config["overrides"])``.
-    nodes : int
-        Number of simulated nodes.
+    config : Config
     cpus, gpus : int, float
         What each node reserves: it limits how many nodes work at a time. Without ``gpus`` the nodes see no GPU.
-    app : Path, optional
-        Folder with the ``pyproject.toml`` of the app; this checkout by default.
-    log : Path, optional
-        File for a copy of the output. By default a temporary one, kept if the run fails.
-
-    Returns
-    -------
-    int
-        0 if Flower calls the run ``finished:completed``; otherwise another number, and the last lines logged say why
-        and where to read on.
 
     Raises
     ------
-    ConfigError
-        For values that no simulation can be started with.
     FedgenError
-        If Flower's commands are missing or its SuperLink does not start.
+        What went wrong, in words for the user.
     """
-    folder = _app(app)
-    require(nodes >= 1 and cpus >= 1 and gpus >= 0, f"nodes={nodes}, cpus={cpus}, gpus={gpus}: at least 1, 1 and 0")
-    resources = f"client-resources-num-cpus={cpus} client-resources-num-gpus={float(gpus)}"
-    options = ["--federation-config", f"num-supernodes={nodes} {resources}"]
-    with tempfile.TemporaryDirectory(prefix="fedgen-", ignore_cleanup_errors=True) as temporary:
-        home = Path(temporary)
-        with running_superlink(home):
-            return _run(home, CONNECTION, folder, overrides, options, log)
+    os.environ.update(ENVIRONMENT)
+    import ray
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation import run_simulation
+
+    from fedgen.client_app import app as client_app
+    from fedgen.server_app import federate
+
+    server, grids = ServerApp(), []
+
+    @server.main()
+    def main(grid: Grid, context: Any) -> None:
+        grids.append(grid)
+        federate(grid, config)
+
+    def ended(message_ids: Any) -> Any:
+        raise FedgenError("the simulation has ended")
+
+    for name in ("flwr", "alembic"):  # of Flower's database; our own progress lines say it shorter
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="ray")
+    # before the server's thread works: Ray forks, which ends OpenBLAS's threads, and NumPy would wait for them for ever
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        most = {name: ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
+        good = 1 <= cpus <= most["CPU"] and 0 <= gpus <= most["GPU"]
+        require(good, f"cpus={cpus}, gpus={gpus}: at least 1 and 0, at most {most['CPU']:g} and {most['GPU']:g} here")
+        resources: dict[str, Any] = {"client_resources": {"num_cpus": cpus, "num_gpus": gpus}}
+        run_simulation(server, client_app, config.partition.nodes, backend_config=resources)
+    finally:
+        for grid in grids:  # after Ctrl-C the server's thread would wait for replies, and the process for the thread
+            grid.pull_messages = ended  # type: ignore[method-assign]
+        ray.shutdown()
+        RoundsBar.stop()
+        leave_log()
+    return RunFolder(Path(str(config.run_dir))).results()
 
 
-def submit(connection: str, overrides: list[str], app: Path | None = None, log: Path | None = None) -> int:
-    """Run a Flower app on a SuperLink that is running, and stream its output.
+def submit(connection: str, overrides: list[str], app: Path | None = None) -> None:
+    """Run a Flower app on a SuperLink that is running, and stream its log.
+
+    Who interrupts it leaves the run to the SuperLink, which goes on with it.
 
     Parameters
     ----------
     connection : str
         Name of the SuperLink in ``$FLWR_HOME/config.toml`` (``~/.flwr``).
-    overrides, app, log
-        As `simulate` has them.
-
-    Returns
-    -------
-    int
-        As `simulate` returns it. Who interrupts it leaves the run to the SuperLink, which goes on with it.
+    overrides : list of str
+        Hydra overrides; the ServerApp finds them as ``shlex.split(context.run_config["overrides"])``.
+    app : Path, optional
+        Folder with the ``pyproject.toml`` of the app; this checkout by default.
 
     Raises
     ------
     ConfigError
         If there is no such connection, or no such app.
     FedgenError
-        If Flower's commands are missing.
+        Flower starts no run, or calls it anything but ``finished:completed``.
     """
-    folder, home = _app(app), Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser().absolute()
+    folder = (app or Path(__file__).parents[1]).resolve()
+    require((folder / "pyproject.toml").is_file(), f"app={folder} holds no pyproject.toml: not a Flower app")
+    home = Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser().absolute()
     choose(connection, _connections(home / "config.toml"), "CONNECTION")
-    work_folder(home).mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as settings:
+        settings.write(run_config_toml(overrides))  # a file is the one way to pass every character
+        settings.flush()
+        run = _ask_flower(home, "run", str(folder), connection, "--run-config", settings.name)["run-id"]
     try:
-        return _run(home, connection, folder, overrides, [], log)
+        _stream(home, run, connection)
+        while True:  # the stream may end before the run does
+            found = _ask_flower(home, "list", connection, "--run-id", run)["runs"][0]
+            if found["status"].startswith("finished"):
+                break
+            time.sleep(1.0)
     except KeyboardInterrupt:
         logger.warning("The run goes on: `flwr list %s` shows it, `flwr stop RUN %s` ends it", connection, connection)
         raise
+    if found["status"] != COMPLETED:
+        raise FedgenError(f"run {run} ended as {found['status']}: {found['status-details'] or 'see its log'}")
 
 
 def run_config_toml(overrides: list[str]) -> str:
@@ -117,28 +139,6 @@ def run_config_toml(overrides: list[str]) -> str:
     return f"overrides = {text}\n".replace("\x7f", "\\u007f")
 
 
-def root_error(lines: list[str]) -> tuple[int, str]:
-    """Return where a log tells of the failure: the number of the line, and the exception that started it.
-
-    Flower logs ``... raised an exception`` and the whole chain of tracebacks; the first exception is the cause.
-    """
-    for sign in ("raised an exception", "Traceback (", "ERROR"):
-        places = [i for i, line in enumerate(lines) if sign in line]
-        if places:
-            break
-    else:
-        return len(lines), "the log shows no error"
-    after = itertools.dropwhile(lambda line: "Traceback (" not in line, lines[places[-1] :])
-    text = next((line for line in itertools.islice(after, 1, None) if not line.startswith((" ", "\t"))), "")
-    return places[-1] + 1, text.strip() or lines[places[-1]].strip()
-
-
-def _app(app: Path | None) -> Path:
-    folder = Path(app or Path(__file__).parents[1]).resolve()
-    require((folder / "pyproject.toml").is_file(), f"app={folder} holds no pyproject.toml: not a Flower app")
-    return folder
-
-
 def _connections(file: Path) -> list[str]:
     """Return the names of the SuperLinks in Flower's configuration."""
     try:
@@ -148,70 +148,33 @@ def _connections(file: Path) -> list[str]:
     return [name for name, entry in entries.items() if isinstance(entry, dict)]
 
 
-def _run(home: Path, connection: str, app: Path, overrides: list[str], options: list[str], log: Path | None) -> int:
-    """Run the app on a SuperLink and return an exit code that tells the truth; see `simulate`."""
-    path = (log or Path(tempfile.gettempdir()) / f"fedgen-run-{os.getpid()}.log").resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    code = 0
+def _command(home: Path, *words: str) -> dict[str, Any]:
+    """Return what starts a command of Flower, in a folder that is no checkout, from where it would take the apps."""
+    flower = Path(sys.executable).with_name("flwr")
+    return {"args": [flower, *words], "cwd": home, "env": os.environ | ENVIRONMENT, "text": True, "errors": "replace"}
+
+
+def _ask_flower(home: Path, *words: str) -> dict[str, Any]:
+    """Return what a command of Flower answers; raises `FedgenError` with its own message if it fails."""
+    done = subprocess.run(**_command(home, *words, "--format", "json"), capture_output=True)
     try:
-        with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as settings:
-            settings.write(run_config_toml(overrides))  # a file is the one way to pass every character
-            settings.flush()
-            given = ["--stream", "--run-config", settings.name, *options]
-            code = _exit_code(["flwr", "run", str(app), connection, *given], connection, home, path)
-    finally:
-        if code == 0 and log is None:
-            path.unlink(missing_ok=True)
-    return code
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        answer = {"error-message": done.stdout + done.stderr}
+    if not answer.get("success"):
+        raise FedgenError(f"`flwr {words[0]}` failed: {' '.join(str(answer.get('error-message')).split())[-500:]}")
+    return answer
 
 
-def _exit_code(command: list[str], connection: str, home: Path, log: Path) -> int:
-    """Stream a ``flwr run``, ask how it ended, and say why if it failed."""
-    code, lines = _stream(command, home, log)
-    started = re.search(r"Successfully started run (\d+)", "".join(lines))
-    if started is None:
-        if quiet():
-            sys.stdout.writelines(lines)
-        logger.error("`flwr run` started no run (exit code %d): its message is above", code)
-        return code or 1
-    status, details = _outcome(started[1], connection, home)
-    if status == COMPLETED:
-        return 0
-    number, error = root_error(lines)
-    logger.error("Run %s ended as %s: %s", started[1], status, details or "Flower gives no details")
-    logger.error("The cause: %s (%s, line %d)", error, log, number)
-    return code or 1
-
-
-def _stream(command: list[str], home: Path, log: Path) -> tuple[int, list[str]]:
-    """Run a command of Flower and pass its output through, and to ``log``; return its exit code and the lines.
-
-    With ``--quiet`` only the server's warnings and errors pass; what it says of a failure is said at the end.
-    """
-    lines: list[str] = []
-    process = spawn(command, home, subprocess.PIPE)
-    assert process.stdout is not None
-    try:
-        with log.open("w", encoding="utf-8") as copy:  # not `with process`: after a signal it would wait for the run
-            for raw in process.stdout:
-                lines.append(raw.decode("utf-8", errors="replace"))
-                for stream in (sys.stdout, copy) if not quiet() or warns(lines[-1]) else (copy,):
-                    stream.write(lines[-1])
-                    stream.flush()
-        return process.wait(), lines
-    finally:
-        process.terminate()  # after a signal; it is no child of the terminal's
-
-
-def _outcome(run_id: str, connection: str, home: Path) -> tuple[str, str]:
-    """Return the final status of a run and its details; the stream may end before the run does."""
-    command = ["flwr", "list", connection, "--run-id", run_id, "--format", "json"]
-    while True:
-        listed = subprocess.run(command, cwd=work_folder(home), env=environment(home), capture_output=True, text=True)
+def _stream(home: Path, run: str, connection: str) -> None:
+    """Print the log of a run until its end; with ``--quiet`` its warnings and errors alone."""
+    command = _command(home, "log", run, connection)
+    with subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
         try:
-            run = json.loads(listed.stdout)["runs"][0]
-        except (ValueError, KeyError, IndexError):
-            return "unknown", f"`flwr list` failed: {(listed.stdout + listed.stderr).strip()[-500:]}"
-        if run["status"].startswith("finished"):
-            return run["status"], run["status-details"]
-        time.sleep(1.0)
+            for line in process.stdout:
+                if not quiet() or WARNS.match(line):
+                    sys.stdout.write(line)
+                    sys.stdout.flush()
+        finally:
+            process.terminate()  # after a signal, which may not have reached it

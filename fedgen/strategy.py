@@ -225,6 +225,9 @@ class SyntheticPooling(Strategy):
             return self._arrays, None
         show_step("averaging")
         keep_shared_metrics(replies)
+        if self.rules.dp != "none":  # whose noise is for nodes that weigh the same
+            for reply in replies:
+                next(iter(reply.content.metric_records.values()))["num-examples"] = 1
         arrays, metrics = self.strategy.aggregate_train(number, replies)
         if arrays is None or set(arrays) != set(self._arrays):
             raise AggregationError(f"round {self.report.round}: {type(self.strategy).__name__} returned no adapters")

@@ -92,17 +92,11 @@ class StrategyConfig:
         choose(self.send, SENT, "strategy.send")
         choose(self.dp, CLIPPING, "strategy.dp")
         for name in ("clipping_norm", "noise_multiplier", "delta"):
-            value, key = getattr(self, name), f"strategy.{name}"
-            if self.dp == "none":
-                require(value is None, f"{key}={value} means nothing with strategy.dp=none: use server or client")
-            else:
-                require(value is not None, f"strategy.dp={self.dp} needs {key}, which has no default")
-                require(0 < value < float("inf"), f"{key}={value} must be a finite number above 0")
-        require(
-            self.dp == "none" or self.name in AVERAGES,
-            f"strategy.dp={self.dp} needs strategy={' or '.join(AVERAGES)}: one node can change what "
-            f"strategy={self.name} makes of the adapters by more than the noise is for",
-        )
+            value, needs = getattr(self, name), "no such number" if self.dp == "none" else "a finite number above 0"
+            good = value is None if self.dp == "none" else value is not None and 0 < value < float("inf")
+            require(good, f"strategy.{name}={value}: strategy.dp={self.dp} needs {needs}")
+        good = self.dp == "none" or self.name in AVERAGES
+        require(good, f"strategy.dp={self.dp} needs strategy={'|'.join(AVERAGES)}, got strategy={self.name}")
 
     def check(self, nodes: int, modes: Sequence[str], teaching: str) -> None:
         """Refuse a run for which ``dp`` or ``secure`` would not hold, or mean nothing.
@@ -137,16 +131,12 @@ class StrategyConfig:
         self.secure.check(asked, least or asked, self.name, self.dp, trains, taught)
         if self.dp == "none":
             return
-        require(self.send == "all", f"{chosen} means nothing with strategy.send=samples: no adapters leave a node")
-        idle = [mode for mode in modes if not (MODES[mode].federated and MODES[mode].trains_adapters)]
-        means = len(idle) < len(modes) and all(MODES[mode].federated for mode in modes)
-        require(means, f"{chosen} means nothing with mode={''.join(idle[:1])}: no adapters leave a node there")
-        require(least in (None, nodes), f"{chosen} needs every node: strategy.min_nodes={least} allows for fewer")
-        require(asked == nodes, f"{chosen} needs every node: strategy.nodes_per_round={asked} asks fewer")
         assert self.delta is not None
+        require(trains, f"{chosen} means nothing here: no adapters leave a node")
+        good = {least or nodes, asked} == {nodes}
+        require(good, f"{chosen} needs every node: leave strategy.min_nodes and strategy.nodes_per_round out")
         require(self.delta < 1 / nodes, f"strategy.delta={self.delta} must be below one over partition.nodes={nodes}")
-        why = "global_training=distil: nodes' adapters teach without noise"
-        require(taught != "distil", f"{chosen} does not hold with {why}")
+        require(taught != "distil", f"{chosen}: with global_training=distil nodes' adapters teach without noise")
 
     def _check_send(self, modes: Sequence[str], teaching: str) -> None:
         """Refuse ``samples`` where the global adapters would not learn from any."""

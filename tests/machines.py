@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from superlinks import CONNECTION, environment, free_port, processes_of, spawn, stop_all, work_folder
+
 from fedgen.simulate import run_config_toml
-from fedgen.superlink import CONNECTION, environment, free_port, processes_of, spawn, stop_all, work_folder
 
 CHECKOUT = Path(__file__).parents[1]
 SECONDS = 300.0  # that anything may take on a busy machine

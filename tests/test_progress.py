@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.progress import Progress
 
 import fedgen
 from fedgen.cli import main
-from fedgen.progress import LOG, RoundsBar, clear, quiet, show_step
-from fedgen.simulate import _stream
-from fedgen.superlink import work_folder
+from fedgen.progress import LOG, RoundsBar, quiet, show_step
 
 Fedgen = Callable[..., int]
 
@@ -70,7 +70,7 @@ def terminal() -> Iterator[Terminal]:
         try:
             yield opened
         finally:
-            clear()
+            RoundsBar.stop()
             opened.close()
 
 
@@ -100,14 +100,12 @@ def without_times(lines: list[str]) -> list[str]:
 def test_a_terminal_shows_a_bar_with_the_step_of_the_round_and_every_line_once(
     run: Fedgen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tell = RoundsBar.tell
+    update = Progress.update
 
-    def at_once(bar: RoundsBar, step: str, nodes: str | None = None) -> None:
-        tell(bar, step, nodes)
-        assert bar._bar is not None
-        bar._bar.refresh()  # a small round is over before the bar moves by itself
+    def at_once(bar: Progress, *arguments: Any, **fields: Any) -> None:
+        update(bar, *arguments, **fields | {"refresh": True})  # a small round is over before the bar moves by itself
 
-    monkeypatch.setattr(RoundsBar, "tell", at_once)
+    monkeypatch.setattr(Progress, "update", at_once)
     with terminal() as opened:
         assert run("mode=one_shot", "hydra.run.dir=run") == 0
         assert RoundsBar.shown is None
@@ -123,7 +121,7 @@ def test_a_terminal_shows_a_bar_with_the_step_of_the_round_and_every_line_once(
         "1/1 0:",
     ):
         assert re.search(rf"rounds ━+ (.* )?{re.escape(step)}", shown), step
-    lines = log_of("run")
+    lines = [line for line in log_of("run") if not line.startswith("fitting the codec")]  # once on a machine
     assert len(lines) == 4  # two rounds, the folder, and what the gate says
     for line in lines:
         assert shown.count(line) == lines.count(line) == 1, line
@@ -158,7 +156,7 @@ def test_runs_in_one_process_have_a_log_each_and_no_line_twice(
             f"round {rounds}/{rounds} {name} |"
         )
     shown = capfd.readouterr()
-    printed = Counter(re.findall(r"round \d/\d \w+ \||accuracy [\d.]+ after.*", shown.out + shown.err))
+    printed = Counter(re.findall(r"round \d/\d \w+ \||accuracy [\d.]+ after.*", shown.out))
     assert {f"round {number}/2 federate |" for number in range(3)} < set(printed)
     assert set(printed.values()) == {1}
     for name in ("standalone", "federate", "centralised"):
@@ -194,7 +192,7 @@ def test_who_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal() as opened:
         assert shows()
         assert shows()  # in place of the one before
-        clear()
+        RoundsBar.stop()
         show_step("nobody looks")
         with monkeypatch.context() as patch:
             patch.setenv("FEDGEN_QUIET", "1")
@@ -214,9 +212,8 @@ def test_flowers_runs_are_quiet_too(
 ) -> None:
     seen: list[bool] = []
 
-    def start(*arguments: object) -> int:
+    def start(*arguments: object) -> None:
         seen.append(quiet())
-        return 0
 
     monkeypatch.setattr(f"fedgen.simulate.{command}", start)
     name = ["hospitals"] if command == "submit" else []
@@ -224,27 +221,3 @@ def test_flowers_runs_are_quiet_too(
     assert main([command, *name, "mode=federate"]) == 0
     assert seen == [True, False]
     assert capsys.readouterr().out == ""
-
-
-def test_of_flowers_lines_quiet_passes_on_warnings_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    home, log = tmp_path / "home", tmp_path / "log"
-    work_folder(home).mkdir(parents=True)
-    say = """
-import logging
-from fedgen.progress import quiet, show_lines
-show_lines()
-print("INFO: Flower's own", quiet())
-for level in (logging.INFO, logging.WARNING):
-    logging.getLogger("fedgen.server_app").log(level, "round 1 of level %d", level)
-"""
-    for wanted in ("", "1"):
-        monkeypatch.setenv("FEDGEN_QUIET", wanted)
-        code, lines = _stream([sys.executable, "-c", say], home, log)
-        assert code == 0
-        assert log.read_text() == "".join(lines)
-        assert lines[-1].endswith("] WARNING round 1 of level 30\n")
-        assert f"INFO: Flower's own {bool(wanted)}\n" in lines  # the processes that it starts know it
-        assert any(re.fullmatch(r"\[\d\d:\d\d:\d\d\] round 1 of level 20\n", line) for line in lines)
-        assert capfd.readouterr().out == (lines[-1] if wanted else log.read_text())

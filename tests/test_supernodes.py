@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from federations import Federate
+from superlinks import CONNECTION, environment, free_port, running_superlink, spawn, stop_all, work_folder
 
 from fedgen.run_folder import RunFolder
 from fedgen.settings import Config
 from fedgen.simulate import run_config_toml
-from fedgen.superlink import CONNECTION, environment, free_port, running_superlink, spawn, stop_all, work_folder
 
 pytestmark = pytest.mark.slow
 

@@ -9,13 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
-
-from fedgen.errors import FedgenError
 
 CONNECTION = "simulation"  # name of the SuperLink in its Flower home
 START_SECONDS = 120.0  # how long a SuperLink may take to answer
@@ -34,17 +31,12 @@ def running_superlink(home: Path, simulation: bool = True) -> Iterator[str]:
     simulation : bool
         Whether it simulates nodes, rather than waiting for SuperNodes.
 
-    Raises
-    ------
-    FedgenError
-        If Flower's command is missing or the SuperLink does not start.
     """
     work_folder(home).mkdir()
-    with _sigterm_raises():
-        try:
-            yield _start(home, simulation)
-        finally:
-            stop_all(home)
+    try:
+        yield _start(home, simulation)
+    finally:
+        stop_all(home)
 
 
 def work_folder(home: Path) -> Path:
@@ -78,16 +70,9 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def spawn(command: list[str], home: Path, output: IO[bytes] | int) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own: Ctrl-C reaches only us, and we stop everything in order.
-
-    Raises
-    ------
-    FedgenError
-        If Flower's command is missing.
-    """
+    """Start a command in a session of its own: Ctrl-C reaches only us, and we stop everything in order."""
     path = shutil.which(command[0], path=environment(home)["PATH"])
-    if path is None:
-        raise FedgenError(f"no `{command[0]}` beside {sys.executable}: install the project's requirements")
+    assert path is not None, command
     return subprocess.Popen(
         [path, *command[1:]],
         cwd=work_folder(home),
@@ -137,7 +122,7 @@ def _start(home: Path, simulation: bool) -> str:
     deadline = time.monotonic() + START_SECONDS
     while not _answers(port):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise FedgenError(f"Flower's SuperLink did not start: {log.read_text(errors='replace').strip()[-2000:]}")
+            raise RuntimeError(log.read_text(errors="replace")[-2000:])
         time.sleep(0.1)
     return f"127.0.0.1:{port}"
 
@@ -153,20 +138,3 @@ def _answers(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1.0)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Let a termination signal raise, as Ctrl-C does, so that what was started is stopped."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
