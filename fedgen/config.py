@@ -149,7 +149,7 @@ def nested_yaml(values: Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(sections)
 
 
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+class _Dumper(yaml.SafeDumper):
     """Escapes the line ends that PyYAML would fold: U+0085, U+2028, U+2029."""
 
     def represent_str(self, data: str) -> Any:
