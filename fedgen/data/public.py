@@ -13,13 +13,15 @@ from fedgen.data.datasets import DataSettings
 from fedgen.data.encoders import Encoder
 from fedgen.data.readers import AudioFiles, read_folder
 from fedgen.data.recipes import recipe_sound
+from fedgen.data.sounds import SOUNDS, synthesise
 from fedgen.data.synthesis import RATE
 from fedgen.data.tokens import TensorTokens, TokenSource
 from fedgen.errors import DataError, FedgenError
 
-VERSION = 2  # of the recipes: another one makes another codec
+VERSION = 3  # of the recipes: another one makes another codec
 CLIPS = 4  # of each class
-CLASSES = 100  # more of them are worth more than more clips of each
+CLASSES = 100  # by recipes; more of them are worth more than more clips of each
+SEED = 400_891_233  # of the built-in voices: other takes of them than any data set has
 FULL_SCALE = 32767  # 16 bits, as recordings have: what processors round otherwise in synthesis mostly vanishes
 
 
@@ -33,13 +35,15 @@ class PublicTokens:
     encoder : Encoder
         The nodes' frozen encoder.
     classes, clips : int
-        Classes, each a recipe of its own (`fedgen.data.recipes`), and clips of each.
+        Classes, each a recipe of its own (`fedgen.data.recipes`), and clips of each; besides, as many clips of each of
+        the built-in voices (`fedgen.data.sounds`).
     """
 
     def __init__(self, encoder: Encoder, classes: int = CLASSES, clips: int = CLIPS) -> None:
         self.shape, self._encoder = encoder.shape, encoder
-        self.labels = torch.arange(classes).repeat_interleave(clips)
-        sounds = (recipe_sound(label, take) for label in range(classes) for take in range(clips))
+        self.labels = torch.arange(classes + len(SOUNDS)).repeat_interleave(clips)
+        sounds = [recipe_sound(label, take) for label in range(classes) for take in range(clips)]
+        sounds += [synthesise(name, take, SEED) for name in sorted(SOUNDS) for take in range(clips)]
         self._sounds = [np.round(sound * FULL_SCALE).astype(np.int16) for sound in sounds]
 
     def __len__(self) -> int:

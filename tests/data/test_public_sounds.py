@@ -5,6 +5,7 @@ import torch
 from fedgen.data.encoders import EncoderSettings, open_encoder
 from fedgen.data.public import PublicTokens
 from fedgen.data.recipes import SAMPLES, recipe_sound
+from fedgen.data.sounds import SOUNDS
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def test_recipes_are_audible_seeded_and_different(label: int) -> None:
 
 
 def test_classes_differ_by_more_than_their_clips(public: PublicTokens) -> None:
-    tokens = public.batch(torch.arange(len(public)))[:, 0].view(12, 4, -1)  # the mean patch of a clip
+    tokens = public.batch(torch.arange(48))[:, 0].view(12, 4, -1)  # the mean patch of a clip
     within = tokens.var(dim=1).sum(dim=-1).mean()
     between = tokens.mean(dim=1).var(dim=0).sum() - within / 4
     assert between > 0.5 * within
@@ -39,9 +40,9 @@ def test_some_clips_end_in_digital_silence() -> None:
 
 def test_public_sounds_are_the_same_for_everyone(public: PublicTokens) -> None:
     again = PublicTokens(open_encoder(EncoderSettings(stride=16)), classes=12, clips=4)
-    rows = torch.tensor([3, 40, 0])
-    assert len(public) == 48
-    assert public.labels.tolist() == [label for label in range(12) for _ in range(4)]
+    rows = torch.tensor([3, 40, 100])
+    assert len(public) == 4 * (12 + len(SOUNDS))  # recipes and voices
+    assert public.labels.tolist() == [label for label in range(12 + len(SOUNDS)) for _ in range(4)]
     assert public.batch(rows).shape == (3, *public.shape)
     assert torch.equal(public.batch(rows), again.batch(rows))
     assert torch.equal(public.batch(rows)[:1], public.batch(rows[:1]))
@@ -61,5 +62,5 @@ def test_an_encoder_of_another_rate_hears_the_same_seconds() -> None:
         def identity(self) -> dict[str, str | int]:
             return {}
 
-    PublicTokens(Recording(), classes=2, clips=1).batch(torch.arange(2))
+    PublicTokens(Recording(), classes=2, clips=1).batch(torch.arange(2))  # of the recipes
     assert heard == [3 * SAMPLES] * 2
