@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fedgen.config import load_config
+from fedgen.data.public import CLASSES, CLIPS, open_public
+from fedgen.exchange.public import public_space
 from fedgen.local_run import run
 
 ESC10 = Path(__file__).parents[2] / "shared" / "data" / "esc10"
+
+
+@pytest.fixture(autouse=True)
+def whole_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The codec of all public sounds, in place of the few that other tests fit one to."""
+    monkeypatch.setenv("FEDGEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("fedgen.data.public.PublicTokens.__init__.__defaults__", (CLASSES, CLIPS))
+    monkeypatch.setattr("fedgen.exchange.public.open_public", open_public)
+    public_space.cache_clear()
+    yield
+    public_space.cache_clear()
 
 
 def accuracies(folder: Path, modes: list[str], overrides: list[str]) -> dict[str, float]:
