@@ -18,6 +18,7 @@ from fedgen.models.states import check_tensors, join, length_of, part_of
 
 TOLERANCE = 0.05  # between two sketches; processors round differently, other sounds give another codec
 PROBES = 4  # token sequences that a sketch encodes
+LEAST = 0.05  # of the usual variance within classes: no direction has less
 SIZES = 4  # numbers at its start: shapes of the bases
 
 
@@ -60,11 +61,14 @@ class PublicSpace:
 
     @cached_property
     def within(self) -> Tensor:
-        """Covariance within classes ``(k, k)``, float64; of all public clips where no class has two."""
+        """Covariance within classes ``(k, k)``, float64; of all public clips where no class has two.
+
+        Where few sounds leave a direction without variance, it gets `LEAST` of what is usual.
+        """
         freedom = len(self.labels) - len(self.labels.unique())
-        if freedom == 0:
-            return self.latents.double().T.cov().reshape(self.codec.size, self.codec.size)
-        return self.deviations.T @ self.deviations / freedom
+        found = self.deviations.T @ self.deviations / freedom if freedom else self.latents.double().T.cov()
+        values, axes = torch.linalg.eigh(found.reshape(self.codec.size, self.codec.size))
+        return (axes * values.clamp(min=LEAST * float(values.mean()))) @ axes.T
 
     def sketch(self) -> list[float]:
         """Return numbers that tell this codec from another: sizes, then the latents of fixed random sequences."""

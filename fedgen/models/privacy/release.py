@@ -23,7 +23,7 @@ IN_MEAN = 1.9  # norm of the noise in a class's mean, in deviations of clips wit
 IN_SHAPE = 0.35  # deviation of the noise in a variance of a shape whose trace is its size, likewise
 FEWEST, MOST = 8, 32  # coefficients of a shape: fewer are not worth their budget, more were never better
 FARTHEST = 2.0  # natural log of a clip's mean square distance over that of public sounds, either way
-LEAST = 0.05  # of the usual variance: no class, and no direction of public sounds, has less
+LEAST = 0.05  # of the usual variance: no class, and no direction of a shape, has less
 ALIKE = 0.4  # deviation between classes of the entries of their shapes
 
 
@@ -151,12 +151,9 @@ def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, 
 
 
 def whitening(within: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the symmetric matrices ``(k, k)`` that make ``within`` the unit matrix, and the unit matrix ``within``.
-
-    Where few sounds leave a direction without variance, it gets `LEAST` of what is usual.
-    """
+    """Return the symmetric matrices ``(k, k)`` that make ``within`` the unit matrix, and the unit matrix ``within``."""
     values, axes = torch.linalg.eigh(within.double())
-    deviations = values.clamp(min=LEAST * float(values.mean())).sqrt()
+    deviations = values.sqrt()
     return (axes / deviations) @ axes.T, (axes * deviations) @ axes.T
 
 
