@@ -563,7 +563,7 @@ def test_rules() -> None:
         (
             *("mode=federate", "strategy.nodes_per_round=2", "strategy.dp=server"),
             *("strategy.clipping_norm=1", "strategy.noise_multiplier=1", "strategy.delta=0.1"),
-        ): "nodes_per_round=2 asks fewer",
+        ): "strategy.dp=server needs every node",
     }.items():
         with pytest.raises(ConfigError, match=words):
             load_config(list(options))
