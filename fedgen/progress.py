@@ -41,7 +41,12 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
     stream = property(lambda self: sys.stdout)
 
     def __init__(self, stream: Any = None) -> None:
-        logging.Handler.__init__(self, logging.WARNING if quiet() else logging.INFO)
+        logging.Handler.__init__(self, logging.INFO)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, unless it is quiet and the record is no warning."""
+        if record.levelno >= logging.WARNING or not quiet():
+            super().emit(record)
 
 
 def show_lines() -> None:

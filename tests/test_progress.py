@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 import fedgen
 from fedgen.cli import main
-from fedgen.progress import LOG, RoundsBar, quiet, show_step
+from fedgen.progress import LOG, ConsoleHandler, RoundsBar, made_quiet, quiet, show_step
 
 Fedgen = Callable[..., int]
 
@@ -138,6 +138,14 @@ def test_without_a_terminal_lines_are_plain_and_quiet_ones_are_in_the_log_alone(
     assert capfd.readouterr() == ("", "")
     assert without_times(log_of("silent")) == without_times(log_of("loud"))
     assert "accuracy" in log_of("silent")[-1]
+
+
+def test_a_handler_of_an_earlier_run_is_quiet_when_the_next_is(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = ConsoleHandler()
+    with made_quiet(True):
+        for level in (logging.INFO, logging.WARNING):
+            handler.handle(logging.makeLogRecord({"levelno": level, "msg": f"of level {level}"}))
+    assert capsys.readouterr().out == f"of level {logging.WARNING}\n"
 
 
 def test_runs_in_one_process_have_a_log_each_and_no_line_twice(
