@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from figures import data, finished, mean_and_error, plus_minus, show
 
-from fedgen.config import load_config
+from fedgen.config.compose import load_config
 from fedgen.models.generators import KINDS
 from fedgen.task import prepare_task
 

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from fedgen.data.tokens import FactoredTokens
 from fedgen.models.adapters import AdapterSettings, build_adapters
-from fedgen.training.adapters import TrainingSettings, target_losses
+from fedgen.models.training import TrainingSettings, target_losses
 
 SHAPES: dict[str, tuple[int, ...]] = {"clip": (768,), "t5": (17, 4096)}
 FASTER, SMALLER = 20.0, 10.0

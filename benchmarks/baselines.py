@@ -8,10 +8,10 @@ import torch
 from predecessor import Recipe, Training, sample
 from torch import Tensor
 
+from fedgen.data.seeds import seeded
 from fedgen.data.tokens import TokenSource, batches
 from fedgen.evaluation.features import read_records
-from fedgen.models.lengths import resampling
-from fedgen.models.seeds import seeded
+from fedgen.models.bases import resampling
 
 COMPONENTS = 3  # of a mixture
 NEIGHBOURS = 5  # SMOTE's
@@ -81,7 +81,7 @@ def shortened(source: TokenSource, length: int) -> Tensor:
 def class_gaussian(source: TokenSource, length: int, count: int, shrinkage: float, seed: int) -> ShortTokens:
     """Draw ``count`` sequences a class from Gaussians of flat sequences of ``length`` tokens; 1: of mean tokens.
 
-    Covariances are as in `fedgen.models.density.ClassGaussians`, ``(1 - s) * own + s * tied``, but never made: a sum of
+    Covariances are those of `ClassGaussians`, ``(1 - s) * own + s * tied``, but never made: a sum of
     the clips' deviations from their class mean with normal weights has just that distribution, at any size.
 
     References

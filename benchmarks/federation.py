@@ -32,17 +32,16 @@ from typing import Any
 from figures import parser, save, show
 from torch import Tensor
 
-from fedgen.border import Member
-from fedgen.config import load_config
-from fedgen.filling import Filling
-from fedgen.local_run import run
+from fedgen.config.compose import load_config
+from fedgen.config.phases import plan
+from fedgen.messages.checks import Member
 from fedgen.models.samples import PooledTokens, SyntheticTokens
-from fedgen.models.schedule import Schedule
-from fedgen.node import Node
-from fedgen.phases import plan
-from fedgen.simulate import simulate
+from fedgen.models.training import Schedule, train_adapters
+from fedgen.node.node import Node
+from fedgen.runtimes.local import run_config as run
+from fedgen.runtimes.simulation import simulate
+from fedgen.server.pool import Filling
 from fedgen.task import open_task, prepare_task
-from fedgen.training.adapters import train_adapters
 
 TARGETS = {"grid": 1.05, "simulation": 1.3}
 NODES = 3

@@ -38,17 +38,17 @@ from figures import data, parser, save
 from predecessor import Recipe
 from torch import Tensor
 
-from fedgen.config import load_config
+from fedgen.config.compose import load_config
+from fedgen.config.settings import Config
+from fedgen.data.seeds import seeded
 from fedgen.data.tokens import TokenSource
 from fedgen.evaluation.features import read_records
 from fedgen.evaluation.quality import AdapterTask, Site, fidelity_report, segments_of, utility_report
 from fedgen.models.generators import KINDS, GeneratorSettings
+from fedgen.models.generators.bank import Bank
 from fedgen.models.public import PublicSpace
 from fedgen.models.samples import PooledTokens, SyntheticTokens, class_counts
-from fedgen.models.seeds import seeded
-from fedgen.settings import Config
 from fedgen.task import Task, prepare_task
-from fedgen.training.bank import Bank
 
 logger = logging.getLogger(__name__)
 

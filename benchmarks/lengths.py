@@ -24,14 +24,14 @@ import torch
 from figures import parser, save, show
 from torch import Tensor
 
-from fedgen.config import load_config
+from fedgen.config.compose import load_config
 from fedgen.data.encoders import open_encoder
 from fedgen.data.public import open_public
 from fedgen.data.tokens import TokenSource, batches
+from fedgen.models.bases import UPSAMPLING
 from fedgen.models.codec import Codec, CodecSettings
-from fedgen.models.generators.settings import GeneratorSettings
+from fedgen.models.generators.base import GeneratorSettings
 from fedgen.models.generators.vae import VAEGenerator
-from fedgen.models.lengths import UPSAMPLING
 from fedgen.task import prepare_task
 
 LENGTHS = (4, 16, 64)

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from figures import parser, resident, save, show
 
-from fedgen.config import load_config
-from fedgen.node import Node
-from fedgen.phases import plan
+from fedgen.config.compose import load_config
+from fedgen.config.phases import plan
+from fedgen.node.node import Node
 from fedgen.task import Task, open_task, prepare_task
 
 logger = logging.getLogger(__name__)

@@ -28,14 +28,14 @@ from typing import Any
 from figures import parser, resident, save, show
 from predecessor import parameters
 
-from fedgen.config import load_config
+from fedgen.config.compose import load_config
+from fedgen.config.phases import plan
 from fedgen.data.tokens import LazyTokens, TensorTokens
 from fedgen.models.generators import KINDS
+from fedgen.models.generators.bank import Bank
 from fedgen.models.generators.neural import NeuralGenerator
-from fedgen.node import Node
-from fedgen.phases import plan
+from fedgen.node.node import Node
 from fedgen.task import open_task, prepare_task
-from fedgen.training.bank import Bank
 
 ADAPTERS = "adapters"
 TARGETS = {"parameters": 2e6, "over_mib": 1000**3 / 2**20, "cpu_seconds": 60.0}  # of a generator; 1 GB

@@ -26,7 +26,7 @@ import torch
 from figures import data, finished, mean_and_error, plus_minus, show
 from matplotlib.figure import Figure
 
-from fedgen.config import load_config
+from fedgen.config.compose import load_config
 from fedgen.task import prepare_task
 
 logger = logging.getLogger(__name__)

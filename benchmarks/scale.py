@@ -38,8 +38,8 @@ from figures import parser, resident, save, show
 from flwr.app import Context, Message
 
 from fedgen.client_app import app as client_app
-from fedgen.config import load_config, to_yaml
-from fedgen.local_grid import LocalGrid, run_server
+from fedgen.config.compose import load_config, to_yaml
+from fedgen.runtimes.local import LocalGrid, run_server
 from fedgen.server_app import app as server_app
 from fedgen.task import prepare_task
 

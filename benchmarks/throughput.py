@@ -22,8 +22,8 @@ from figures import parser, save, show
 from predecessor import Recipe, Training, resized
 from torch import Tensor
 
-from fedgen.config import load_config
-from fedgen.data.conditions import Conditions
+from fedgen.config.compose import load_config
+from fedgen.data.targets import Conditions
 from fedgen.models.generators import KINDS, GeneratorSettings, open_generator
 from fedgen.task import prepare_task
 

@@ -22,14 +22,14 @@ from figures import data, mean_and_error, parser, save, show
 from flwr.app import ArrayRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
-from fedgen.config import load_config
+from fedgen.config.compose import load_config
 from fedgen.data.tokens import TokenSource
 from fedgen.evaluation.zero_shot import zero_shot
-from fedgen.exchange.payload import samples_from_record, samples_to_record
+from fedgen.messages.samples import samples_from_record, samples_to_record
+from fedgen.models.generators.bank import Bank
 from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.models.training import train_adapters
 from fedgen.task import Task, prepare_task
-from fedgen.training.adapters import train_adapters
-from fedgen.training.bank import Bank
 
 TARGETS = {"sample": 128.0, "accuracy": 0.01}
 FOLDS = ["data.test_fold=4", "data.leave_out=[5]"]

@@ -8,7 +8,7 @@ __all__ = ["load_run", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `fedgen.api` when it is asked for: Flower imports this package to look for apps, and torch takes time."""
+    """Import `run` and `load_run` on demand: Flower imports this package to look for apps, and torch takes time."""
     if name in __all__:
-        return getattr(import_module("fedgen.api"), name)
+        return getattr(import_module("fedgen.runtimes.local"), name)
     raise AttributeError(f"module 'fedgen' has no attribute {name!r}")

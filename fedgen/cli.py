@@ -16,12 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from fedgen.config import config_dir, explain, load_config, opened, resume_config
+from fedgen.config.compose import config_dir, explain, load_config, opened, resume_config
+from fedgen.config.settings import Config
+from fedgen.data.progress import ConsoleHandler, made_quiet, quiet
 from fedgen.errors import FedgenError, require, visible
-from fedgen.progress import ConsoleHandler, made_quiet, quiet
 from fedgen.render.settings import add_options, settings_of
-from fedgen.settings import Config
-from fedgen.sweeps import failures, objective
+from fedgen.runtimes.sweeps import failures, objective
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def run_command(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _resume(config: Config, overrides: Sequence[str]) -> int:
     """Go on with an interrupted run, in its folder and with its log."""
-    from fedgen.local_run import run
+    from fedgen.runtimes.local import run_config as run
 
     flags = [text for text in overrides if text.startswith("-")]
     if flags:
@@ -131,9 +131,9 @@ def _resume(config: Config, overrides: Sequence[str]) -> int:
 
 def prepare_command(options: argparse.Namespace, overrides: list[str]) -> None:
     """``fedgen prepare``: encode clips, public sounds and class prompts, once; with ``data=nodes`` only the last."""
+    from fedgen.config.phases import uses_samples
     from fedgen.data.targets import cache_folder, prepare_targets
-    from fedgen.exchange.public import public_space
-    from fedgen.phases import uses_samples
+    from fedgen.models.public import public_space
     from fedgen.task import prepare_store, use_hardware
 
     _log_to_terminal()
@@ -153,7 +153,7 @@ def prepare_command(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def simulate_command(options: argparse.Namespace, overrides: list[str]) -> None:
     """``fedgen simulate``: the same apps in Flower's simulation, every node in a process of its own."""
-    from fedgen.simulate import simulate
+    from fedgen.runtimes.simulation import simulate
 
     _log_to_terminal()
     config = load_config(overrides)
@@ -163,8 +163,8 @@ def simulate_command(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def submit_command(options: argparse.Namespace, overrides: list[str]) -> None:
     """``fedgen submit``: the apps on a SuperLink and its SuperNodes, with an exit code that tells the truth."""
-    from fedgen.paths import paths_of
-    from fedgen.simulate import submit
+    from fedgen.config.compose import paths_of
+    from fedgen.runtimes.simulation import submit
 
     _log_to_terminal()
     resumed = dict(text.split("=", 1) for text in overrides if text.startswith("resume="))
@@ -176,9 +176,9 @@ def submit_command(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen compare``: one table of several runs."""
-    from fedgen.comparison import compared, unsure
-    from fedgen.evaluation.tables import comparison_table, show, terminal_width
-    from fedgen.run_folder import run_folders
+    from fedgen.report.comparison import compared, unsure
+    from fedgen.report.tables import comparison_table, show, terminal_width
+    from fedgen.runs.folder import run_folders
 
     _refuse(rest)
     folders = run_folders(options.folders, finished=True)
@@ -189,8 +189,8 @@ def compare_command(options: argparse.Namespace, rest: list[str]) -> None:
 
 def info_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen info``: what is installed, on which device, and what there is to choose."""
-    from fedgen.evaluation.tables import show
-    from fedgen.info import groups, versions
+    from fedgen.report.tables import show
+    from fedgen.runtimes.info import groups, versions
 
     _refuse(rest)
     show(versions())
@@ -199,10 +199,10 @@ def info_command(options: argparse.Namespace, rest: list[str]) -> None:
 
 def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen evaluate``: score the saved global adapters on the held-out clips, and measure the last samples."""
-    from fedgen.evaluation.tables import comparison_table, show, terminal_width
-    from fedgen.recorder import show_samples
-    from fedgen.run_folder import run_folders
-    from fedgen.saved_run import evaluate_again
+    from fedgen.report.recorder import show_samples
+    from fedgen.report.saved_run import evaluate_again
+    from fedgen.report.tables import comparison_table, show, terminal_width
+    from fedgen.runs.folder import run_folders
 
     _refuse(rest)
     _log_to_terminal()
@@ -224,10 +224,10 @@ def evaluate_command(options: argparse.Namespace, rest: list[str]) -> None:
 
 def audit_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen audit``: which of a run's clips can be told from what was sent; writes ``audit.json`` and a plot."""
-    from fedgen.assessment import Assessment
-    from fedgen.recorder import say_gate, show_samples
-    from fedgen.run_folder import RunFolder
-    from fedgen.saved_run import SavedRun
+    from fedgen.evaluation.assessment import Assessment
+    from fedgen.report.recorder import say_gate, show_samples
+    from fedgen.report.saved_run import SavedRun
+    from fedgen.runs.folder import RunFolder
 
     _refuse(rest)
     _log_to_terminal()
@@ -252,8 +252,8 @@ def render_command(options: argparse.Namespace, rest: list[str]) -> None:
 
 def report_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen report``: one page about the runs, and the plots of those that have finished again."""
-    from fedgen.report.writing import draw_again, write_report
-    from fedgen.run_folder import run_folders
+    from fedgen.report.page import draw_again, write_report
+    from fedgen.runs.folder import run_folders
 
     _refuse(rest)
     _log_to_terminal()
@@ -266,8 +266,8 @@ def report_command(options: argparse.Namespace, rest: list[str]) -> None:
 
 def checkpoints_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen checkpoints ls``: a line for each checkpoint of generators in a folder."""
-    from fedgen.evaluation.tables import show
-    from fedgen.exchange.listing import checkpoint_folder, overview
+    from fedgen.report.listing import checkpoint_folder, overview
+    from fedgen.report.tables import show
 
     _refuse(rest)
     show(overview(checkpoint_folder(options.folder), options.names))
@@ -275,8 +275,8 @@ def checkpoints_command(options: argparse.Namespace, rest: list[str]) -> None:
 
 def node_command(options: argparse.Namespace, overrides: list[str]) -> int:
     """``fedgen node check``: what is sound on this machine, and what is wrong; exit code 1 if anything is."""
-    from fedgen.evaluation.tables import show
-    from fedgen.node_check import check_node, findings_table
+    from fedgen.report.tables import show
+    from fedgen.runtimes.node_check import check_node, findings_table
 
     given = options.root_certificates, options.key, options.superlink
     findings = check_node(options.node_config, load_config(overrides), bool(overrides), *given)
@@ -286,7 +286,7 @@ def node_command(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def migrate_command(options: argparse.Namespace, rest: list[str]) -> None:
     """``fedgen migrate``: print what an old configuration is here, and on standard error what became of every key."""
-    from fedgen.migrate import command, experiment, overrides, report, translate
+    from fedgen.config.migrate import command, experiment, overrides, report, translate
 
     _refuse(rest)
     result = translate(options.old)

@@ -12,24 +12,24 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedgen.aggregation import clipped
-from fedgen.config import from_yaml
+from fedgen.config.compose import from_yaml
+from fedgen.config.phases import Generators, Phase, plan
+from fedgen.config.settings import Config, NodeConfig
+from fedgen.data.files import home
+from fedgen.data.plain import read_json
+from fedgen.data.progress import show_step
 from fedgen.errors import ConfigError, require
-from fedgen.exchange.payload import samples_from_record, samples_to_record
-from fedgen.exchange.states import states_from_records, states_to_records
-from fedgen.files import home
-from fedgen.measuring import audit_node, measure_adapters
+from fedgen.messages.samples import samples_from_record, samples_to_record
+from fedgen.messages.states import states_from_records, states_to_records
 from fedgen.models.codec import CodecSettings
+from fedgen.models.generators.bank import generator_loss
 from fedgen.models.samples import SyntheticTokens
-from fedgen.node import Node
-from fedgen.phases import Generators, Phase, plan
-from fedgen.plain import read_json
-from fedgen.private_node import PrivateNode
-from fedgen.progress import show_step
-from fedgen.secure_aggregation.node import check_asked, check_node, masked
-from fedgen.settings import Config, NodeConfig
+from fedgen.node.measure import audit_node, measure_adapters
+from fedgen.node.node import Node
+from fedgen.node.private import PrivateNode
+from fedgen.node.secure import check_asked, check_node, masked
+from fedgen.server.aggregation import clipped
 from fedgen.task import open_task
-from fedgen.training.losses import generator_loss
 
 app = ClientApp()
 

@@ -13,33 +13,28 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from fedgen.aggregation import load_strategy_state, open_strategy, strategy_state
-from fedgen.assessment import assess
-from fedgen.border import Member
-from fedgen.config import from_yaml, load_config, to_yaml
+from fedgen.config.compose import from_yaml, load_config, to_yaml
+from fedgen.config.phases import Phase, plan, uses_samples
+from fedgen.config.settings import Config
+from fedgen.data.files import home
+from fedgen.data.progress import show_lines, show_step
 from fedgen.errors import AggregationError, CheckpointError, ConfigError, require
+from fedgen.evaluation.assessment import assess
+from fedgen.evaluation.audit import Sent
 from fedgen.evaluation.zero_shot import Scores, zero_shot
-from fedgen.files import home
-from fedgen.filling import Filling
-from fedgen.meeting import Meeting, agreed
-from fedgen.models.codec import Codec
+from fedgen.messages.checks import Member
+from fedgen.models.generators.bank import Bank
 from fedgen.models.samples import PooledTokens, SyntheticTokens
-from fedgen.models.schedule import Schedule
-from fedgen.phases import Phase, plan, uses_samples
-from fedgen.progress import show_lines, show_step
-from fedgen.recorder import Recorder, RoundReport
-from fedgen.recording import RecordingGrid
-from fedgen.remote import RemoteMeasures
-from fedgen.run_audit import Sent
-from fedgen.run_folder import RunFolder
-from fedgen.run_state import RunState
-from fedgen.settings import Config
-from fedgen.sharing import SharedGenerators
+from fedgen.models.training import Schedule, Teachers, train_adapters
+from fedgen.report.recorder import Recorder, RoundReport
+from fedgen.runs.folder import RunFolder, RunState, pool_from_state
+from fedgen.server.aggregation import load_strategy_state, open_strategy, strategy_state
+from fedgen.server.federation import Meeting, RemoteMeasures, agreed
+from fedgen.server.pool import Filling
+from fedgen.server.recording import RecordingGrid
+from fedgen.server.sharing import SharedGenerators
 from fedgen.strategy import SyntheticPooling
 from fedgen.task import Task, prepare_task
-from fedgen.training.adapters import train_adapters
-from fedgen.training.bank import Bank
-from fedgen.training.distillation import Teachers
 
 logger = logging.getLogger(__name__)
 
@@ -344,13 +339,3 @@ class Server:
             raise CheckpointError(f"checkpoint.load={chosen.load}: the adapters do not fit: {'; '.join(differ)}")
         self.adapters.load_state_dict(weights)
         return finished
-
-
-def pool_from_state(state: RunState, codec: Codec | None) -> dict[int, SyntheticTokens]:
-    """Return the samples of each node that were saved with a run's state; none in a run without a codec."""
-    if codec is None:
-        return {}
-    return {
-        int(node): SyntheticTokens.from_state(state.tensors[f"samples_node{node}"], codec, int(seed))
-        for node, seed in state.facts["seeds"].items()
-    }

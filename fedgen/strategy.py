@@ -11,30 +11,32 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedgen.aggregation import set_start
-from fedgen.border import (
+from fedgen.config.phases import Generators, Phase
+from fedgen.config.strategy import StrategyConfig
+from fedgen.data.progress import show_step
+from fedgen.errors import AggregationError, PayloadError
+from fedgen.messages.checks import (
     Member,
+    change,
+    check_records,
     check_training,
+    excessive,
     keep_shared_metrics,
     message_bytes,
     read_losses,
     read_spent,
 )
-from fedgen.errors import AggregationError, PayloadError
-from fedgen.exchange.payload import samples_from_record
-from fedgen.exchange_round import ExchangeRound
-from fedgen.filling import Filling
-from fedgen.limits import change, check_records, excessive
+from fedgen.messages.samples import samples_from_record
 from fedgen.models.codec import Codec
+from fedgen.models.generators.bank import generator_loss
 from fedgen.models.samples import PooledTokens, SyntheticTokens
-from fedgen.phases import Generators, Phase
-from fedgen.progress import show_step
-from fedgen.recorder import REFUSED, RoundReport
-from fedgen.round_grid import RoundGrid
-from fedgen.secure_grid import SecureGrid
-from fedgen.sharing import SharedGenerators
-from fedgen.strategy_settings import StrategyConfig
-from fedgen.training.losses import generator_loss
+from fedgen.report.recorder import REFUSED, RoundReport
+from fedgen.server.aggregation import set_start
+from fedgen.server.federation import ExchangeRound
+from fedgen.server.grid import RoundGrid
+from fedgen.server.pool import Filling
+from fedgen.server.secure import SecureGrid
+from fedgen.server.sharing import SharedGenerators
 
 logger = logging.getLogger(__name__)
 

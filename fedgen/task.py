@@ -14,23 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedgen.data.datasets import Dataset, open_dataset
+from fedgen.config.phases import uses_samples
+from fedgen.config.settings import Config
+from fedgen.data.datasets import Dataset, held_back, open_dataset
 from fedgen.data.encoders import Encoder, differences, open_encoder
-from fedgen.data.folds import held_back
 from fedgen.data.partition import Labels, partition
+from fedgen.data.progress import quiet
+from fedgen.data.seeds import seeded
 from fedgen.data.store import Store, identity_of, open_store, prepare, store_folder, without_clips
 from fedgen.data.targets import Targets, check_targets, open_targets, prepare_targets
 from fedgen.data.tokens import MappedTokens, TensorTokens, TokenSource, held_as
 from fedgen.errors import ConfigError, DataError, require
-from fedgen.exchange.public import codec_identity, public_space
-from fedgen.memory import MemoryPlan, batch_bytes, plan_memory
 from fedgen.models.adapters import Adapters, build_adapters
-from fedgen.models.public import PublicSpace
-from fedgen.models.seeds import seeded
-from fedgen.phases import uses_samples
-from fedgen.progress import quiet
-from fedgen.settings import Config
-from fedgen.training.granularity import GranularitySettings
+from fedgen.models.generators.bank import GranularitySettings
+from fedgen.models.memory import MemoryPlan, batch_bytes, plan_memory
+from fedgen.models.public import PublicSpace, codec_identity, public_space
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Task:
         return [self.split_controls(share)[0] for share in self.shares]
 
     def split_controls(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return those of a node's clips that it trains on, and its controls: see `fedgen.data.folds.held_back`."""
+        """Return those of a node's clips that it trains on, and its controls: see `fedgen.data.datasets.held_back`."""
         chosen = self.config.evaluation
         share = chosen.controls if chosen.gate != "off" and uses_samples(self.config.phase_list) else 0.0
         labels, recordings = self.store.labels[indices].tolist(), [self.store.recordings[i] for i in indices]

@@ -18,15 +18,15 @@ import torch
 from federations import Federate, NodeApp, Nodes
 from omegaconf import OmegaConf
 
-from fedgen.config import choices, from_dictconfig, load_config, to_yaml
+from fedgen.config.compose import choices, from_dictconfig, load_config, to_yaml
+from fedgen.config.settings import Config
 from fedgen.data.encoders import Encoder
 from fedgen.data.public import open_public
 from fedgen.data.tokens import TokenSource
-from fedgen.local_grid import LocalGrid, run_server
-from fedgen.local_run import run
-from fedgen.run_folder import RunFolder
+from fedgen.runs.folder import RunFolder
+from fedgen.runtimes.local import LocalGrid, run_server
+from fedgen.runtimes.local import run_config as run
 from fedgen.server_app import app as server_app
-from fedgen.settings import Config
 from fedgen.task import Task, prepare_task
 
 with contextlib.suppress(ImportError):  # dp-accounting's: it closes its stream where it may, also pytest's own
@@ -76,7 +76,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDGEN_HOME", str(folder))
         patch.setattr("fedgen.data.public.PublicTokens.__init__.__defaults__", (30, 2))
-        patch.setattr("fedgen.exchange.public.open_public", once_each(open_public))
+        patch.setattr("fedgen.models.public.open_public", once_each(open_public))
         torch.set_num_threads(1)
         yield folder
 
@@ -132,7 +132,7 @@ def task(tiny: Callable[..., Config]) -> Task:
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the pictures, which cost more than a small round."""
-    monkeypatch.setattr("fedgen.recorder.draw_run", lambda results, folder: [])
+    monkeypatch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from flwr.app import Context, Message
 
 from fedgen.client_app import app as client_app
-from fedgen.settings import Config
+from fedgen.config.settings import Config
 
 NodeApp = Callable[[Message, Context], Message]
 

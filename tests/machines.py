@@ -16,7 +16,7 @@ from typing import Any
 
 from superlinks import CONNECTION, environment, free_port, processes_of, spawn, stop_all, work_folder
 
-from fedgen.simulate import run_config_toml
+from fedgen.runtimes.simulation import run_config_toml
 
 CHECKOUT = Path(__file__).parents[1]
 SECONDS = 300.0  # that anything may take on a busy machine

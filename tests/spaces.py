@@ -3,9 +3,8 @@
 import torch
 
 from fedgen.data.tokens import TensorTokens
-from fedgen.models.bases import CodecSettings
+from fedgen.models.bases import CodecSettings, Lengths
 from fedgen.models.codec import NATIVE
-from fedgen.models.lengths import Lengths
 from fedgen.models.public import PublicSpace
 
 SMALL = CodecSettings(channels=4, positions=4, components=6)

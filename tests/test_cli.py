@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedgen.cli import main
-from fedgen.run_folder import RunFolder
+from fedgen.runs.folder import RunFolder
 
 Fedgen = Callable[..., int]
 
@@ -108,7 +108,7 @@ def test_a_run_whose_nodes_all_fail(
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr("fedgen.node.train_adapters", fail)
+    monkeypatch.setattr("fedgen.node.node.train_adapters", fail)
     assert fedgen("run", "mode=federate", "hydra.run.dir=run") == 1
     line = last_line(capsys)
     assert line.startswith("error: round 1: 0 good replies")
@@ -216,7 +216,7 @@ def generators(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFacto
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder.parent)
         patch.setattr(sys, "argv", ["fedgen"])
-        patch.setattr("fedgen.recorder.draw_run", lambda results, folder: [])
+        patch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
         assert main(["run", *tiny_overrides, "mode=train_generators", "rounds=1", f"hydra.run.dir={folder}"]) == 0
     return folder
 

@@ -10,12 +10,12 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedgen.client_app import Order, app, node_home
-from fedgen.config import to_yaml
-from fedgen.exchange.payload import SAMPLES
-from fedgen.local_grid import LocalGrid
-from fedgen.settings import Config
+from fedgen.config.compose import to_yaml
+from fedgen.config.settings import Config
+from fedgen.messages.samples import SAMPLES
+from fedgen.models.generators.bank import generator_loss
+from fedgen.runtimes.local import LocalGrid
 from fedgen.task import Task
-from fedgen.training.losses import generator_loss
 
 Ask = Callable[..., Message]
 

@@ -73,7 +73,7 @@ def folder(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     folder = tmp_path_factory.mktemp("readme")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("fedgen.recorder.draw_run", lambda results, folder: [])
+        patch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
         write_sounds()
         run("fedgen run mode=train_generators hydra.run.dir=runs/run1")
         yield folder

@@ -14,13 +14,13 @@ from federations import Federate, Nodes
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedgen.client_app import app as client_app
-from fedgen.config import to_yaml
+from fedgen.config.compose import to_yaml
+from fedgen.config.settings import Config
 from fedgen.errors import AggregationError, ConfigError, DataError
-from fedgen.local_grid import LocalGrid, run_server
-from fedgen.run_folder import RunFolder
+from fedgen.runs.folder import RunFolder
+from fedgen.runtimes.local import LocalGrid, run_server
 from fedgen.server_app import app as server_app
 from fedgen.server_app import federate as federate_over
-from fedgen.settings import Config
 
 Tiny = Callable[..., Config]
 

@@ -14,19 +14,19 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 from spaces import toy_space
 
-from fedgen.aggregation import STRATEGY_CLASSES, open_strategy
-from fedgen.border import Member
-from fedgen.config import load_config
+from fedgen.config.compose import load_config
+from fedgen.config.phases import PhaseSettings, plan
+from fedgen.config.strategy import StrategyConfig
 from fedgen.errors import AggregationError, ConfigError
-from fedgen.exchange.payload import samples_from_record, samples_to_record
-from fedgen.local_grid import LocalGrid
+from fedgen.messages.checks import Member
+from fedgen.messages.samples import samples_from_record, samples_to_record
 from fedgen.models.bases import CodecSettings
 from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
-from fedgen.phases import PhaseSettings, plan
-from fedgen.round_grid import drawn
+from fedgen.runtimes.local import LocalGrid
+from fedgen.server.aggregation import STRATEGY_CLASSES, open_strategy
+from fedgen.server.grid import drawn
 from fedgen.strategy import SyntheticPooling
-from fedgen.strategy_settings import StrategyConfig
 
 SHAPE = (9, 8)
 START = {"w": np.linspace(0, 1, 4, dtype=np.float32), "b": np.zeros((2, 3), np.float32)}

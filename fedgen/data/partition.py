@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedgen.data.streams import stream
+from fedgen.data.seeds import stream
 from fedgen.errors import DataError, choose, require
 
 DRAWS = 100

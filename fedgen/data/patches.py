@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedgen.data.batching import in_batches
-from fedgen.data.streams import stream
+from fedgen.data.seeds import stream
 
 SAMPLE_RATE = 16_000
 FRAME, HOP, FFT = 400, 160, 512  # 25 ms, 10 ms

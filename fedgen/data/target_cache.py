@@ -20,8 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedgen.data.clip_t5 import PARTS, Prompts
+from fedgen.data.files import home, locked, write_atomically
 from fedgen.errors import DataError
-from fedgen.files import home, locked, write_atomically
 
 FORMAT = 1
 PREPARE = "`fedgen prepare` with the same target"

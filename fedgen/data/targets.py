@@ -2,19 +2,121 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fedgen.data.clip_t5 import PARTS, PRECISIONS, Prompts
-from fedgen.data.conditions import Conditions
 from fedgen.data.pretrained import name_of
+from fedgen.data.seeds import stream
 from fedgen.data.target_cache import TargetCache
-from fedgen.data.words import word_targets, words
-from fedgen.errors import DataError, choose, require
+from fedgen.errors import ConfigError, DataError, choose, require, suggestion
+
+TEMPLATE_WEIGHT = 0.25  # of a word of the template; a word of the class weighs 1
+POSITION_WEIGHT = 0.3  # of what a token position adds to every prompt
+
+
+def word_targets(classes: list[str], name: str, template: str, t5_tokens: int) -> dict[str, Tensor]:
+    """Return the targets of ``classes`` by head, ``(C, width)`` or ``(C, tokens, width)``, each vector of unit norm."""
+    shapes = head_shapes(name, t5_tokens)
+    heads = {head: torch.stack([embed(label, template, *shapes[head]) for label in classes]) for head in shapes}
+    return {head: heads[head] if shapes[head][0] else heads[head][:, 0] for head in shapes}
+
+
+def head_shapes(name: str, t5_tokens: int) -> dict[str, tuple[int, int]]:
+    """Return ``(tokens, width)`` by head; no tokens means one pooled vector."""
+    if name == "sd":
+        return {"clip": (77, 768)}
+    if name == "flux":
+        return {"clip": (0, 768), "t5": (t5_tokens, 4096)}
+    return {"text": (0, 384)}
+
+
+def embed(label: str, template: str, tokens: int, width: int) -> Tensor:
+    """Return a prompt's embedding ``(max(tokens, 1), width)``, unit norm per token.
+
+    A prompt is the weighted sum of one random direction per word, so prompts that share words are near. Each token
+    position sees the sum through its own gains and adds a direction of its own, as positions of a text encoder do.
+    """
+    weighted = [(word, TEMPLATE_WEIGHT) for word in words(template)] + [(word, 1.0) for word in words(label)]
+    prompt = np.sum([weight * _direction(word, width) for word, weight in weighted], axis=0)  # (width,)
+    if not tokens:
+        return _unit(prompt[None])
+    gains = np.stack([_gains(t, width) for t in range(tokens)])
+    own = np.stack([_direction(f"position {t}", width) for t in range(tokens)])
+    return _unit(gains * prompt + POSITION_WEIGHT * own)
+
+
+def _unit(vectors: np.ndarray) -> Tensor:
+    return torch.from_numpy(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).float()
+
+
+@lru_cache(maxsize=1024)
+def _gains(position: int, width: int) -> np.ndarray:
+    """Return the gains of a token position ``(width,)``, float64."""
+    return stream("gain", position, width).uniform(0.5, 1.5, width)
+
+
+@lru_cache(maxsize=1024)
+def _direction(word: str, width: int) -> np.ndarray:
+    """Return the word's random direction ``(width,)`` of about unit norm, float64."""
+    return stream("word", word, width).standard_normal(width) / np.sqrt(width)
+
+
+def words(text: str) -> list[str]:
+    """Return the words of ``text`` in small letters, underscores left out."""
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The text embeddings of every class.
+
+    Attributes
+    ----------
+    values : Mapping[str, Tensor]
+        By name (``clip``, ``t5``, ``text``): for each global class id a vector ``(C, width)`` or a token sequence
+        ``(C, tokens, width)``.
+    """
+
+    values: Mapping[str, Tensor]
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of a class's embedding by name: ``(width,)`` or ``(tokens, width)``."""
+        return {name: tuple(value.shape[1:]) for name, value in self.values.items()}
+
+    def __len__(self) -> int:
+        return min((len(value) for value in self.values.values()), default=0)
+
+    def select(self, names: Sequence[str]) -> Conditions:
+        """Return only the embeddings that ``names`` lists, in that order; all of them if it is empty.
+
+        Raises
+        ------
+        ConfigError
+            The target has no embedding of a name.
+        """
+        for name in names:
+            if name not in self.values:
+                known = ", ".join(self.values) or "none"
+                raise ConfigError(
+                    f"generator.conditions names {name!r}, the target has {known}.{suggestion(name, self.values)}"
+                )
+        return Conditions({name: self.values[name] for name in names or self.values})
+
+    def pooled(self) -> Tensor:
+        """Return one vector per class ``(C, c)``: each embedding's mean over tokens, of unit norm, side by side."""
+        means = [value if value.dim() == 2 else value.mean(1) for value in self.values.values()]  # (C, width) each
+        return torch.cat([functional.normalize(mean, dim=1) for mean in means], dim=1)
+
 
 TARGETS = ["sd", "flux", "small"]
 SOURCES = ["words", "clip_t5"]

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedgen.data.seeds import seeded
 from fedgen.data.tokens import TokenSource
 from fedgen.evaluation.features import Records
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.models.adapters import Adapters
-from fedgen.models.seeds import seeded
-from fedgen.training.adapters import TrainingSettings, train_adapters
+from fedgen.models.training import TrainingSettings, train_adapters
 
 STRENGTH = 0.01  # inverse penalty of the logistic regressions; features have unit deviation
 DIRECTIONS = 256  # principal ones that they see: as good as all that a linear codec's samples have, at a tenth the time

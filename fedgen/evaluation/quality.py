@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedgen.data.seeds import seeded
 from fedgen.data.tokens import TokenSource
 from fedgen.evaluation.features import SEGMENTS, Records
 from fedgen.evaluation.fidelity import measure_fidelity
 from fedgen.evaluation.probes import Utility, adapter_probe, linear_probe, two_sample
 from fedgen.models.adapters import Adapters
-from fedgen.models.seeds import seeded
-from fedgen.training.adapters import TrainingSettings
+from fedgen.models.training import TrainingSettings
 
 MOST = 2000  # records of a cloud: fidelity takes distances between all pairs
 

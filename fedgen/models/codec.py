@@ -7,8 +7,7 @@ from torch import Tensor
 
 from fedgen.data.tokens import TokenSource, batches
 from fedgen.errors import DataError
-from fedgen.models.bases import Bases, CodecSettings, signed
-from fedgen.models.lengths import Lengths
+from fedgen.models.bases import Bases, CodecSettings, Lengths, signed
 from fedgen.models.moments import Moments
 
 NATIVE = Lengths()  # the encoder's own length, whatever it is

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedgen.data.streams import stream
+from fedgen.data.seeds import stream
 from fedgen.data.tokens import TokenSource, rows_at_once
 
 MOMENT_TOKENS = 256  # tokens of a clip that its channel moments read: neighbours overlap, all of them tell no more

@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fedgen.data.seeds import seeded
 from fedgen.errors import require
-from fedgen.models.seeds import seeded
-from fedgen.saved_run import SavedRun
+from fedgen.report.saved_run import SavedRun
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from fedgen.config.settings import Config
+from fedgen.data.files import write_atomically
+from fedgen.data.progress import RoundsBar
+from fedgen.data.seeds import seeded
 from fedgen.errors import choose, require
-from fedgen.files import write_atomically
-from fedgen.models.seeds import seeded
 from fedgen.models.states import exact_digest
-from fedgen.progress import RoundsBar
 from fedgen.render.conditioning import Condition, Conditioning
 from fedgen.render.pipelines import KINDS, ImagePipeline, PipelineFiles, Sampling, diffusion
 from fedgen.render.settings import UNASKED, RenderSettings
-from fedgen.run_folder import RunFolder
-from fedgen.saved_run import SavedRun
-from fedgen.settings import Config
+from fedgen.report.saved_run import SavedRun
+from fedgen.runs.folder import RunFolder
 
 LONGEST = 50  # characters of a class in a folder's name: up to 4 bytes each
 STEP = 16  # pixels of a picture's height and width are multiples of it

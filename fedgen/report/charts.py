@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from fedgen.evaluation.plots import KINDS
+from fedgen.report.plots import KINDS
 
 WIDTH, HEIGHT = 440, 250  # of a chart; text of 12 is legible where a phone shows it at 320
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 38

@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import logging
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,19 +18,142 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 from rich.table import Table
 
-from fedgen.audit.result import Report
-from fedgen.audit.show import audit_table
-from fedgen.comparison import flat, with_differences
-from fedgen.errors import FedgenError, said
-from fedgen.evaluation.tables import comparison_table, distribution_table, quality_table
-from fedgen.phases import MODES, Generators
-from fedgen.plain import read_json
+from fedgen.config.phases import MODES, Generators
+from fedgen.data.files import write_atomically
+from fedgen.data.plain import read_json
+from fedgen.errors import ConfigError, FedgenError, said
+from fedgen.evaluation.audit import AUDIT
+from fedgen.privacy.result import Report
+from fedgen.privacy.show import audit_table
 from fedgen.report.charts import Points, drawn, line_chart, looks, samples_chart, summed_up
+from fedgen.report.comparison import flat, with_differences
+from fedgen.report.plots import draw_run, draw_samples
 from fedgen.report.record import RunRecord, told_apart
-from fedgen.report.values import counted, digits_for, figure, flattened, of_nodes
-from fedgen.run_audit import AUDIT
+from fedgen.report.tables import comparison_table, distribution_table, quality_table
+
+NOTHING = "·"
+
+
+def figure(value: Any, digits: int = 3) -> str:
+    """Return a number with ``digits`` after the point, a count as it is, and a dot for what is not there."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return NOTHING
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def digits_for(values: Sequence[float]) -> int:
+    """Return how many digits after the point tell ``values`` apart: three, or more where all are small."""
+    largest = max(map(abs, values), default=0.0)
+    return min(12, max(3, 2 - math.floor(math.log10(largest)))) if largest else 3
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return values by dotted names, as text.
+
+    Entries of a list of mappings go by their ``name`` where each has one of its own, by their place otherwise.
+    """
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        inner = _by_name(value) if isinstance(value, list | tuple) else value
+        if isinstance(inner, Mapping) and inner:
+            found |= flattened(inner, f"{prefix}{key}.")
+        else:
+            found[prefix + str(key)] = _text(value)
+    return found
+
+
+def of_nodes(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what is known of each node as heads and rows of a table, a column for each node."""
+    columns = [flattened(facts) for facts in values.values()]
+    rows = [
+        (key, *(column.get(key, NOTHING) for column in columns)) for key in dict.fromkeys(k for c in columns for k in c)
+    ]
+    return {"heads": [("what", False), *((f"node {number}", True) for number in values)], "rows": rows, "ends": set()}
+
+
+def _by_name(entries: Sequence[Any]) -> Any:
+    """Return a list of mappings as a mapping, any other as it is."""
+    if not entries or not all(isinstance(entry, Mapping) for entry in entries):
+        return entries
+    names = [entry.get("name") for entry in entries]
+    if len({name for name in names if isinstance(name, str)}) < len(names):
+        return {str(place): entry for place, entry in enumerate(entries)}
+    return {entry["name"]: {key: value for key, value in entry.items() if key != "name"} for entry in entries}
+
+
+def _text(value: Any) -> str:
+    """Return a value as one would write it in the configuration."""
+    if value is None or value in ([], {}, ()):
+        return NOTHING
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
 
 logger = logging.getLogger(__name__)
+
+PAGE = "report.html"
+MOST_BESIDE = 7  # references that a chart has colours for, beside the run itself
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write one page about the runs in ``folders`` and return its path.
+
+    A single run is compared with those that lie beside its folder and are comparable.
+
+    Parameters
+    ----------
+    folders : Sequence[Path]
+    out : Path, optional
+        By default ``report.html`` in the run's folder, or in the one that holds all of them.
+
+    Raises
+    ------
+    ConfigError
+        A folder is none of a run.
+    """
+    runs = [RunRecord.read(folder) for folder in {folder.absolute(): folder for folder in folders}.values()]
+    references = beside(runs[0]) if len(runs) == 1 else []
+    file = out or Path(os.path.commonpath([folder.absolute() for folder in folders])) / PAGE
+    write_atomically(file, render(runs, references).encode())
+    return file
+
+
+def beside(run: RunRecord) -> list[RunRecord]:
+    """Return comparable runs in the folders beside a run's."""
+    found = []
+    for folder in sorted(run.path.absolute().parent.iterdir()):
+        if folder == run.path.absolute() or not (folder / "config.yaml").is_file():
+            continue
+        try:
+            other = RunRecord.read(folder)
+        except ConfigError:  # of another version of the settings
+            continue
+        if other.accuracy and run.comparable(other):
+            found.append(other)
+    if len(found) > MOST_BESIDE:
+        logger.warning("%s: %d of %d comparable runs beside it are drawn", run.path, MOST_BESIDE, len(found))
+    return found[:MOST_BESIDE]
+
+
+def draw_again(folder: Path) -> list[Path]:
+    """Draw the pictures of a finished run into its folder again, and return their paths."""
+    run = RunRecord.read(folder)
+    if run.results is None:
+        return []
+    pictures = draw_run(run.results, folder)
+    if run.points and run.points["classes"]:
+        draw_samples(run.points, folder / "samples.png")
+        pictures.append(folder / "samples.png")
+    return pictures
+
 
 HERE = Path(__file__).parent
 MOST_ROUNDS = 40  # whose figures stand below a chart

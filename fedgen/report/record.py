@@ -10,12 +10,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from fedgen.config.settings import Config
+from fedgen.data.plain import read_json
 from fedgen.errors import ConfigError, said
-from fedgen.evaluation.plots import SAMPLES
-from fedgen.plain import read_json
-from fedgen.recorder import REFUSED
-from fedgen.run_folder import RunFolder
-from fedgen.settings import Config
+from fedgen.report.plots import SAMPLES
+from fedgen.report.recorder import REFUSED
+from fedgen.runs.folder import RunFolder
 
 Series = dict[str, list[tuple[float, float]]]
 """Points (x, y) by name, such as ``node 0``."""

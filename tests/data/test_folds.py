@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgen.data.folds import deal, recording_of
+from fedgen.data.datasets import deal, recording_of
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from test_readme import SMALL, write_sounds
 from tiny_models import WIDTH, tiny_ast, tiny_pipeline
 
 from fedgen.cli import main
-from fedgen.config import load_config
-from fedgen.data import clip_t5, frozen
+from fedgen.config.compose import load_config
+from fedgen.data import clip_t5
+from fedgen.data import encoders as frozen
 from fedgen.data.pretrained import load_model
 from fedgen.data.targets import prepare_targets
 from fedgen.errors import DataError

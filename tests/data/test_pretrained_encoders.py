@@ -13,9 +13,8 @@ import pytest
 import torch
 from tiny_models import WIDTH, downloaded, offline, tiny_ast, tiny_clap, tiny_pipeline, transformers
 
-from fedgen.data import frozen
-from fedgen.data.encoders import EncoderSettings, differences, open_encoder
-from fedgen.data.frozen import AstEncoder, ClapEncoder
+from fedgen.data import encoders as frozen
+from fedgen.data.encoders import AstEncoder, ClapEncoder, EncoderSettings, differences, open_encoder
 from fedgen.data.pretrained import name_of
 from fedgen.errors import ConfigError, DataError
 

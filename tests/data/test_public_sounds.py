@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from fedgen.data.encoders import EncoderSettings, open_encoder
-from fedgen.data.public import PublicTokens
-from fedgen.data.recipes import SAMPLES, recipe_sound
+from fedgen.data.public import SAMPLES, PublicTokens, recipe_sound
 from fedgen.data.sounds import SOUNDS
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from fedgen.data.seeds import stream
 from fedgen.data.sounds import GROUPS, SOUNDS, synthesise
-from fedgen.data.streams import stream
 
 
 def test_every_class_of_the_groups_has_a_sound() -> None:

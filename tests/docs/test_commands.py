@@ -10,20 +10,20 @@ ROOT = Path(__file__).parents[2]
 TOOLS = "fedgen|flwr|make|python|hf"
 NAME = re.compile(r"\w+ (?:(?:checkpoints|node|supernode) \w+|\w+)")  # in running text, without arguments
 OWN_TESTS = {  # pages whose commands a test of their own runs, or composes where a download would be needed
-    "deployment.md": "tests/test_deployment.py",
+    "deployment.md": "tests/whole/test_deployment.py",
     "encoders.md": "tests/data/test_prepare_models.py",
     "extending.md": "tests/docs/test_extending.py",
-    "migrating.md": "tests/migrate/test_migrate_command.py",
+    "migrating.md": "tests/config/migrate/test_migrate_command.py",
     "rendering.md": "tests/render/test_rendering_page.py",
 }
 LISTED = {  # by regular expression: which test does the same
-    r"make (demo|test|install|docs)": ".ci/run, tests/test_experiments.py, tests/docs/test_site.py",
-    r"(make simulation|fedgen simulate|flwr run|flwr list).*": "tests/test_simulate.py, tests/test_simulation_run.py",
-    r"python benchmarks/\w+\.py.*": "tests/test_benchmarks.py and others, small",
-    r"fedgen run .*\bexperiment=.*|fedgen compare runs/esc10.*": "tests/test_experiments.py, tests/test_sweeps.py",
-    r"fedgen run tracking=wandb .*": "tests/tracking/test_trackers.py",
-    r"fedgen migrate .*": "tests/migrate/test_migrate_command.py",
-    r"fedgen (submit|node check|prepare data=folder data.root=/srv/sounds) .*": "tests/test_deployment.py",
+    r"make (demo|test|install|docs)": ".ci/run, tests/whole, tests/docs/test_site.py",
+    r"(make simulation|fedgen simulate|flwr run|flwr list).*": "tests/runtimes/",
+    r"python benchmarks/\w+\.py.*": "tests/benchmarks, small",
+    r"fedgen run .*\bexperiment=.*|fedgen compare runs/esc10.*": "tests/whole, tests/runtimes",
+    r"fedgen run tracking=wandb .*": "tests/report/test_trackers.py",
+    r"fedgen migrate .*": "tests/config/migrate/test_migrate_command.py",
+    r"fedgen (submit|node check|prepare data=folder data.root=/srv/sounds) .*": "tests/whole/test_deployment.py",
     r"fedgen render .*": "tests/render/test_rendering_page.py",
     r'python -c "': "test_what_epsilon_means",
 }

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from fedgen.data.sounds import synthesise
-from fedgen.data.synthesis import RATE
+from fedgen.data.sounds import RATE, synthesise
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")

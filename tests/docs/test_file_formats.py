@@ -18,9 +18,9 @@ from safetensors import safe_open
 
 from fedgen.cli import main
 from fedgen.client_app import app as client_app
-from fedgen.config import load_config, to_yaml
+from fedgen.config.compose import load_config, to_yaml
 from fedgen.data.target_cache import TargetCache
-from fedgen.local_grid import LocalGrid, run_server
+from fedgen.runtimes.local import LocalGrid, run_server
 from fedgen.server_app import app as server_app
 
 pytestmark = pytest.mark.slow
@@ -32,8 +32,8 @@ ELSEWHERE = {
     "tensorboard/",  # tests/tracking
     "wandb/",
     "wandb.json",
-    "optimization_results.yaml",  # tests/test_sweeps.py
-    "momentum_vector.{n}",  # tests/test_resume.py: these strategies remember something
+    "optimization_results.yaml",  # tests/runtimes/test_sweeps.py
+    "momentum_vector.{n}",  # tests/runs/test_resume.py: these strategies remember something
     "m_t.…",
     "v_t.…",
     "analysis",  # tests/models/test_lengths.py: samples of another length than the clips
@@ -124,14 +124,14 @@ def runs(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) ->
         run_server(server_app, LocalGrid(app, config.partition.nodes, values), values)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedgen.saved_run.PROBES", ["pooled"])  # the others take seconds
+        patch.setattr("fedgen.report.saved_run.PROBES", ["pooled"])  # the others take seconds
         sweep = [f"hydra.sweep.dir={folder}/sweep", "rounds=2", "evaluation.quality=true", "checkpoint.frequency=1"]
         sweep += ["evaluation.controls=0.5"]  # of four clips a class a tenth is none
         given = [text for text in tiny_overrides if text.split("=")[0] not in ("rounds", "evaluation.quality")]
         assert main(["run", "-m", "mode=one_shot", "evaluation.gate=warn", *given, *sweep]) == 0
         for command in ("evaluate", "report"):
             assert main([command, str(folder / "sweep" / "0")]) == 0
-        patch.setattr("fedgen.recorder.draw_run", lambda results, folder: [])
+        patch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
         dp = ["privacy=dp", "privacy.epsilon=8", "privacy.delta=0.01", "strategy.dp=server", "strategy.delta=0.1"]
         start("private", *dp, "strategy.clipping_norm=1", "strategy.noise_multiplier=1")
         start("shared", "rounds=2", "sharing=shared", "strategy.min_nodes=1", app=Nodes(failing))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedgen.config import load_config
+from fedgen.config.compose import load_config
 from fedgen.data.encoders import ENCODERS, MODELS, EncoderSettings, open_encoder
 from fedgen.data.targets import SOURCES, TARGETS, TargetSettings, open_targets
 from fedgen.errors import ConfigError

@@ -6,9 +6,9 @@ import pytest
 import torch
 from clouds import recordings
 
+from fedgen.config.settings import Config
 from fedgen.evaluation.features import Records
 from fedgen.evaluation.probes import adapter_probe, linear_probe, two_sample
-from fedgen.settings import Config
 from fedgen.task import Task
 
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
+from fedgen.config.settings import Config
 from fedgen.evaluation.features import read_records
 from fedgen.evaluation.quality import AdapterTask, Site, fidelity_report, segments_of, utility_report
-from fedgen.evaluation.tables import quality_table
-from fedgen.settings import Config
+from fedgen.report.tables import quality_table
 from fedgen.task import Task
 
 

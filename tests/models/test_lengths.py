@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedgen.errors import ConfigError
-from fedgen.models.lengths import UPSAMPLING, Lengths, learned, resampling
+from fedgen.models.bases import UPSAMPLING, Lengths, learned, resampling
 
 
 def clips(count: int = 200, length: int = 24, width: int = 6) -> Tensor:

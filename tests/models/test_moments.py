@@ -6,8 +6,7 @@ from torch import Tensor
 
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError
-from fedgen.models.bases import Bases, CodecSettings
-from fedgen.models.lengths import Lengths
+from fedgen.models.bases import Bases, CodecSettings, Lengths
 from fedgen.models.moments import Moments
 
 

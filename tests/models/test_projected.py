@@ -7,7 +7,7 @@ from torch import Tensor
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError
 from fedgen.models.adapters import AdapterSettings, build_adapters
-from fedgen.models.projected import ProjectedTokens, ProjectionSettings
+from fedgen.models.samples import ProjectedTokens, ProjectionSettings
 
 SHAPE = (12, 8)
 

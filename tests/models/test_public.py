@@ -8,9 +8,8 @@ from spaces import SMALL, toy_space, toy_tokens
 
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import DataError
-from fedgen.models.bases import CodecSettings
+from fedgen.models.bases import CodecSettings, Lengths
 from fedgen.models.codec import Codec
-from fedgen.models.lengths import Lengths
 from fedgen.models.public import TOLERANCE, PublicSpace
 
 SHAPE = (40, 24)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from fedgen.data.seeds import seeded
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import DataError
+from fedgen.models.bases import Lengths
 from fedgen.models.codec import Codec, CodecSettings
-from fedgen.models.lengths import Lengths
 from fedgen.models.samples import PooledTokens, SyntheticTokens
-from fedgen.models.seeds import seeded
 
 
 def synthetic(count: int, seed: int = 0, noise: bool = True, length: int = 6, positions: int = 4) -> SyntheticTokens:

@@ -10,9 +10,9 @@ import pytest
 from rendered import T5_TOKENS, asked
 from tiny_pipelines import tiny_flux, tiny_sd
 
-from fedgen.local_run import run
+from fedgen.config.settings import Config
 from fedgen.render.pictures import render
-from fedgen.settings import Config
+from fedgen.runtimes.local import run_config as run
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def runs(tiny: Callable[..., Config], models: Path, tmp_path_factory: pytest.Tem
     """A finished run for each target, of which that for FLUX has samples, with pictures of a dog and of rain."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedgen.recorder.draw_run", lambda results, folder: [])
+        patch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
         for target, mode in (("flux", "one_shot"), ("sd", "federate")):
             source = ["target.source=clip_t5", f"target.model={models / target}", "target.template=the {}"]
             config = tiny(f"target={target}", f"mode={mode}", *source, f"target.t5_tokens={T5_TOKENS}")

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from tiny_pipelines import diffusers
 
 from fedgen.cli import main
-from fedgen.models.seeds import seeded
+from fedgen.data.seeds import seeded
 from fedgen.render import pictures, pipelines
 from fedgen.render.pictures import render
 from fedgen.report.page import images
-from fedgen.run_folder import RunFolder
-from fedgen.saved_run import SavedRun
+from fedgen.report.saved_run import SavedRun
+from fedgen.runs.folder import RunFolder
 
 
 @pytest.fixture

@@ -18,15 +18,15 @@ from safetensors.torch import load_file, save_file
 from tiny_models import downloaded, offline
 from tiny_pipelines import diffusers, tiny_flux
 
-from fedgen.config import to_yaml
+from fedgen.config.compose import to_yaml
+from fedgen.config.settings import Config
 from fedgen.errors import ConfigError, DataError
 from fedgen.render import pictures
 from fedgen.render.pictures import folder_name, render
 from fedgen.render.pipelines import KINDS, ImagePipeline, PipelineFiles, Sampling
 from fedgen.render.settings import RenderSettings
-from fedgen.run_folder import RunFolder
-from fedgen.saved_run import SavedRun
-from fedgen.settings import Config
+from fedgen.report.saved_run import SavedRun
+from fedgen.runs.folder import RunFolder
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fedgen.local_run import run
-from fedgen.settings import Config
+from fedgen.config.settings import Config
+from fedgen.runtimes.local import run_config as run
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from fedgen.report.charts import line_chart
-from fedgen.report.writing import write_report
+from fedgen.report.page import write_report
 
 CHROMIUM = [
     "chromium",

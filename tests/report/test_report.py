@@ -14,13 +14,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from fedgen.cli import main
+from fedgen.config.phases import PhaseSettings
+from fedgen.data.progress import LOG
 from fedgen.errors import ConfigError
-from fedgen.phases import PhaseSettings
-from fedgen.progress import LOG
-from fedgen.report.page import images, section
+from fedgen.report.page import beside, images, section, write_report
 from fedgen.report.record import RunRecord
-from fedgen.report.writing import beside, write_report
-from fedgen.run_folder import FAILED
+from fedgen.runs.folder import FAILED
 
 HOSTILE = "<script>alert(1)</script>"
 

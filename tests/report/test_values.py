@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedgen.report.values import counted, figure, flattened, of_nodes
+from fedgen.report.page import counted, figure, flattened, of_nodes
 
 MECHANISMS = [{"name": "means", "sensitivity": 8.0688937}, {"name": "widths", "sensitivity": 49.5}]
 

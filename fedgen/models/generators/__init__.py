@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedgen.data.conditions import Conditions
+from fedgen.data.targets import Conditions
 from fedgen.errors import choose
-from fedgen.models.generators.base import Generator, Part
+from fedgen.models.generators.base import Generator, GeneratorSettings, GeneratorTraining, Part
 from fedgen.models.generators.gan import GANGenerator
 from fedgen.models.generators.gaussian import GaussianGenerator
-from fedgen.models.generators.settings import GeneratorSettings, GeneratorTraining
 from fedgen.models.generators.vae import ConditionedVAEGenerator, MultimodalVAEGenerator, VAEGenerator
 
 KINDS: dict[str, type[Generator]] = {

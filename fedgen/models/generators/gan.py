@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedgen.models.density import ClassGaussians, ClassStatistics, class_widths
-from fedgen.models.generators.base import Part
-from fedgen.models.generators.conditioning import LinearCondition, linear, mlp
+from fedgen.data.seeds import seeded
+from fedgen.models.generators.base import GeneratorTraining, Part
+from fedgen.models.generators.density import ClassGaussians, ClassStatistics, class_widths
 from fedgen.models.generators.loop import Batch, Job, OptimStep, Recipe, hold_out
 from fedgen.models.generators.neural import NeuralGenerator
-from fedgen.models.generators.settings import GeneratorTraining
-from fedgen.models.seeds import seeded
+from fedgen.models.generators.vae import LinearCondition, linear, mlp
 
 DRAWS = 64  # codes that every validation maps anew to the classes
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.batches import BatchLimit
-from fedgen.models.density import ClassGaussians, ClassStatistics, class_widths
 from fedgen.models.generators.base import Generator
-from fedgen.models.schedule import Schedule
+from fedgen.models.generators.density import ClassGaussians, ClassStatistics, class_widths
+from fedgen.models.memory import BatchLimit
+from fedgen.models.training import Schedule
 
 FEWEST_SHARED = 3  # clips of a class: the mean and scatter of one or two give just these clips
 

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fedgen.data.seeds import seeded
 from fedgen.errors import DataError
-from fedgen.models.batches import BatchLimit
-from fedgen.models.generators.settings import GeneratorTraining
-from fedgen.models.optimizer import live_tensors, load_optimizer_tensors
-from fedgen.models.schedule import Schedule
-from fedgen.models.seeds import seeded
-from fedgen.models.states import join, part_of
+from fedgen.models.generators.base import GeneratorTraining
+from fedgen.models.memory import BatchLimit
+from fedgen.models.states import join, live_tensors, load_optimizer_tensors, part_of
+from fedgen.models.training import Schedule
 
 
 class Batch(NamedTuple):

@@ -8,16 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedgen.data.conditions import Conditions
+from fedgen.data.seeds import seeded
+from fedgen.data.targets import Conditions
 from fedgen.errors import DataError
-from fedgen.models.batches import BatchLimit
-from fedgen.models.density import ClassGaussians
 from fedgen.models.generators.base import Generator, Part
+from fedgen.models.generators.density import ClassGaussians
 from fedgen.models.generators.loop import Job, Recipe, train
-from fedgen.models.optimizer import MOMENTS, check_optimizer_tensors
-from fedgen.models.schedule import Schedule
-from fedgen.models.seeds import seeded
-from fedgen.models.states import average, check_tensors, join, part_of
+from fedgen.models.memory import BatchLimit
+from fedgen.models.states import MOMENTS, average, check_optimizer_tensors, check_tensors, join, part_of
+from fedgen.models.training import Schedule
 
 
 class NeuralGenerator(Generator):

@@ -1,0 +1,75 @@
+"""Tensor files that are written atomically and read without ever unpickling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fedgen.data.files import write_atomically
+from fedgen.errors import CheckpointError
+
+HEADER = "fedgen"  # the entry of the safetensors header that holds our metadata
+PICKLES = (b"PK\x03\x04", b"\x80")  # how files of `torch.save` begin
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write ``tensors`` and JSON ``metadata`` to one safetensors file: the old file or the new one, never half."""
+    write_atomically(path, serialise(tensors, metadata))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors (on the CPU) and the metadata of a file that `save_tensors` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, truncated or of another kind; nothing in it is ever unpickled.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is missing")
+    return parse(path.read_bytes(), path)
+
+
+def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
+    """Return ``tensors`` and JSON ``metadata`` in the safetensors format."""
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    return save(plain, {HEADER: json.dumps(dict(metadata))})
+
+
+def parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and metadata of ``content``, which was read from ``path``."""
+    try:
+        tensors = load(content)
+        length = int.from_bytes(content[:8], "little")  # the format: header length, JSON header, values
+        return tensors, header_of(json.loads(content[8 : 8 + length]).get("__metadata__", {}))
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a type of numbers that torch does not have
+        raise CheckpointError(f"{path} is {not_tensors(content, error)}") from error
+
+
+def not_tensors(beginning: bytes, error: Exception) -> str:
+    """Say what a file is that safetensors cannot read; ``beginning`` are its first bytes."""
+    reason = "it looks like a pickle, which is never opened" if beginning.startswith(PICKLES) else str(error)
+    return f"not a whole safetensors file: {reason}"
+
+
+def header_of(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return our metadata out of the text entries of a safetensors header.
+
+    Raises
+    ------
+    ValueError
+        It is not a JSON object.
+    """
+    try:
+        values = json.loads(metadata.get(HEADER, "{}"))
+    except RecursionError as error:
+        raise ValueError(f"its {HEADER!r} entry is nested too deeply") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"its {HEADER!r} entry is not a JSON object")
+    return values

@@ -1,0 +1,333 @@
+"""A node's generators, fitted and sampled together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedgen.data.plain import check_names
+from fedgen.data.seeds import seeded
+from fedgen.data.targets import Conditions
+from fedgen.data.tokens import TokenSource
+from fedgen.errors import ConfigError, DataError, choose, require
+from fedgen.models.codec import Codec
+from fedgen.models.generators import KINDS, Generator, GeneratorSettings, Part, open_generator
+from fedgen.models.generators.marginals import Marginals
+from fedgen.models.memory import BatchLimit
+from fedgen.models.public import PublicSpace
+from fedgen.models.samples import SyntheticTokens
+from fedgen.models.states import exact_digest, join, part_of
+from fedgen.models.training import Schedule
+
+GRANULARITIES = ("unified", "per_class", "per_group")
+
+
+@dataclass(frozen=True)
+class GranularitySettings:
+    """How classes share generators: all in one, one each, or one for each named group of classes."""
+
+    name: str = "unified"
+    groups: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        choose(self.name, GRANULARITIES, "granularity")
+        members = [name for names in self.groups.values() for name in names]
+        twice = sorted({name for name in members if members.count(name) > 1})
+        check_names([*self.groups, *members], "granularity.groups")
+        require(not twice, f"granularity.groups names {', '.join(twice)} more than once")
+
+
+def slots(granularity: GranularitySettings, classes: list[str]) -> dict[str, list[str]]:
+    """Return which classes each generator serves, by the generator's key.
+
+    Parameters
+    ----------
+    granularity : GranularitySettings
+        The key is ``unified``, a class name or a group name.
+    classes : list[str]
+        Classes of which the node has clips.
+
+    Raises
+    ------
+    ConfigError
+        ``per_group`` without groups, or with classes in no group.
+    """
+    if granularity.name == "unified":
+        return {"unified": list(classes)}
+    if granularity.name == "per_class":
+        return {name: [name] for name in classes}
+    require(bool(granularity.groups), "granularity=per_group needs granularity.groups, which is empty")
+    known = {name for names in granularity.groups.values() for name in names}
+    missing = [name for name in classes if name not in known]
+    require(not missing, f"granularity=per_group: in no group of granularity.groups: {', '.join(missing)}")
+    chosen = {group: [name for name in classes if name in names] for group, names in granularity.groups.items()}
+    return {group: names for group, names in chosen.items() if names}
+
+
+History = list[dict[str, float | str]]
+"""Entries with ``generator`` (its key), ``epoch`` and the losses by component."""
+
+
+def last_losses(history: History) -> dict[str, dict[str, Any]]:
+    """Return the last epoch of each generator, by its key."""
+    return {str(epoch["generator"]): {k: v for k, v in epoch.items() if k != "generator"} for epoch in history}
+
+
+def generator_loss(history: History) -> dict[str, float]:
+    """Return the mean over generators of the last epoch's loss, by its metric name; empty without generators."""
+    last = [float(epoch["loss"]) for epoch in last_losses(history).values()]
+    return {"generator_loss": sum(last) / len(last)} if last else {}
+
+
+MARGINALS = "marginals"  # how the names of their tensors begin
+
+
+class Bank:
+    """The generators of one node.
+
+    Parameters
+    ----------
+    settings : GeneratorSettings
+        Kind, sizes and training of every generator.
+    granularity : GranularitySettings
+        Which generator serves which class.
+    class_names : list[str]
+        Name of each global class id.
+    space : PublicSpace
+        The codec that the generators work in, and what is usual in it.
+    conditions : Conditions, optional
+        What the target has for each global class id; conditioned kinds see what ``settings.conditions`` selects.
+    limit : BatchLimit, optional
+        Largest batch that training starts with; it is halved when memory runs out.
+    split_seed : int
+        Seed of the choice of clips that early stopping is judged by. It must not change from round to round: clips that
+        were held out stay held out.
+    encode : Callable, optional
+        Returns the latents of all clips that the bank is fitted to, ``(N, k)``; `Codec.encode_all` of the clips by
+        default.
+
+    Raises
+    ------
+    ConfigError
+        Unknown kind; or conditions that are missing, not one for each class, not of the target, or not for this kind.
+    """
+
+    def __init__(
+        self,
+        settings: GeneratorSettings,
+        granularity: GranularitySettings,
+        class_names: list[str],
+        space: PublicSpace,
+        conditions: Conditions | None = None,
+        limit: BatchLimit | None = None,
+        split_seed: int = 0,
+        encode: Callable[[], Tensor] | None = None,
+    ) -> None:
+        self.kind = KINDS[choose(settings.kind, KINDS, "generator.kind")]
+        self.conditions = self.kind.select(settings, conditions)
+        if self.conditions is not None and len(self.conditions) != len(class_names):
+            raise ConfigError(
+                f"generator.kind={settings.kind} needs a condition for each of {len(class_names)} classes, "
+                f"got {len(self.conditions)}"
+            )
+        self.settings, self.granularity = settings, granularity
+        self.class_names = list(class_names)
+        self.limit, self.split_seed = limit or BatchLimit(), split_seed
+        self.encode, self.space = encode, space
+        self.generators: dict[str, Generator] = {}
+        self.marginals: dict[str, Marginals] = {}  # of each generator, with `GeneratorSettings.marginals`
+        self.classes: dict[str, list[str]] = {}  # what each generator was fitted to
+
+    @property
+    def condition_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each embedding that the generators are conditioned on, by name; empty for unconditioned kinds."""
+        return self.conditions.sizes if self.conditions else {}
+
+    def state(self, key: str) -> dict[str, Tensor]:
+        """Return everything that defines a generator and the map of its samples, by name."""
+        marginals = self.marginals[key].state() if key in self.marginals else {}
+        return self.generators[key].state() | join({MARGINALS: marginals})
+
+    @property
+    def codec(self) -> Codec:
+        """The public codec."""
+        return self.space.codec
+
+    def of_state(self, state: Mapping[str, Tensor]) -> tuple[Generator, Marginals | None]:
+        """Return what `state` came from; `DataError` if a tensor is missing, unknown, misshapen or not finite."""
+        rest = part_of(state, MARGINALS)
+        own = {name: value for name, value in state.items() if not name.startswith(f"{MARGINALS}.")}
+        generator = self.new_generator()
+        generator.load_state(own)
+        return generator, Marginals.from_state(rest, self.codec) if rest else None
+
+    def new_generator(self) -> Generator:
+        """Return an unfitted generator of the bank's settings."""
+        return open_generator(self.settings, self.codec.size, self.conditions, self.space.within)
+
+    def fit(self, source: TokenSource, seed: int) -> list[dict[str, float | str]]:
+        """Fit every generator to its classes' clips of ``source``, on the source's device; a later call goes on.
+
+        Returns
+        -------
+        list[dict]
+            One entry for each generator and epoch: ``generator``, ``epoch`` and the losses by component.
+
+        Raises
+        ------
+        ConfigError
+            The granularity does not cover the classes present.
+        """
+        classes, parts = self._parts(source, seed)
+        chosen = {key: self.generators.get(key) or self.new_generator() for key in classes}
+        keeping = self.marginals if self.settings.marginals else {}  # a generator that stays what it is keeps its own
+        before = {key: exact_digest(chosen[key].state()) for key in classes if key in keeping}
+        losses = self._train(chosen, parts)
+        same = {key for key in before if exact_digest(chosen[key].state()) == before[key]}
+        changed = {key: part for key, part in parts.items() if key not in same}
+        kept = {key: marginals for key, marginals in self.marginals.items() if key not in changed}
+        self.marginals = kept | self._marginals(chosen, changed)
+        self.generators |= chosen
+        self.classes |= classes
+        return losses
+
+    def fit_shared(
+        self,
+        source: TokenSource,
+        states: Mapping[str, dict[str, Tensor]],
+        init_seed: int,
+        seed: int,
+        schedule: Schedule,
+    ) -> list[dict[str, float | str]]:
+        """Train generators that all nodes share on this node's clips; `shared_states` then gives what to pass on.
+
+        Parameters
+        ----------
+        source : TokenSource
+            The node's clips.
+        states : Mapping[str, dict[str, Tensor]]
+            State by key, as `shared_states` or a merge gave it. A key without one starts from ``init_seed``.
+        init_seed, seed : int
+            Seeds of first weights, the same on every node, and of the order and the noise.
+        schedule : Schedule
+            Place of this call in the training of all rounds.
+
+        Raises
+        ------
+        ConfigError
+            The granularity does not cover the classes present, or a class has too few clips to share.
+        DataError
+            A state is not one of these settings.
+        """
+        classes, parts = self._parts(source, seed)
+        chosen = {key: self._shared(states.get(key), _slot_seed(init_seed, key)) for key in classes}
+        losses = self._train(chosen, parts, schedule)
+        self.generators, self.classes, self.marginals = chosen, classes, {}
+        return losses
+
+    def shared_states(self) -> dict[str, dict[str, Tensor]]:
+        """Return what nodes that share generators exchange, by the generators' keys."""
+        return {key: generator.shared_state() for key, generator in self.generators.items()}
+
+    def adopt(self, source: TokenSource, states: Mapping[str, dict[str, Tensor]]) -> None:
+        """Take over shared generators and fit what is the node's own to them: the bank can then sample and be saved.
+
+        Raises
+        ------
+        ConfigError
+            The granularity does not cover the classes present.
+        DataError
+            A generator of the node's classes has no state, or one of other settings. The bank is then as before.
+        """
+        classes, parts = self._parts(source, seed=0)
+        missing = [key for key in classes if key not in states]
+        if missing:
+            raise DataError(f"no shared state for {', '.join(missing)}; there is one for {', '.join(sorted(states))}")
+        chosen = {key: self._shared(states[key], 0) for key in classes}
+        for key, part in parts.items():
+            chosen[key].settle(part.latents, part.labels)
+        self.marginals = self._marginals(chosen, parts)
+        self.generators, self.classes = chosen, classes
+
+    def sample(
+        self,
+        counts: Mapping[int, int],
+        seed: int,
+        device: torch.device | str = "cpu",
+        absent: Sequence[str] = (),
+    ) -> SyntheticTokens:
+        """Draw samples, to be decoded on ``device``: ``counts`` says how many of each global class id.
+
+        A class's samples depend on its generator, the seed and its id alone, not on which other classes are asked for.
+        ``absent`` are conditions to do without, such as ``t5``, for kinds that can.
+
+        Raises
+        ------
+        DataError
+            The bank owns no generator of a class.
+        ConfigError
+            The kind cannot do without a condition of that name.
+        """
+        owners = {name: key for key, names in self.classes.items() for name in names}
+        drawn, labels = [torch.zeros(0, self.codec.size)], [torch.zeros(0, dtype=torch.long)]
+        for label, count in sorted(counts.items()):
+            key = self._owner(owners, label)
+            latents = self.generators[key].sample(label, count, seeded(seed, label), absent).cpu()
+            drawn.append(self.marginals[key].match(self.codec, label, latents) if key in self.marginals else latents)
+            labels.append(torch.full((count,), label))
+        return SyntheticTokens(self.codec, torch.cat(drawn), torch.cat(labels), seed, device)
+
+    def _parts(self, source: TokenSource, seed: int) -> tuple[dict[str, list[str]], dict[str, Part]]:
+        """Return which classes each generator serves, and what it learns from."""
+        classes = slots(self.granularity, [self.class_names[label] for label in source.labels.unique().tolist()])
+        latents, parts = self.encode() if self.encode else self.codec.encode_all(source), {}
+        for key, names in classes.items():
+            wanted = torch.tensor([self.class_names.index(name) for name in names])
+            rows = torch.isin(source.labels, wanted).nonzero().squeeze(1)
+            seeds = _slot_seed(seed, key), _slot_seed(self.split_seed, key)
+            parts[key] = Part(latents[rows.to(latents.device)], source.labels[rows], *seeds)
+        return classes, parts
+
+    def _marginals(self, generators: Mapping[str, Generator], parts: Mapping[str, Part]) -> dict[str, Marginals]:
+        """Return what maps each generator's samples, if the settings want it."""
+        found = {}
+        for key, part in parts.items() if self.settings.marginals else ():
+            codec, draw = self.codec.to(part.latents.device), generators[key].sample
+            found[key] = Marginals.fit(codec, part.latents, part.labels, draw, part.seed)
+        return found
+
+    def _train(
+        self, generators: Mapping[str, Generator], parts: Mapping[str, Part], schedule: Schedule | None = None
+    ) -> list[dict[str, float | str]]:
+        """Train one generator after the other, each on its part, and return their losses."""
+        losses: list[dict[str, float | str]] = []
+        for key, part in parts.items():
+            if schedule is None:
+                epochs = generators[key].fit(*part, limit=self.limit)
+            else:
+                epochs = generators[key].fit_shared(*part[:3], schedule, self.limit)
+            losses += [{"generator": key, "epoch": number, **epoch} for number, epoch in enumerate(epochs)]
+        return losses
+
+    def _shared(self, state: dict[str, Tensor] | None, init_seed: int) -> Generator:
+        generator = self.new_generator()
+        if state is None:
+            generator.initialise(init_seed)
+        else:
+            generator.load_shared_state(state)
+        return generator
+
+    def _owner(self, owners: Mapping[str, str], label: int) -> str:
+        name = self.class_names[label] if 0 <= label < len(self.class_names) else f"class id {label}"
+        if name not in owners:
+            known = ", ".join(sorted(owners)) or "no class"
+            raise DataError(f"no generator for {name}; this node has generators for {known}")
+        return owners[name]
+
+
+def _slot_seed(seed: int, key: str) -> int:
+    return seeded(seed, key).initial_seed()

@@ -1,0 +1,173 @@
+"""The distribution of single values in a class's clips, which samples of a Gaussian lack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from fedgen.data.seeds import seeded
+from fedgen.errors import DataError
+from fedgen.models.codec import Codec
+from fedgen.models.generators.density import FEW
+from fedgen.models.states import check_tensors, length_of
+
+LEVELS = 100  # quantiles that describe a distribution
+POINTS = 256  # of the map that follows from them
+DRAWS = 256  # samples that tell what a generator's own distribution is
+VALUES = 2**15  # of a channel, of all that there are, that quantiles are taken of
+AT_ONCE = 64  # samples whose values are held at a time
+TINY = torch.finfo(torch.float32).tiny
+
+Draw = Callable[[int, int, torch.Generator], Tensor]
+"""Draws latents ``(count, k)`` of a class, ``count`` and a random generator being given."""
+
+
+class Marginals:
+    """Maps samples so that what they deviate from the mean of their class is distributed as in the class's clips.
+
+    A Gaussian spreads rare, strong events, such as the ticks of a clock, evenly over all samples and positions. Here
+    each basis channel of the decoded samples, over all positions, is mapped quantile by quantile to the distribution
+    that it has in the clips; then every coefficient is given back the mean and the deviation that the generator gave
+    it. Samples are mapped one by one: a sample does not depend on how many are drawn.
+
+    Held is what follows from quantiles over all positions of all clips of a class, no clip. A class of fewer than `FEW`
+    clips has none, and its samples stay what they are.
+
+    Attributes
+    ----------
+    classes : Tensor
+        Global class ids ``(C,)``, ascending.
+    lows, steps : Tensor
+        Where the tables begin and how far their points are apart, in what the generator draws, ``(C, channels)``.
+    tables : Tensor
+        What becomes of each point, ``(C, channels, POINTS)``; between two points the map is linear, and beyond the
+        first and the last it shifts.
+    means : Tensor
+        Of each coefficient of what the generator draws, ``(C, k)``.
+    shifts, gains : Tensor
+        What gives a mapped coefficient its mean and its deviation again, ``(C, k)``.
+
+    References
+    ----------
+    Heeger and Bergen, "Pyramid-based texture analysis/synthesis", SIGGRAPH 1995 (matching histograms).
+    """
+
+    NAMES = ("classes", "lows", "steps", "tables", "means", "shifts", "gains")
+
+    def __init__(
+        self, classes: Tensor, lows: Tensor, steps: Tensor, tables: Tensor, means: Tensor, shifts: Tensor, gains: Tensor
+    ) -> None:
+        self.classes = classes.long().cpu()
+        self.lows, self.steps, self.tables = (value.float().cpu() for value in (lows, steps, tables))
+        self.means, self.shifts, self.gains = (value.float().cpu() for value in (means, shifts, gains))
+        self._row = {label: row for row, label in enumerate(self.classes.tolist())}
+
+    @classmethod
+    def fit(cls, codec: Codec, latents: Tensor, labels: Tensor, draw: Draw, seed: int) -> Marginals:
+        """Measure ``latents`` ``(N, k)`` of classes ``labels`` ``(N,)``, and as many samples of each as it takes."""
+        labels = labels.cpu()
+        classes, counts = labels.unique(return_counts=True)
+        rows = []
+        for label in classes[counts >= FEW].tolist():
+            own = latents[(labels == label).to(latents.device)]
+            drawn = draw(label, DRAWS, seeded(seed, "marginals", label)).to(latents.device)
+            table = _table(*(_quantiles(_values(codec, some, some.mean(0))) for some in (drawn, own)))
+            mean = drawn.mean(0)
+            mapped = _mapped(codec, drawn, mean, *table)
+            gains = drawn.std(0) / mapped.std(0).clamp(min=TINY)
+            rows.append((*table, mean, mean - mapped.mean(0) * gains, gains))
+        if not rows:
+            return cls.empty(codec)
+        return cls(classes[counts >= FEW], *map(torch.stack, zip(*rows, strict=True)))
+
+    @classmethod
+    def empty(cls, codec: Codec) -> Marginals:
+        """Return those of no class."""
+        of_channels, of_latents = torch.zeros(0, codec.channels.shape[1]), torch.zeros(0, codec.size)
+        tables = torch.zeros(*of_channels.shape, POINTS)
+        return cls(torch.zeros(0), of_channels, of_channels, tables, of_latents, of_latents, of_latents)
+
+    def match(self, codec: Codec, label: int, latents: Tensor) -> Tensor:
+        """Return what samples ``latents`` ``(N, k)`` of a class become, on the CPU."""
+        if label not in self._row:
+            return latents.cpu()
+        row, device = self._row[label], codec.mean.device
+        low, step, table, mean, shift, gain = (getattr(self, name)[row].to(device) for name in self.NAMES[1:])
+        return (_mapped(codec, latents.to(device), mean, low, step, table) * gain + shift).cpu()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything, by name."""
+        return {name: getattr(self, name) for name in self.NAMES}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], codec: Codec) -> Marginals:
+        """Rebuild those of samples in ``codec`` from `state`.
+
+        Raises
+        ------
+        DataError
+            Names the tensor that is missing, unknown or of a wrong shape.
+        """
+        count = length_of(state, "classes")
+        channels, size = (count, codec.channels.shape[1]), (count, codec.size)
+        shapes = {"classes": (count,), "lows": channels, "steps": channels, "tables": (*channels, POINTS)}
+        check_tensors(state, shapes | dict.fromkeys(("means", "shifts", "gains"), size))
+        found = cls(**{name: state[name] for name in cls.NAMES})
+        if (found.classes.diff() <= 0).any():
+            raise DataError(f"marginals of classes {found.classes.tolist()}, which do not ascend")
+        return found
+
+
+def _values(codec: Codec, latents: Tensor, mean: Tensor) -> Tensor:
+    """Return how the basis channels deviate from those of the latents ``mean`` ``(k,)``, ``(channels, N * P)``."""
+    cores = codec.cores(latents) - codec.cores(mean[None])  # (N, A, channels)
+    return (codec.positions @ cores).permute(2, 0, 1).flatten(1)
+
+
+def _quantiles(values: Tensor) -> Tensor:
+    """Return quantiles in the middle of `LEVELS` equal shares, ``(channels, LEVELS)``."""
+    if values.shape[1] > VALUES:
+        some = torch.randperm(values.shape[1], generator=seeded(0, "marginals"))[:VALUES]
+        values = values[:, some.to(values.device)]
+    count = values.shape[1]
+    places = ((torch.arange(LEVELS) + 0.5) / LEVELS * count).long().clamp(max=count - 1)
+    return values.sort(dim=1).values[:, places.to(values.device)]
+
+
+def _table(drawn: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the map from quantiles ``drawn`` to ``real`` at points of equal distance, and where these are."""
+    low, high = drawn[:, :1], drawn[:, -1:]
+    points = low + (high - low) * torch.linspace(0, 1, POINTS, device=low.device)  # (channels, POINTS)
+    right = torch.searchsorted(drawn, points).clamp(1, LEVELS - 1)
+    before, after, new_before, new_after = (q.gather(1, at) for q in (drawn, real) for at in (right - 1, right))
+    share = ((points - before) / (after - before).clamp(min=TINY)).clamp(0, 1)
+    return low[:, 0], (high - low)[:, 0] / (POINTS - 1), torch.lerp(new_before, new_after, share)
+
+
+def _mapped(codec: Codec, latents: Tensor, mean: Tensor, low: Tensor, step: Tensor, table: Tensor) -> Tensor:
+    """Return latents ``(N, k)`` whose channels are mapped by a table."""
+    starts, slopes = _pieces(low, step, table)
+    centre = codec.cores(mean[None])  # (1, A, channels)
+    inverse = torch.linalg.pinv(codec.positions.T @ codec.positions, hermitian=True) @ codec.positions.T  # (A, P)
+    found = []
+    for part in latents.split(AT_ONCE):
+        values = _values(codec, part, mean)  # (channels, n * P)
+        place = (values - low[:, None]).div_(step.clamp(min=TINY)[:, None])
+        piece = place.floor_().clamp_(-1, POINTS - 1).add_(1).long()
+        new = torch.addcmul(starts.gather(1, piece), slopes.gather(1, piece), values)
+        found.append(codec.of_cores(centre + inverse @ new.view(len(new), len(part), -1).permute(1, 2, 0)))
+    return torch.cat(found)
+
+
+def _pieces(low: Tensor, step: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the linear pieces of a table's map, ``(channels, POINTS + 1)``: what 0 would become, and the slope.
+
+    The first and the last piece, beyond the table, shift: their slope is 1.
+    """
+    points = low[:, None] + step[:, None] * torch.arange(POINTS, device=low.device)
+    slopes = torch.ones(len(table), POINTS + 1, device=low.device)
+    slopes[:, 1:-1] = table.diff(dim=1) / step.clamp(min=TINY)[:, None]
+    at = torch.arange(POINTS + 1, device=low.device).sub(1).clamp(min=0)  # the point at which each piece is known
+    return table[:, at] - slopes * points[:, at], slopes

@@ -1,0 +1,170 @@
+"""Batches that fit into memory: split into parts whose gradients add up, into smaller ones when memory runs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import psutil
+import torch
+from torch import Tensor
+
+SHARE = 0.6  # of what is free: the most that auto plans to take
+READ = 64  # clips that a loop reads at once where memory allows it
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What follows from ``memory``; the defaults are those of ``high``.
+
+    Attributes
+    ----------
+    level : str
+        ``high`` or ``low``.
+    mapped : bool
+        Whether tokens are read from the store's files batch by batch (`MappedTokens`) or held (`TensorTokens`).
+    rows : int, optional
+        Samples in one backward pass of adapters; None: the whole batch.
+    generator_rows : int, optional
+        Rows in one backward pass of a generator; None: the whole batch.
+    clips : int, optional
+        Clips read at once by codecs and in evaluation; None: as many as they ask for.
+    """
+
+    level: str = "high"
+    mapped: bool = False
+    rows: int | None = None
+    generator_rows: int | None = None
+    clips: int | None = None
+
+    def batch_limit(self) -> BatchLimit:
+        """Return a fresh limit for one training of adapters."""
+        return BatchLimit(self.rows)
+
+    def generator_limit(self) -> BatchLimit:
+        """Return a fresh limit for one training of generators."""
+        return BatchLimit(self.generator_rows)
+
+    def release(self) -> None:
+        """Give back the GPU memory that torch keeps for later, if memory is short; for the end of a node's work."""
+        if self.level == "low" and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+LOW = MemoryPlan("low", mapped=True, rows=8, generator_rows=32, clips=8)
+
+
+@cache
+def plan_memory(memory: str, device: torch.device, token_bytes: int, batch_bytes: int) -> MemoryPlan:
+    """Return the plan for ``memory``; asked again, a process gets the same one.
+
+    Parameters
+    ----------
+    memory : str
+        ``low``, ``high``, or ``auto``: ``low`` if the run needs more than `SHARE` of what ``device`` has free now.
+    device : torch.device
+    token_bytes : int
+        What all tokens take if they are held.
+    batch_bytes : int
+        What the largest batch takes besides, see `batch_bytes`.
+    """
+    if memory != "auto":
+        return LOW if memory == "low" else MemoryPlan()
+    needed, free = token_bytes + batch_bytes, free_bytes(device)
+    scarce = needed > SHARE * free
+    reason = f"the run needs about {needed / 2**30:.1f} GiB where {device.type} has {free / 2**30:.1f} GiB free"
+    logger.log(logging.INFO if scarce else logging.DEBUG, "memory=%s: %s", "low" if scarce else "high", reason)
+    return LOW if scarce else MemoryPlan()
+
+
+def batch_bytes(shape: tuple[int, int], batch_size: int, width: int, maps: int) -> int:
+    """Estimate what the largest batch takes: one in adapter training, or two of `READ` clips in a codec.
+
+    Parameters
+    ----------
+    shape : tuple[int, int]
+        ``(S, D)`` of a clip's tokens.
+    batch_size : int
+        Clips in a batch of adapter training.
+    width : int
+        Channels that adapters narrow a token to; training keeps 8 copies of them.
+    maps : int
+        Attention maps of all heads; training keeps 4 copies of them.
+    """
+    length, channels = shape
+    training = batch_size * length * (channels + 8 * width + 4 * maps)
+    return 4 * max(training, 2 * READ * length * channels)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return what ``device`` has free now, what torch keeps there for later included.
+
+    Of a CPU's memory this is what the system has; the limit of a container is not seen.
+    """
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return int(psutil.virtual_memory().available)
+
+
+class BatchLimit:
+    """The most rows that one backward pass takes.
+
+    A step on a batch of more rows is made of several passes, so that the result is that of the whole batch up to
+    rounding. When the device runs out of memory the limit is halved for good, the step is repeated, and a line says so.
+
+    Parameters
+    ----------
+    rows : int, optional
+        The limit to start with; none by default.
+    """
+
+    def __init__(self, rows: int | None = None) -> None:
+        self.rows = rows
+
+    def backward(self, indices: Tensor, losses: Callable[[Tensor], Tensor], zero_grad: Callable[[], None]) -> Tensor:
+        """Fill the gradients of one step and return its losses.
+
+        Parameters
+        ----------
+        indices : Tensor
+            What the batch is made of ``(B,)``.
+        losses : Callable
+            From indices ``(b,)`` to the part's *contributions* to the losses ``(components,)``, which add up to the
+            batch's: a mean over rows counts ``b / B``. The last component is minimised.
+        zero_grad : Callable
+            Forgets all gradients.
+
+        Returns
+        -------
+        Tensor
+            Losses of the batch ``(components,)``, detached.
+
+        Raises
+        ------
+        torch.OutOfMemoryError
+            Not even one row fits.
+        """
+        while True:
+            size = min(self.rows or len(indices), len(indices))
+            zero_grad()
+            try:
+                total = None
+                for part in indices.split(size):
+                    contribution = losses(part)
+                    contribution[-1].backward()
+                    total = contribution.detach() if total is None else total + contribution.detach()
+                assert total is not None
+                return total
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self.rows = size // 2
+            zero_grad()  # outside the handler: there, the traceback would keep the activations alive
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            logger.warning("out of memory with %d rows in a batch: going on with %d", size, self.rows)

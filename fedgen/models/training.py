@@ -1,0 +1,397 @@
+"""Distillation: learn from what the nodes' adapters make of samples, each of them asked about its own classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from fedgen.data.tokens import FactoredSource, FactoredTokens, TokenSource, rows_at_once
+from fedgen.errors import choose, require
+from fedgen.models.adapters import Adapters
+from fedgen.models.memory import BatchLimit
+from fedgen.models.states import load_optimizer_tensors, optimizer_tensors
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Where one call stands in a longer training: call ``index`` (from 0) of ``calls`` of equal length."""
+
+    index: int = 0
+    calls: int = 1
+
+    def progress(self, step: int, steps: int) -> float:
+        """Return the share of the whole training, from 0, that is done at ``step`` of ``steps`` in this call."""
+        return (self.index + step / steps) / self.calls
+
+    def rate(self, step: int, steps: int, warmup: float) -> float:
+        """Return the factor on the learning rate at ``step`` of ``steps`` in this call: linear warm-up, then cosine."""
+        total = steps * self.calls
+        now = self.index * steps + step
+        rising = max(1, round(warmup * total))
+        if now < rising:
+            return (now + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * (now - rising) / max(1, total - rising)))
+
+
+GLOBAL_TRAINING = ("none", "supervised", "distil")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How adapters are trained.
+
+    Parameters
+    ----------
+    epochs : int
+        Passes over the data in one call.
+    lr, weight_decay : float
+        AdamW (Loshchilov and Hutter, ICLR 2019); the rate falls along a cosine after a linear warm-up.
+    batch_size : int
+    warmup : float
+        Share of all steps with a rising learning rate.
+    clip : float
+        Largest gradient norm.
+    mse_weight : float
+        Weight of the squared error, relative to the targets' mean square so that it does not depend on their scale.
+    contrastive_weight : float
+        Weight of the cross-entropy over the cosines to every class's target. Every node knows all targets, so this
+        term keeps classes apart that a node has no clip of.
+    temperature : float
+        Cosines are divided by it before the cross-entropy.
+    """
+
+    key: ClassVar[str] = "adapter.training"  # where the settings stand in the configuration
+
+    epochs: int = 4
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    batch_size: int = 32
+    warmup: float = 0.05
+    clip: float = 1.0
+    mse_weight: float = 1.0
+    contrastive_weight: float = 1.0
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"{self.key}.{name}={value} must be at least 1")
+        for name in ("lr", "clip", "temperature"):
+            value = getattr(self, name)
+            require(value > 0, f"{self.key}.{name}={value} must be above 0")
+        for name in ("weight_decay", "mse_weight", "contrastive_weight"):
+            value = getattr(self, name)
+            require(value >= 0, f"{self.key}.{name}={value} must be at least 0")
+        require(0 <= self.warmup < 1, f"{self.key}.warmup={self.warmup} must be at least 0 and below 1")
+        weights = self.mse_weight + self.contrastive_weight
+        require(weights > 0, f"{self.key}.mse_weight and {self.key}.contrastive_weight are both 0: nothing to learn")
+
+
+@dataclass(frozen=True)
+class GlobalTrainingSettings(TrainingSettings):
+    """How the server trains the global adapters on the pool of synthetic samples.
+
+    Parameters
+    ----------
+    name : str
+        ``none``, ``supervised`` (synthetic tokens to class targets) or ``distil`` (also to what the nodes' adapters
+        make of the tokens).
+    teacher_weight : float
+        ``distil``: share of the loss that is the distance to the teachers, the rest is that of ``supervised``.
+    """
+
+    key: ClassVar[str] = "global_training"
+
+    name: str = "supervised"
+    epochs: int = 1
+    teacher_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        choose(self.name, GLOBAL_TRAINING, "global_training")
+        weight = self.teacher_weight
+        require(0 < weight <= 1, f"global_training.teacher_weight={weight} must be above 0 and at most 1")
+        super().__post_init__()
+
+
+def sample_losses(
+    outputs: dict[str, Tensor], targets: dict[str, Tensor], labels: Tensor, settings: TrainingSettings
+) -> dict[str, Tensor]:
+    """Return the loss of every head and sample, ``(B,)``.
+
+    Parameters
+    ----------
+    outputs : dict[str, Tensor]
+        ``{head: (B, *shape)}``.
+    targets : dict[str, Tensor]
+        ``{head: (C, *shape)}``: the target of every class.
+    labels : Tensor
+        Class ids ``(B,)`` on the outputs' device.
+    settings : TrainingSettings
+
+    Raises
+    ------
+    ValueError
+        If an output's shape is not its target's: broadcasting would silently learn the batch mean.
+    """
+    losses = {}
+    for name, output in outputs.items():
+        wanted = targets[name][labels]
+        if output.shape != wanted.shape:
+            raise ValueError(f"head '{name}' gives {tuple(output.shape)} where its target is {tuple(wanted.shape)}")
+        error = (output - wanted).square().flatten(1).mean(dim=1) / targets[name].square().mean()
+        cosines = F.normalize(output.flatten(1), dim=1) @ F.normalize(targets[name].flatten(1), dim=1).T  # (B, C)
+        contrast = F.cross_entropy(cosines / settings.temperature, labels, reduction="none")
+        losses[name] = settings.mse_weight * error + settings.contrastive_weight * contrast
+    return losses
+
+
+def target_losses(
+    outputs: dict[str, Tensor], targets: dict[str, Tensor], labels: Tensor, settings: TrainingSettings
+) -> dict[str, Tensor]:
+    """Return the mean of `sample_losses` of every head."""
+    return {name: loss.mean() for name, loss in sample_losses(outputs, targets, labels, settings).items()}
+
+
+@torch.no_grad()
+def clip_losses(
+    adapters: Adapters, source: TokenSource, targets: dict[str, Tensor], settings: TrainingSettings, rows: int = 64
+) -> Tensor:
+    """Return the loss of each clip of ``source`` ``(N,)``, summed over heads, on the CPU."""
+    device = next(adapters.parameters()).device
+    targets = {name: value.to(device) for name, value in targets.items()}
+    adapters.eval()
+    found = []
+    for indices in torch.arange(len(source)).split(rows_at_once(source, rows)):
+        labels, outputs = source.labels[indices].to(device), adapters(read(source, indices))
+        found.append(torch.stack(list(sample_losses(outputs, targets, labels, settings).values())).sum(dim=0).cpu())
+    return torch.cat(found)
+
+
+@contextmanager
+def reproducible(seed: int, device: torch.device) -> Iterator[torch.Generator]:
+    """Seed torch for a block and give the caller's random state back after it; yields a CPU generator for shuffling."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
+
+
+def train_adapters(
+    adapters: Adapters,
+    source: TokenSource,
+    targets: dict[str, Tensor],
+    settings: TrainingSettings,
+    seed: int,
+    optimizer_state: dict[str, Tensor] | None = None,
+    schedule: Schedule | None = None,
+    proximal_mu: float = 0.0,
+    limit: BatchLimit | None = None,
+    teachers: Teachers | None = None,
+    teacher_weight: float = 0.5,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Train ``adapters`` in place and return the last epoch's mean losses and AdamW's state.
+
+    Parameters
+    ----------
+    adapters : Adapters
+        On the device to train on.
+    source : TokenSource
+        The samples; batches arrive on the adapters' device.
+    targets : dict[str, Tensor]
+        ``{head: (C, *shape)}``, the target of every class.
+    settings : TrainingSettings
+    seed : int
+        Order of the batches and dropout.
+    optimizer_state : dict[str, Tensor], optional
+        What an earlier call returned: moments go on where they were.
+    schedule : Schedule, optional
+        Place of this call in a training of several calls; alone by default.
+    proximal_mu : float
+        Weight of half the squared distance to the weights at the start (FedProx, Li et al., MLSys 2020).
+    limit : BatchLimit, optional
+        Samples that one backward pass takes: a whole batch by default. Less needs less memory and gives the same up to
+        rounding, and to what dropout draws. It is halved when memory runs out.
+    teachers : Teachers, optional
+        Adapters to learn from as well.
+    teacher_weight : float
+        Share of the loss that is the distance to the teachers.
+
+    Returns
+    -------
+    losses : dict[str, float]
+        ``loss`` and ``{head}_loss``, means over the last epoch; empty if nothing was trained.
+    optimizer_state : dict[str, Tensor]
+        AdamW's moments and step counts by parameter name, on the CPU.
+    """
+    device = next(adapters.parameters()).device
+    targets = {name: value.to(device) for name, value in targets.items()}
+    optimizer = torch.optim.AdamW(
+        adapters.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=device.type == "cuda"
+    )
+    if optimizer_state:
+        load_optimizer_tensors(adapters, optimizer, optimizer_state)
+    anchor = [p.detach().clone() for p in adapters.parameters()] if proximal_mu else []
+    steps = settings.epochs * math.ceil(len(source) / settings.batch_size)
+    schedule, limit = schedule or Schedule(), limit or BatchLimit()
+    means: list[float] = []
+    adapters.train()
+    with reproducible(seed, device) as generator:
+        for epoch in range(settings.epochs):
+            sums = torch.zeros(len(adapters.heads) + 1, device=device)
+            batches = torch.randperm(len(source), generator=generator).split(settings.batch_size)
+            for position, indices in enumerate(batches):
+                rate = schedule.rate(epoch * len(batches) + position, steps, settings.warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.lr * rate
+                share = partial(
+                    contribution, adapters, source, targets, settings, len(indices), teachers, teacher_weight
+                )
+                sums += limit.backward(indices, share, optimizer.zero_grad) * len(indices)
+                if anchor:
+                    pull(adapters, anchor, proximal_mu)
+                torch.nn.utils.clip_grad_norm_(adapters.parameters(), settings.clip)
+                optimizer.step()
+            means = (sums / len(source)).tolist()
+    adapters.eval()
+    losses = dict(zip([*(f"{name}_loss" for name in adapters.heads), "loss"], means, strict=True))
+    return losses, {name: value.cpu() for name, value in optimizer_tensors(adapters, optimizer).items()}
+
+
+def contribution(
+    adapters: Adapters,
+    source: TokenSource,
+    targets: dict[str, Tensor],
+    settings: TrainingSettings,
+    count: int,
+    teachers: Teachers | None,
+    teacher_weight: float,
+    indices: Tensor,
+) -> Tensor:
+    """Return what the samples at ``indices`` add to the losses of their batch of ``count``: each head's, and their sum.
+
+    On a GPU the adapters compute in bfloat16, whose range is that of float32; losses are taken in float32.
+    """
+    device = next(adapters.parameters()).device
+    labels, tokens = source.labels[indices], read(source, indices)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        outputs = {name: value.float() for name, value in adapters(tokens).items()}
+        taught = teachers.losses(outputs, tokens, labels, targets) if teachers else None
+    heads = target_losses(outputs, targets, labels.to(device, non_blocking=True), settings)
+    losses = torch.stack(list(heads.values()))  # (H,)
+    if taught is not None:
+        losses = torch.lerp(losses, taught, teacher_weight)
+    return torch.cat([losses, losses.sum(dim=0, keepdim=True)]) * (len(indices) / count)
+
+
+def read(source: TokenSource, indices: Tensor) -> Tensor | FactoredTokens:
+    """Return a batch in the form that is cheapest to train on: factors where the source has them."""
+    return source.factors(indices) if isinstance(source, FactoredSource) else source.batch(indices)
+
+
+@torch.no_grad()
+def pull(adapters: Adapters, anchor: list[Tensor], mu: float) -> None:
+    """Add the gradient of ``mu / 2`` times the squared distance of the weights to ``anchor``: once for each step."""
+    for parameter, start in zip(adapters.parameters(), anchor, strict=True):
+        assert parameter.grad is not None
+        parameter.grad.add_(parameter - start, alpha=mu)
+
+
+class Teachers:
+    """The nodes' adapters as teachers; of a sample, those count that have clips of its class, weighted by their clips.
+
+    Parameters
+    ----------
+    adapters : Adapters
+        Any of the teachers' shape, on the device to work on.
+    states : Mapping[int, dict[str, Tensor]]
+        Adapter weights by the node's number.
+    counts : Mapping[int, Mapping[int, int]]
+        Clips of each class id, by the node's number.
+    classes : int
+        Number of classes ``C``.
+
+    References
+    ----------
+    Lin et al., "Ensemble Distillation for Robust Model Fusion in Federated Learning", NeurIPS 2020; there all teachers
+    count alike, here none is asked about a class that it has never seen.
+    """
+
+    def __init__(
+        self,
+        adapters: Adapters,
+        states: Mapping[int, Mapping[str, Tensor]],
+        counts: Mapping[int, Mapping[int, int]],
+        classes: int,
+    ) -> None:
+        self.adapters = deepcopy(adapters).eval()
+        device = next(adapters.parameters()).device
+        self.states = [{name: value.to(device) for name, value in state.items()} for state in states.values()]
+        shares = torch.zeros(len(self.states), classes)  # (T, C)
+        for row, number in enumerate(states):
+            for label, count in counts[number].items():
+                shares[row, label] = count
+        self.shares = shares / shares.sum(dim=0).clamp(min=1)
+
+    @torch.no_grad()
+    def outputs(self, tokens: Tensor | FactoredTokens, labels: Tensor) -> dict[str, Tensor]:
+        """Return the teachers' mean output for each sample.
+
+        Parameters
+        ----------
+        tokens : Tensor or FactoredTokens
+            ``(B, S, D)`` on the adapters' device.
+        labels : Tensor
+            Class ids ``(B,)``, on the CPU.
+
+        Returns
+        -------
+        dict[str, Tensor]
+            ``{head: (B, *shape)}``, float32; NaN where no teacher has clips of the class.
+        """
+        means: dict[str, Tensor] = {}
+        weights = self.shares[:, labels]  # (T, B)
+        for state, own in zip(self.states, weights, strict=True):
+            rows = own.nonzero().squeeze(1)
+            if not len(rows):
+                continue
+            found: dict[str, Tensor] = functional_call(self.adapters, state, (_rows(tokens, rows),))
+            for name, output in found.items():
+                if name not in means:
+                    means[name] = output.new_zeros((len(labels), *output.shape[1:]), dtype=torch.float32)
+                weighted = output.float() * own[rows].to(output.device).view(-1, *[1] * (output.dim() - 1))
+                means[name].index_add_(0, rows.to(output.device), weighted)
+        for mean in means.values():
+            mean[(weights.sum(dim=0) == 0).to(mean.device)] = torch.nan
+        return means
+
+    def losses(
+        self, outputs: dict[str, Tensor], tokens: Tensor | FactoredTokens, labels: Tensor, targets: dict[str, Tensor]
+    ) -> Tensor:
+        """Return each head's mean squared distance to its teachers, relative to the targets' mean square, ``(H,)``.
+
+        Samples without a teacher count as 0.
+        """
+        taught = self.outputs(tokens, labels)
+        errors = []
+        for name, output in outputs.items():
+            wanted = taught[name] if name in taught else torch.full_like(output, torch.nan)
+            error = (output - torch.where(wanted.isnan(), output.detach(), wanted)).square().mean()
+            errors.append(error / targets[name].square().mean())
+        return torch.stack(errors)
+
+
+def _rows(tokens: Tensor | FactoredTokens, rows: Tensor) -> Tensor | FactoredTokens:
+    if isinstance(tokens, FactoredTokens):
+        rows = rows.to(tokens.cores.device)
+        return FactoredTokens(tokens.positions, tokens.channels, tokens.cores[rows], tokens.origins[rows])
+    return tokens[rows.to(tokens.device)]

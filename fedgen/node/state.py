@@ -1,0 +1,140 @@
+"""What a node remembers between messages, on its disk and by round, so that an interrupted round can be repeated."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedgen.data.tensors import load_tensors, save_tensors
+from fedgen.models.codec import Codec
+from fedgen.models.samples import SyntheticTokens
+from fedgen.models.states import join, part_of
+
+KEPT = 2  # rounds of each part: the one that was finished last, and one that may have been interrupted
+PARTS = ("optimizer", "generators")  # what another run goes on from
+RELEASE = "release.safetensors"
+
+
+class NodeState:
+    """A node's optimiser state and generators after each round; the latest two rounds are kept.
+
+    ==================================  ===================================================
+    ``optimizer/round_{n}.safetensors`` moments of the adapters' optimiser after round n
+    ``adapters/round_{n}.safetensors``  the adapters that came in round n, and what training made of them
+    ``generators/round_{n}/``           a checkpoint of the generators after round n
+    ``others.safetensors``              samples of other nodes that the latest round trains on
+    ``release.safetensors``             the private release of the node's clips, under ``privacy=dp``
+    ==================================  ===================================================
+
+    Parameters
+    ----------
+    folder : Path
+        The node's own folder; need not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def clear(self) -> None:
+        """Forget everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def save_moments(self, round_number: int, moments: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Keep the adapters' optimiser state after ``round_number``."""
+        save_tensors(self._path("optimizer", round_number), moments, {**metadata, "round": round_number})
+        self.prune("optimizer", round_number)
+
+    def moments(self, before: int) -> dict[str, Tensor] | None:
+        """Return the latest optimiser state of a round before ``before``; None if there is none."""
+        path = self.latest("optimizer", before)
+        return load_tensors(path)[0] if path else None
+
+    def save_adapters(
+        self, round_number: int, before: dict[str, Tensor], after: dict[str, Tensor], metadata: dict[str, Any]
+    ) -> None:
+        """Keep the adapters of ``round_number``, as they came and as they were trained."""
+        parts = join({"before": before, "after": after})
+        save_tensors(self._path("adapters", round_number), parts, {**metadata, "round": round_number})
+        self.prune("adapters", round_number)
+
+    def adapters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+        """Return the adapters of the latest round, before and after training; None if none were trained."""
+        path = self.latest("adapters")
+        tensors = load_tensors(path)[0] if path else None
+        return (part_of(tensors, "before"), part_of(tensors, "after")) if tensors else None
+
+    def save_release(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Keep what was released of the node's clips, and what it cost."""
+        save_tensors(self.folder / RELEASE, tensors, facts)
+
+    @property
+    def has_release(self) -> bool:
+        """Whether anything was released of the node's clips."""
+        return (self.folder / RELEASE).is_file()
+
+    def release(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return what was released of the node's clips, and what it cost; None if nothing was."""
+        return load_tensors(self.folder / RELEASE) if self.has_release else None
+
+    def save_others(self, samples: Mapping[int, SyntheticTokens], metadata: dict[str, Any]) -> None:
+        """Keep samples of other nodes, by their numbers, in place of earlier ones."""
+        tensors = {f"{number}.{name}": value for number, own in samples.items() for name, value in own.state().items()}
+        seeds = {str(number): own.seed for number, own in samples.items()}
+        save_tensors(self.folder / "others.safetensors", tensors, {**metadata, "seeds": seeds})
+
+    def others(self, codec: Codec) -> tuple[dict[int, SyntheticTokens], int | None]:
+        """Return the samples of other nodes, and the round that they are for; none and None if there are none."""
+        path = self.folder / "others.safetensors"
+        if not path.is_file():
+            return {}, None
+        tensors, metadata = load_tensors(path)
+        samples = {}
+        for number, seed in metadata["seeds"].items():
+            own = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{number}.")}
+            samples[int(number)] = SyntheticTokens.from_state(own, codec, seed)
+        return samples, metadata["round"]
+
+    def generators(self, round_number: int) -> Path:
+        """Return the folder for the generators after ``round_number``."""
+        return self._path("generators", round_number)
+
+    def latest(self, part: str, before: int | None = None) -> Path | None:
+        """Return the latest whole state of ``part`` from a round before ``before`` (None: of any round)."""
+        numbers = [number for number in self._rounds(part) if before is None or number < before]
+        return self._path(part, numbers[-1]) if numbers else None
+
+    def inherit(self, earlier: NodeState, finished: int) -> None:
+        """Copy the latest state of another run as that of round ``finished``, and its private release."""
+        if earlier.has_release:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(earlier.folder / RELEASE, self.folder / RELEASE)
+        for part in PARTS:
+            source = earlier.latest(part)
+            if source is not None:
+                target = self._path(part, finished)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+
+    def prune(self, part: str, newest: int) -> None:
+        """Remove what is older than the last `KEPT` rounds up to ``newest``."""
+        for number in [number for number in self._rounds(part) if number <= newest][:-KEPT]:
+            path = self._path(part, number)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _rounds(self, part: str) -> list[int]:
+        """Return the rounds of whole states in ascending order; generators are whole once their manifest is there."""
+        paths = self._folder(part).glob("round_*")
+        found = [(path, re.match(r"round_(\d+)(\.safetensors)?$", path.name)) for path in paths]
+        whole = [(path, match) for path, match in found if not path.is_dir() or (path / "manifest.json").is_file()]
+        return sorted(int(match.group(1)) for _, match in whole if match)
+
+    def _folder(self, part: str) -> Path:
+        return self.folder / part
+
+    def _path(self, part: str, round_number: int) -> Path:
+        return self._folder(part) / f"round_{round_number}{'' if part == 'generators' else '.safetensors'}"

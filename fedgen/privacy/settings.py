@@ -1,0 +1,90 @@
+"""What decides whether, and how much, a node's clips are protected: the configuration group ``privacy``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedgen.errors import choose, require
+from fedgen.models.generators.base import GeneratorSettings
+
+PRIVACY = ("none", "dp")
+
+
+@dataclass(frozen=True)
+class PrivacySettings:
+    """Whether a node's clips are protected by differential privacy, and how much.
+
+    Parameters
+    ----------
+    name : str
+        ``none`` or ``dp``.
+    epsilon, delta : float, optional
+        What a node's release may spend; ``dp`` needs both, and ``delta`` below one over the node's clips.
+    clip : float
+        Largest norm of a clip's whitened latents, in units of the root mean square of public sounds within classes.
+    components : int, optional
+        Leading whitened coefficients whose means are read; the others' are those of public sounds.
+        By default as many as the budget affords for the node's clips a class.
+    seed : int, optional
+        Of the noise, for simulations alone: who knows it can take the noise away. By default the operating system's
+        entropy makes noise that nobody can repeat.
+    """
+
+    name: str = "none"
+    epsilon: float | None = None
+    delta: float | None = None
+    clip: float = 1.2
+    components: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        choose(self.name, PRIVACY, "privacy")
+        require(0 < self.clip < math.inf, f"privacy.clip={self.clip} must be a finite number above 0")
+        few = self.components is not None and self.components < 1
+        require(not few, f"privacy.components={self.components} must be at least 1")
+        require(self.seed is None or self.seed >= 0, f"privacy.seed={self.seed} must be at least 0")
+        for name, most in (("epsilon", math.inf), ("delta", 1.0)):
+            value = getattr(self, name)
+            if not self.used:
+                require(value is None, f"privacy.{name}={value} means nothing with privacy={self.name}: use privacy=dp")
+                continue
+            require(value is not None, f"privacy=dp needs privacy.{name}, which has no default")
+            limit = "a finite number above 0" if most == math.inf else "above 0 and below 1"
+            require(0 < value < most, f"privacy.{name}={value} must be {limit}")
+
+    @property
+    def used(self) -> bool:
+        """Whether there is any privacy."""
+        return self.name == "dp"
+
+    @property
+    def budget(self) -> tuple[float, float]:
+        """Epsilon and delta of ``dp``."""
+        assert self.epsilon is not None
+        assert self.delta is not None
+        return self.epsilon, self.delta
+
+    def check(self, generator: GeneratorSettings, sharing: str) -> None:
+        """Refuse what a private release cannot serve.
+
+        Parameters
+        ----------
+        generator : GeneratorSettings
+        sharing : str
+            ``sharing.name``.
+
+        Raises
+        ------
+        ConfigError
+        """
+        if not self.used:
+            return
+        kind = generator.kind
+        require(kind == "gaussian", f"privacy=dp needs generator=gaussian: generator.kind={kind} is trained on clips")
+        require(sharing == "local", f"privacy=dp needs sharing=local: sharing={sharing} sends sums over clips")
+
+    def check_clips(self, clips: int) -> None:
+        """Raise `ConfigError` where ``delta`` would allow a mechanism that publishes one of ``clips`` at random."""
+        reason = f"to publish one of the node's {clips} clips at random would do; take less than {1 / clips:.2g}"
+        require(self.budget[1] < 1 / clips, f"privacy.delta={self.delta} is too large: {reason}")

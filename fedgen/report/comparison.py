@@ -1,0 +1,192 @@
+"""Runs side by side: the best first, and those that differ in nothing but the seed as one, with mean and deviation."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedgen.config.compose import OPEN_KEYS
+from fedgen.config.settings import Config
+from fedgen.errors import choose
+from fedgen.privacy.gate import FAILED, PASSED, UNKNOWN
+from fedgen.runs.folder import RunFolder
+
+Results = Mapping[str, Any]
+NO_MATTER = ("run_dir", "resume", "threads")  # settings that results do not depend on
+APART = ("mode", "rounds")  # settings that results tell themselves
+TELLING = ("kind", "name")  # settings that say which choice of a group the rest of it belongs to
+FOLLOWING = "data.store"  # a folder that is named after other settings
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run, or several that are one row: what it is called, its settings by key, and those that are varied."""
+
+    name: str
+    settings: dict[str, str]
+    varied: dict[str, str]
+    results: Results
+
+
+def compared(folders: Sequence[RunFolder], over: Sequence[str] = ("seed",)) -> dict[str, Results]:
+    """Return the results of runs by name, the most accurate first.
+
+    Runs that differ only in the settings ``over`` become one: means, and the standard deviation of accuracy as
+    ``deviation``. ``settings`` are those in which rows differ.
+
+    Parameters
+    ----------
+    folders : sequence of RunFolder
+    over : sequence of str
+        Keys of the configuration, such as ``seed`` and ``data.test_fold``.
+
+    Raises
+    ------
+    ConfigError
+        A folder is none of a run, or of one that has not finished; a key is none of the configuration.
+    """
+    groups: dict[str, list[_Run]] = defaultdict(list)
+    for folder in folders:
+        config = folder.config()
+        settings, varied = _split(config, over)
+        groups[settings].append(_Run(str(folder.path), flat(asdict(config)), varied, folder.results()))
+    rows: dict[str, _Run] = {}
+    for group in groups.values():
+        for row in _rows(group):
+            rows[row.name if row.name not in rows else f"{row.name} of {group[0].name}"] = row
+    return with_differences({name: (row.settings, row.results) for name, row in rows.items()})
+
+
+def unsure(folders: Sequence[RunFolder]) -> list[str]:
+    """Return a line for each verdict of the gate but ``passed``: which runs have it, and what the first says."""
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for folder in folders:
+        gate = (folder.results().get("evaluation") or {}).get("gate")
+        if gate and gate["verdict"] != PASSED:
+            found[gate["verdict"]].append((str(folder.path), gate["summary"]))
+    return [
+        f"privacy {verdict} in {len(runs)} of {len(folders)} runs ({', '.join(n for n, _ in runs[:3])}"
+        f"{', ...' if len(runs) > 3 else ''}): {runs[0][1]}"
+        for verdict, runs in found.items()
+    ]
+
+
+def with_differences(runs: Mapping[str, tuple[Mapping[str, str], Results]]) -> dict[str, Results]:
+    """Return results by name, the most accurate first, each with the ``settings`` in which runs differ.
+
+    Parameters
+    ----------
+    runs : Mapping
+        Settings, as `flat` gives them, and results, by name.
+    """
+    differ = differences([settings for settings, _ in runs.values()])
+    rows = {name: {**results, "settings": own} for (name, (_, results)), own in zip(runs.items(), differ, strict=True)}
+    return dict(sorted(rows.items(), key=lambda row: -row[1]["accuracy"]))
+
+
+def _split(config: Config, over: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return what decides a run's results besides the keys ``over``, and their values."""
+    values: dict[str, Any] = asdict(config)
+    varied: dict[str, str] = {}
+    for key in over:
+        *groups, name = key.split(".")
+        inner: Any = values
+        for part in groups:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        known = sorted(inner) if isinstance(inner, dict) else sorted(values)
+        varied[key] = str(inner.pop(choose(name, known, f"--over {key}")))
+    for name in NO_MATTER:
+        values.pop(name, None)
+    return json.dumps(values, sort_keys=True, default=str), varied
+
+
+def _rows(group: list[_Run]) -> list[_Run]:
+    """Return one row for runs that differ in what is varied; runs that are alike in it stay apart."""
+    if len({tuple(run.varied.values()) for run in group}) < len(group) or len(group) == 1:
+        return group
+    names = []
+    for key in group[0].varied:
+        found = list(dict.fromkeys(run.varied[key] for run in group))
+        if len(found) > 1:
+            names.append(f"{'seeds' if key == 'seed' else key} {', '.join(found)}")
+    alike = os.path.commonprefix([run.name for run in group])  # noqa: RUF071 (of characters, not folders: runs/esc10_folds/federate_fold)
+    rest = {key: value for key, value in group[0].settings.items() if key not in group[0].varied}
+    return [_Run(f"{alike}* ({'; '.join(names)})", rest, {}, mean_results([run.results for run in group]))]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return settings that results depend on by their dotted keys, as one would type them."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        key = prefix + name
+        if isinstance(value, dict) and key not in OPEN_KEYS:
+            found |= flat(value, f"{key}.")
+        elif key not in (*NO_MATTER, *APART):
+            found[key] = value if isinstance(value, str) else json.dumps(value).replace('"', "")
+    return found
+
+
+def differences(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return of each row the settings in which rows differ.
+
+    Where a group's choice differs and the rest of the group follows from it, as much of ``generator=vae`` does, the
+    choice stands for all.
+    """
+
+    def values(*keys: str) -> set[tuple[str | None, ...]]:
+        return {tuple(row.get(key) for key in keys) for row in rows if keys[-1] in row}
+
+    differ = [key for key in dict.fromkeys(key for row in rows for key in row) if len(values(key)) > 1]
+    telling = [key for key in differ if key.rpartition(".")[2] in TELLING and "." in key]
+
+    def follows(key: str, others: Sequence[str]) -> bool:
+        """Say whether a value of each of ``others`` leaves one for ``key``."""
+        return bool(others) and len(values(*others, key)) == len({row[:-1] for row in values(*others, key)})
+
+    def told(key: str) -> bool:
+        groups = [name for name in telling if name != key and key.startswith(name.rpartition(".")[0] + ".")]
+        return any(follows(key, [name]) for name in groups)
+
+    chosen = [key for key in differ if not told(key)]
+    if FOLLOWING in chosen and follows(FOLLOWING, rest := [key for key in chosen if key != FOLLOWING]):
+        chosen = rest
+    return [{key: row[key] for key in chosen if key in row} for row in rows]
+
+
+def mean_results(results: Sequence[Results]) -> Results:
+    """Return the means over runs of what a comparison shows; ``deviation`` is the sample's, of accuracy."""
+
+    def mean(values: Sequence[float]) -> float:
+        return statistics.fmean(values)
+
+    first = results[0]
+    return {
+        **first,
+        "accuracy": mean([r["accuracy"] for r in results]),
+        "deviation": statistics.stdev([r["accuracy"] for r in results]),
+        "balanced_accuracy": mean([r["balanced_accuracy"] for r in results]),
+        "per_class": {name: mean([r["per_class"][name] for r in results]) for name in first["per_class"]},
+        "heads": {
+            head: {name: mean([r["heads"][head][name] for r in results]) for name in values}
+            for head, values in first["heads"].items()
+        },
+        "bytes": {way: [mean([sum(r["bytes"][way]) for r in results])] for way in ("sent", "received")},
+        "seconds": {"total": mean([r["seconds"]["total"] for r in results])},
+        "evaluation": _mean_gate([(r.get("evaluation") or {}).get("gate") or {} for r in results]),
+    }
+
+
+def _mean_gate(gates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the gate of several runs: the mean AUC of the strongest attack, and the worst verdict."""
+    aucs = [gate["auc"] for gate in gates if gate.get("auc") is not None]
+    if len(aucs) < len(gates):
+        return {}
+    verdicts = {gate["verdict"] for gate in gates}
+    return {
+        "gate": {"auc": statistics.fmean(aucs), "verdict": next(v for v in (FAILED, UNKNOWN, PASSED) if v in verdicts)}
+    }

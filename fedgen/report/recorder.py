@@ -1,0 +1,328 @@
+"""What a run tells while it goes on and leaves behind: progress, metrics, checkpoints, results and plots."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedgen.config.phases import MODES, Phase
+from fedgen.config.settings import Config
+from fedgen.data.progress import RoundsBar, keep_log, quiet
+from fedgen.errors import CheckpointError
+from fedgen.evaluation.assessment import Assessment
+from fedgen.evaluation.audit import AUDIT, named
+from fedgen.evaluation.zero_shot import Scores
+from fedgen.privacy.accountant import compose, epsilon
+from fedgen.privacy.gate import PASSED
+from fedgen.privacy.show import audit_table, draw_audit
+from fedgen.report.plots import SAMPLES, draw_run, draw_samples, sample_points
+from fedgen.report.tables import distribution_table, quality_table, show
+from fedgen.report.tracking import GuardedTracker, check_installed, open_tracker
+from fedgen.runs.folder import RunFolder
+from fedgen.task import Task
+
+logger = logging.getLogger(__name__)
+
+REFUSED = "refused: "  # how reasons begin where a reply came, and was not good
+MADE_LATER = (SAMPLES, "report.html")  # what an earlier run in the same folder may have left
+KEPT = ("round", "lost", "samples", "spent", "bytes_sent", "bytes_received", "seconds")  # that results are made of
+
+
+@dataclass
+class RoundReport:
+    """What happened in one round.
+
+    Attributes
+    ----------
+    round : int
+        Counted over the whole run, from 1.
+    answered : list[int]
+        Numbers of the nodes whose replies were used.
+    lost : dict[int, str]
+        Why a node's reply is missing or was refused.
+    metrics : dict[int, dict[str, float]]
+        What each node reported of its training.
+    generators : dict[int, list[dict[str, float | str]]]
+        Losses of each node's generators by epoch and component.
+    statistics : dict[int, dict]
+        Mean, deviation and range of the samples of each node, and how many there are of each class id.
+    samples : dict[int, int]
+        Synthetic samples in the pool by global class id.
+    spent : dict[int, dict]
+        What each node has spent of its privacy budget, if it has one.
+    global_losses : dict[str, float]
+        Losses of the training on the pool.
+    bytes_sent, bytes_received : int
+        Size of the records from and to the server.
+    seconds : float
+        From the first message to the end of the server's work.
+    """
+
+    round: int
+    answered: list[int] = field(default_factory=list)
+    lost: dict[int, str] = field(default_factory=dict)
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    generators: dict[int, list[dict[str, float | str]]] = field(default_factory=dict)
+    statistics: dict[int, dict[str, Any]] = field(default_factory=dict)
+    samples: dict[int, int] = field(default_factory=dict)
+    spent: dict[int, dict[str, Any]] = field(default_factory=dict)
+    global_losses: dict[str, float] = field(default_factory=dict)
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    seconds: float = 0.0
+
+    @property
+    def refused(self) -> dict[int, str]:
+        """Why nodes' replies were refused: the part of ``lost`` that is no fault of the network."""
+        return {number: reason for number, reason in self.lost.items() if reason.startswith(REFUSED)}
+
+
+class Recorder:
+    """Writes a run folder, shows progress and hands metrics to a tracker while the run goes on.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    task : Task
+
+    Raises
+    ------
+    CheckpointError, ConfigError
+        With ``strategy.dp``: the run that this one goes on from was without; the accountant is not installed. The
+        tracker's package is not installed.
+    """
+
+    def __init__(self, folder: RunFolder, task: Task) -> None:
+        self.folder, self.task = folder, task
+        check_installed(task.config.tracking)
+        self._adapters_privacy = adapters_privacy(task.config)
+        for name in MADE_LATER:
+            (folder.path / name).unlink(missing_ok=True)
+        keep_log(folder.path)
+        self._bar = RoundsBar(sum(phase.rounds for phase in task.config.phase_list))
+        self._started, self._before = time.monotonic(), 0.0  # seconds before this process, if the run was interrupted
+        self._interrupted: int | None = None  # the round after which it was
+        self._history: list[dict[str, Any]] = []
+        self._reports: list[RoundReport] = []
+        self._refused: Counter[int] = Counter()  # replies of each node that were refused so far
+        self._scores: Scores | None = None
+        self._nodes: dict[str, dict[str, int]] = {}
+
+    def partition(self, counts: Mapping[int, Mapping[int, int]]) -> None:
+        """Note how many clips of each class (by id) each node has, and show it for as many nodes as a line has room."""
+        names = self.task.classes
+        self._nodes = {
+            str(number): {names[label]: count for label, count in counts[number].items()} for number in sorted(counts)
+        }
+        self.folder.save_json("partition.json", self._nodes)
+        if len(self._nodes) <= 20 and not quiet():  # each is a column
+            show(distribution_table(self._nodes, names))
+        self._bar.start(len(self._reports))
+
+    @property
+    def nodes(self) -> dict[str, dict[str, int]]:
+        """Training clips of each class, by name, of each node, by number."""
+        return self._nodes
+
+    def round(self, phase: Phase, report: RoundReport, scores: Scores, weights: Mapping[str, Tensor] | None) -> None:
+        """Note one round: its metrics, the scores after it, and the global adapters, if there are any."""
+        self._scores = scores
+        self._history.append(
+            {"round": report.round, "accuracy": scores.accuracy, "balanced_accuracy": scores.balanced_accuracy}
+        )
+        if weights is not None:
+            self.folder.save_adapters(weights, {**self.task.identity(), "round": report.round})
+        if report.metrics:
+            self._reports.append(report)
+            for line in _metric_lines(phase, report):
+                self._log(line)
+        self._refused.update([*report.refused])
+        self._log(_server_line(phase, report, scores, self._refused.total()))
+        self._bar.show(len(self._reports))
+        logger.info("%s", progress_line(phase, report, scores, len(self._nodes)))
+
+    def stopped(self, phase: Phase, report: RoundReport, error: Exception) -> None:
+        """Note why the run stops in a round: who is missing, for what cause, and how it goes on."""
+        line = {"round": report.round, "phase": phase.mode.name, "server/stopped": str(error)}
+        self.folder.log_metrics(line | _lost(report))
+        self._bar.stop()
+        self._tracker.close(finished=False)
+        logger.error("the run stops; it goes on after the last finished round with resume=%s", self.folder.path)
+
+    @cached_property
+    def _tracker(self) -> GuardedTracker:
+        """Opened when there is something to track: only then is it known whether the run was interrupted."""
+        config = self.task.config
+        return open_tracker(config.tracking, self.folder.path, asdict(config), self._interrupted)
+
+    def _log(self, line: Mapping[str, Any]) -> None:
+        self._tracker.log(line)
+        self.folder.log_metrics(line)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that `finish` needs of the rounds so far, as JSON values."""
+        return {
+            "seconds": self._seconds(),
+            "history": self._history,
+            "scores": asdict(self._scores) if self._scores else None,
+            "reports": [_plain(report) for report in self._reports],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self._before, self._history = float(state["seconds"]), list(state["history"])
+        self._interrupted = int(self._history[-1]["round"])
+        self._scores = Scores(**state["scores"]) if state["scores"] else None
+        self._reports = [_report(values) for values in state["reports"]]
+        self._refused = Counter(number for report in self._reports for number in report.refused)
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._started
+
+    def finish(self, assessment: Assessment | None = None) -> dict[str, Any]:
+        """Write ``results.json`` and the plots, show what was measured of samples, and return the results."""
+        config, scores = self.task.config, self._scores
+        assert scores is not None
+        results = {
+            **asdict(scores),
+            "classes": self.task.classes,
+            "history": self._history,
+            "mode": "+".join(phase.mode for phase in config.phase_list),
+            "phases": [asdict(phase) for phase in config.phase_list],
+            "nodes": self._nodes,
+            "samples": {self.task.classes[k]: n for k, n in self._reports[-1].samples.items()} if self._reports else {},
+            "lost": {str(r.round): {str(k): why for k, why in r.lost.items()} for r in self._reports if r.lost},
+            "refused": {str(number): times for number, times in sorted(self._refused.items())},
+            "bytes": {way: [getattr(r, f"bytes_{way}") for r in self._reports] for way in ("sent", "received")},
+            "seconds": {"total": self._seconds(), "rounds": [report.seconds for report in self._reports]},
+            "seed": config.seed,
+        }
+        privacy: dict[str, Any] = {}
+        if config.privacy.used:
+            spent = {str(number): facts for report in self._reports for number, facts in report.spent.items()}
+            privacy = {"epsilon": config.privacy.epsilon, "delta": config.privacy.delta, "nodes": spent}
+        privacy |= {"adapters": self._adapters_privacy} if self._adapters_privacy else {}
+        if privacy:
+            results["privacy"] = privacy
+        if assessment is not None:
+            results["evaluation"] = assessment.results
+        self.folder.save_json("results.json", results)
+        self._bar.stop()
+        drawn = {**results, "nodes": dict(list(self._nodes.items())[:20])}  # there is room for few
+        pictures = {path.stem: path for path in draw_run(drawn, self.folder.path)}
+        if assessment is not None:
+            show_samples(assessment, self.folder)
+        self._tracker.results(results, pictures, int(self._history[-1]["round"]))
+        self._tracker.close(finished=True)
+        done = scores.accuracy, len(self._reports), self.folder.path
+        logger.info("accuracy %.3f after %d rounds; run folder: %s", *done)
+        if assessment is not None and "gate" in assessment.results:
+            say_gate(assessment.results["gate"])
+        return results
+
+
+def adapters_privacy(config: Config) -> dict[str, Any]:
+    """Return what the rounds of a run spend with ``strategy.dp``, for neighbours of which one lacks a node; else {}."""
+    settings, load = config.strategy, config.checkpoint.load
+    if settings.noise_multiplier is None or settings.delta is None:
+        return {}
+    if load and "adapters" not in RunFolder(Path(load)).results().get("privacy", {}):
+        raise CheckpointError(f"checkpoint.load={load}: that run was without strategy.dp, its adapters are not private")
+    rounds = sum(phase.rounds for phase in config.phase_list if MODES[phase.mode].trains_adapters)
+    spent = epsilon(compose([settings.noise_multiplier] * rounds), settings.delta)
+    return {"unit": "node", "rounds": rounds, "epsilon": spent, "delta": settings.delta}
+
+
+def show_samples(assessment: Assessment, folder: RunFolder) -> None:
+    """Print what was measured of a run's samples and what the audit found, draw both, and write ``audit.json``.
+
+    ``samples.json`` keeps the points of the picture, so that it can be drawn again without the clips.
+    """
+    report, audits = assessment.report, assessment.by_node
+    if not quiet() and "utility" in assessment.results:
+        show(quality_table(assessment.results))
+    if report is not None:
+        if not quiet():
+            show(audit_table(report, assessment.classes))
+        draw_audit(report, folder.path / "audit.png")
+        folder.save_json(AUDIT, {"gate": assessment.results["gate"], **named(report, assessment.classes)})
+    elif audits is not None:
+        folder.save_json(AUDIT, {"gate": assessment.results["gate"], "by_node": audits})
+    if assessment.records is not None and "fidelity" in assessment.results:
+        points = sample_points(assessment.records, assessment.classes)
+        folder.save_json(SAMPLES, points)
+        draw_samples(points, folder.path / "samples.png")
+
+
+def say_gate(gate: Mapping[str, Any]) -> None:
+    """Log the gate's verdict in one line: a warning unless everything passed."""
+    logger.log(logging.INFO if gate["verdict"] == PASSED else logging.WARNING, "privacy %s", gate["summary"])
+
+
+def _plain(report: RoundReport) -> dict[str, Any]:
+    """Return of ``report`` what is kept; the rest is in ``metrics.jsonl``."""
+    return {name: getattr(report, name) for name in KEPT}
+
+
+def _report(values: Mapping[str, Any]) -> RoundReport:
+    """Return the report that `_plain` made JSON of; JSON has no whole numbers as keys."""
+    numbers = {name: {int(key): item for key, item in values[name].items()} for name in ("lost", "samples", "spent")}
+    return RoundReport(**{**values, **numbers})
+
+
+def progress_line(phase: Phase, report: RoundReport, scores: Scores, nodes: int) -> str:
+    """Return one line on a round: who answered, losses, accuracy, megabytes and seconds."""
+    parts = [f"round {report.round}/{phase.last} {phase.mode.name}"]
+    if report.metrics:
+        parts.append(f"nodes {len(report.answered)}/{nodes}")
+        for name in ("loss", "generator_loss"):
+            values = [metrics[name] for metrics in report.metrics.values() if name in metrics]
+            if values:
+                parts.append(f"{name.replace('_', ' ')} {sum(values) / len(values):.3f}")
+    parts += [f"pool {sum(report.samples.values())}"] if report.samples else []
+    parts += [f"global loss {report.global_losses['loss']:.3f}"] if "loss" in report.global_losses else []
+    parts.append(f"accuracy {scores.accuracy:.3f}")
+    if report.bytes_sent or report.bytes_received:
+        parts.append(f"sent {report.bytes_sent / 1e6:.1f} MB, received {report.bytes_received / 1e6:.1f} MB")
+    return " | ".join([*parts, f"{report.seconds:.1f} s"])
+
+
+def _metric_lines(phase: Phase, report: RoundReport) -> list[dict[str, Any]]:
+    lines = []
+    for number, metrics in sorted(report.metrics.items()):
+        line: dict[str, Any] = {"round": report.round, "phase": phase.mode.name, "node": number}
+        line |= {f"train/node_{number}/{name}": value for name, value in metrics.items()}
+        if report.generators.get(number):
+            line[f"train/node_{number}/generator"] = report.generators[number]
+        if number in report.statistics:
+            line[f"train/node_{number}/synthetic"] = report.statistics[number]
+        lines.append(line)
+    return lines
+
+
+def _server_line(phase: Phase, report: RoundReport, scores: Scores, refused: int) -> dict[str, Any]:
+    line: dict[str, Any] = {"round": report.round, "phase": phase.mode.name}
+    line |= {"server/accuracy": scores.accuracy, "server/balanced_accuracy": scores.balanced_accuracy}
+    for head, values in scores.heads.items():
+        line |= {f"server/{head}_{name}": value for name, value in values.items()}
+    if report.samples:
+        line["server/synthetic_samples_total"] = sum(report.samples.values())
+        line["server/synthetic_samples_classes"] = len(report.samples)
+    line |= {f"server/global_{name}": value for name, value in report.global_losses.items()}
+    line |= {"server/bytes_sent": report.bytes_sent, "server/bytes_received": report.bytes_received}
+    line |= {"server/seconds": report.seconds, "server/answered": report.answered}
+    return line | _lost(report) | {"server/refused_total": refused}
+
+
+def _lost(report: RoundReport) -> dict[str, dict[str, str]]:
+    """Return who is missing from a round, and whose replies were refused, if any."""
+    found = {"server/lost": report.lost, "server/refused": report.refused}
+    return {name: {str(number): why for number, why in nodes.items()} for name, nodes in found.items() if nodes}

@@ -1,0 +1,271 @@
+"""Which tracker a run has, and what its sweep is called."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import wandb
+import yaml  # type: ignore[import-untyped]
+from matplotlib.image import imread
+from torch.utils.tensorboard import SummaryWriter
+
+from fedgen.config.settings import TrackingSettings
+from fedgen.data.files import write_atomically
+from fedgen.data.plain import read_text, read_yaml
+from fedgen.errors import require
+
+logger = logging.getLogger(__name__)
+
+LEFT_OUT = ("history", "confusion", "nodes", "phases", "lost", "refused", "classes")  # of final results
+
+
+class Tracker(Protocol):
+    """Takes what a run measures; every method may raise anything."""
+
+    def log(self, values: Mapping[str, float], round_number: int) -> None:
+        """Take the numbers of a round, by the names that ``metrics.jsonl`` has."""
+
+    def results(self, values: Mapping[str, float | str], pictures: Mapping[str, Path], round_number: int) -> None:
+        """Take the final results, by dotted names, and PNG files."""
+
+    def close(self, finished: bool) -> None:
+        """Write what is left; ``finished`` is False for a run that stops with an error."""
+
+
+class GuardedTracker:
+    """A tracker that is given up with one warning when it fails.
+
+    Parameters
+    ----------
+    name : str
+        As ``tracking`` names it.
+    start : Callable
+        Starts the tracker; None: there is none.
+    """
+
+    def __init__(self, name: str, start: Callable[[], Tracker] | None = None) -> None:
+        self.name = name
+        self._tracker: Tracker | None = None
+        if start is not None:
+            self._try(lambda: setattr(self, "_tracker", start()))
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Take the numbers of a line of ``metrics.jsonl``."""
+        values = {name: float(value) for name, value in line.items() if "/" in name and _is_number(value)}
+        if (tracker := self._tracker) is not None and values:
+            self._try(lambda: tracker.log(values, int(line["round"])))
+
+    def results(self, results: Mapping[str, Any], pictures: Mapping[str, Path], round_number: int) -> None:
+        """Take the content of ``results.json``, and those of the ``pictures`` that there are."""
+        there = {name: file for name, file in pictures.items() if file.is_file()}
+        if (tracker := self._tracker) is not None:
+            self._try(lambda: tracker.results(summary(results), there, round_number))
+
+    def close(self, finished: bool) -> None:
+        """End the tracking; nothing is taken after that."""
+        if (tracker := self._tracker) is not None:
+            self._try(lambda: tracker.close(finished))
+        self._tracker = None
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever a tracker's library or network comes up with
+            self._tracker = None
+            first = (str(error).splitlines() or [""])[0]
+            logger.warning("tracking=%s failed and is given up: %s: %s", self.name, type(error).__name__, first)
+
+
+def summary(results: Mapping[str, Any], prefix: str = "result") -> dict[str, float | str]:
+    """Return numbers and words of ``results`` by path, such as ``result/heads/text/cosine``.
+
+    Accuracy by class is among them, what is measured of the samples of each class and node is not.
+    """
+    found: dict[str, float | str] = {}
+    for name, value in results.items():
+        path = f"{prefix}/{name}"
+        if isinstance(value, Mapping):
+            if name not in LEFT_OUT and not ("/evaluation/" in path and name in ("per_class", "nodes")):
+                found |= summary(value, path)
+        elif _is_number(value):
+            found[path] = float(value)
+        elif isinstance(value, str):
+            found[path] = value
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+FOLDER = "tensorboard"
+
+
+class TensorBoardTracker:
+    """Writes event files into ``tensorboard/`` of the run folder; ``tensorboard --logdir`` of a sweep shows all runs.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    config : str
+        The configuration as YAML, shown as text.
+    finished : int, optional
+        Rounds that the run had finished when it was interrupted; what was written after them is hidden. None: a run
+        that starts afresh, whose folder may hold the events of an earlier one.
+    """
+
+    def __init__(self, folder: Path, config: str, finished: int | None) -> None:
+        path = folder / FOLDER
+        if finished is None and path.is_dir():
+            shutil.rmtree(path)
+        self._writer = SummaryWriter(str(path), purge_step=None if finished is None else finished + 1)
+        self._writer.add_text("config", _code(config))
+
+    def log(self, values: Mapping[str, float], round_number: int) -> None:
+        """Add a point to each chart."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, round_number)
+        self._writer.flush()
+
+    def results(self, values: Mapping[str, float | str], pictures: Mapping[str, Path], round_number: int) -> None:
+        """Add final numbers as single points, words as one text, and pictures."""
+        self._writer.add_text("result", _code("\n".join(f"{name}: {value}" for name, value in values.items())))
+        for name, value in values.items():
+            if not isinstance(value, str):
+                self._writer.add_scalar(name, value, round_number)
+        for name, file in pictures.items():
+            self._writer.add_image(name, imread(file)[..., :3], round_number, dataformats="HWC")
+
+    def close(self, finished: bool) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+def _code(text: str) -> str:
+    """Return ``text`` as code in Markdown, which is what TensorBoard reads."""
+    return "".join(f"    {line}\n" for line in text.splitlines())
+
+
+ID = "wandb.json"
+
+
+class WandbTracker:
+    """Logs to one run of Weights & Biases, and to the same one again when a run is resumed.
+
+    Neither code nor the terminal's text is sent; configuration, numbers and pictures are.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run; ``wandb/`` in it holds what is to be sent.
+    settings : TrackingSettings
+    config : dict
+        The resolved configuration.
+    group : str, optional
+        Of a sweep.
+    finished : int, optional
+        Rounds that the run had finished when it was interrupted; None: it starts afresh.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: TrackingSettings,
+        config: Mapping[str, Any],
+        group: str | None,
+        finished: int | None,
+    ) -> None:
+        logging.getLogger("wandb").propagate = False  # it keeps a log of its own
+        self._run = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group or group,
+            name=folder.name if group else "/".join(folder.parts[-2:]),
+            id=_identity(folder / ID, finished is not None),
+            resume="allow",
+            dir=folder,
+            mode="offline" if settings.offline else os.environ.get("WANDB_MODE"),  # type: ignore[arg-type]  # read just once
+            config=dict(config),
+            reinit="finish_previous",  # one that ended with an error, in a sweep
+            settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
+        )
+        self._run.define_metric("*", step_metric="round")
+
+    def log(self, values: Mapping[str, float], round_number: int) -> None:
+        """Add a point to each chart."""
+        self._run.log({**values, "round": round_number})
+
+    def results(self, values: Mapping[str, float | str], pictures: Mapping[str, Path], round_number: int) -> None:
+        """Set the run's summary, and add the pictures."""
+        self._run.summary.update(dict(values))
+        if pictures:
+            self._run.log({name: wandb.Image(str(file)) for name, file in pictures.items()} | {"round": round_number})
+
+    def close(self, finished: bool) -> None:
+        """Send what is left."""
+        self._run.finish(exit_code=0 if finished else 1)
+
+
+def _identity(file: Path, resumed: bool) -> str:
+    """Return the id of the run there: that of ``file`` if it is resumed, or a new one, which ``file`` then holds."""
+    if resumed and file.is_file():
+        return str(json.loads(file.read_text(encoding="utf-8"))["id"])
+    identity = str(wandb.util.generate_id())
+    write_atomically(file, json.dumps({"id": identity}).encode())
+    return identity
+
+
+def check_installed(settings: TrackingSettings) -> None:
+    """Raise `ConfigError`, naming the extra, if the tracker's package is not installed."""
+    missing = settings.name != "none" and find_spec(settings.name) is None
+    require(not missing, f"tracking={settings.name} needs a package: pip install 'fedgen[{settings.name}]'")
+
+
+def open_tracker(
+    settings: TrackingSettings, folder: Path, config: Mapping[str, Any], finished: int | None
+) -> GuardedTracker:
+    """Return the tracker of a run; a run goes on without one that cannot be opened.
+
+    Parameters
+    ----------
+    settings : TrackingSettings
+    folder : Path
+        Of the run.
+    config : Mapping
+        The resolved configuration as plain values.
+    finished : int, optional
+        Rounds that the run had finished when it was interrupted; None: it starts afresh.
+    """
+    folder = folder.absolute()
+
+    def tensorboard() -> Tracker:
+        return TensorBoardTracker(folder, yaml.safe_dump(dict(config), sort_keys=False), finished)
+
+    def wandb() -> Tracker:
+        return WandbTracker(folder, settings, config, sweep_of(folder), finished)
+
+    return GuardedTracker(settings.name, {"tensorboard": tensorboard, "wandb": wandb}.get(settings.name))
+
+
+def sweep_of(folder: Path) -> str | None:
+    """Return the folder of the sweep that a run belongs to, as it was given; None for a single run.
+
+    Hydra notes it beside every run, with patterns for dates: so its parts are taken from the run's own folder.
+    """
+    file = folder / ".hydra" / "hydra.yaml"
+    if not file.is_file():
+        return None
+    noted = read_yaml(read_text(file), str(file))["hydra"]
+    if noted["mode"] != "MULTIRUN":
+        return None
+    sweep, own = Path(noted["sweep"]["dir"]), Path(noted["runtime"]["output_dir"])
+    base = Path("/") if sweep.is_absolute() else Path(noted["runtime"]["cwd"])
+    return str(Path(*own.relative_to(base).parts[: len(sweep.relative_to("/" if sweep.is_absolute() else ".").parts)]))

@@ -1,0 +1,303 @@
+"""fedgen from Python: run a configuration, and open what a run has left."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+from uuid import uuid4
+
+from flwr.app import Context, Error, Message, RecordDict, UserConfig, UserConfigValue
+from flwr.clientapp import ClientApp
+from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, SUPERLINK_NODE_ID, ErrorCode
+from flwr.server.utils.validator import validate_message
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedgen.client_app import app as client_app
+from fedgen.config.compose import load_config, to_yaml
+from fedgen.config.phases import plan
+from fedgen.config.settings import Config
+from fedgen.data.progress import RoundsBar, leave_log
+from fedgen.errors import ConfigError, require
+from fedgen.report.saved_run import load_run
+from fedgen.runs.folder import RunFolder
+from fedgen.runtimes.references import run_reference
+from fedgen.server_app import app as server_app
+
+logger = logging.getLogger(__name__)
+
+# Flower draws node ids at random. Ours are fixed, and far from the partition ids, so that nobody mistakes one for the
+# other; 1 is the server itself.
+FIRST_NODE_ID = 1001
+
+
+class LocalGrid(Grid):
+    """A Flower ``Grid`` whose nodes are calls of one ``ClientApp`` in this process.
+
+    Every node has a ``Context`` of its own that lives as long as the grid, and both sides get copies of a message, so
+    that neither sees what the other changes. Nodes answer one after the other: a message is handled when its reply is
+    pulled, and a reply is handed over only once. As in Flower's simulation, what a node changed in its context before
+    it raised is dropped, and the server gets an error reply.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        Handles the messages of every node.
+    num_nodes : int
+        Number of nodes, at least 1.
+    run_config : dict
+        The flat run configuration that every node finds in ``context.run_config``.
+    node_configs : list of dict, optional
+        More entries for ``context.node_config``, one mapping a node; ``partition-id`` and ``num-partitions`` are set
+        to the position and the number of nodes unless given.
+
+    Raises
+    ------
+    ConfigError
+        Without nodes, with another number of ``node_configs``, or for a value that Flower cannot carry.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_nodes: int,
+        run_config: Mapping[str, UserConfigValue],
+        node_configs: Sequence[Mapping[str, UserConfigValue]] | None = None,
+    ) -> None:
+        require(num_nodes >= 1, f"num_nodes={num_nodes}: a federation needs at least 1 node")
+        configs: Sequence[Mapping[str, UserConfigValue]] = [{}] * num_nodes if node_configs is None else node_configs
+        require(len(configs) == num_nodes, f"{len(configs)} node_configs for num_nodes={num_nodes}")
+        self._client_app = client_app
+        self._run = Run.create_empty(run_id=secrets.randbits(62) + 1)
+        self._contexts = {
+            FIRST_NODE_ID + i: self._new_context(FIRST_NODE_ID + i, _node_config(i, num_nodes, config), run_config)
+            for i, config in enumerate(configs)
+        }
+        self._waiting: dict[str, Message] = {}  # pushed, not yet handled; in the order of pushing
+        _assume_server_identity(self._run.run_id)
+
+    def _new_context(self, node_id: int, node_config: UserConfig, run_config: Mapping[str, UserConfigValue]) -> Context:
+        return Context(self._run.run_id, node_id, node_config, RecordDict(), _flat(run_config, "run_config"))
+
+    @property
+    def run(self) -> Run:
+        """A copy of the description of this run."""
+        return deepcopy(self._run)
+
+    def set_run(self, run: Run) -> None:
+        """Set the run that messages belong to; what the nodes remember stays."""
+        if not isinstance(run, Run):
+            raise TypeError(f"run must be an instance of flwr's Run, not {type(run).__name__}")
+        self._run = run
+        for context in self._contexts.values():
+            context.run_id = run.run_id
+        _assume_server_identity(run.run_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of all nodes, in the order of their partitions."""
+        return list(self._contexts)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a new message (kept by Flower for older apps; prefer ``Message(...)``)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Queue a copy of each message and return their ids, in the same order.
+
+        Raises
+        ------
+        ValueError
+            For a message to an unknown node, or one that Flower's own validation refuses.
+        """
+        return [self._push(message) for message in messages]
+
+    def _push(self, message: Message) -> str:
+        _begin_life(message)  # it may have been made long before
+        _stamp(message, self._run.run_id)
+        _check(message, is_reply=False)
+        if message.metadata.dst_node_id not in self._contexts:
+            raise ValueError(f"no node {message.metadata.dst_node_id}; the nodes are {self.get_node_ids()}")
+        self._waiting[message.metadata.message_id] = deepcopy(message)
+        return message.metadata.message_id
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Let one node handle its message and return the reply; an empty list once nothing is left.
+
+        Like any Flower grid, this returns what is ready rather than waiting for all: ask again until every reply has
+        come. One reply at a time keeps one payload in memory at a time.
+        """
+        for message_id in message_ids:
+            if message_id in self._waiting:
+                return [self._handle(self._waiting.pop(message_id))]
+        return []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push messages and return the replies in the same order.
+
+        Parameters
+        ----------
+        messages : iterable of Message
+            The messages to send.
+        timeout : float, optional
+            Seconds that **each node** has for its messages, since the nodes of a real federation work side by side.
+            A node cannot be interrupted here: a later reply is dropped, with a warning.
+        """
+        used = dict.fromkeys(self._contexts, 0.0)  # seconds, by node
+        replies = []
+        for message_id in self.push_messages(messages):
+            started = time.monotonic()
+            (reply,) = self.pull_messages([message_id])
+            node_id = reply.metadata.src_node_id
+            used[node_id] += time.monotonic() - started
+            if timeout is None or used[node_id] < timeout:
+                replies.append(reply)
+            else:
+                logger.warning("node %d took %.1f s: its reply came after %s s", node_id, used[node_id], timeout)
+        return replies
+
+    def _handle(self, message: Message) -> Message:
+        """Let the node of ``message`` handle it; an exception or an unusable reply becomes an error reply."""
+        node_id = message.metadata.dst_node_id
+        _begin_life(message)  # and again when the node's turn comes
+        context = deepcopy(self._contexts[node_id])  # kept only if the node succeeds
+        try:
+            # The app gets its own copy: what it changes must not reach the metadata that an error reply needs.
+            reply = deepcopy(self._client_app(deepcopy(message), context))
+            _stamp(reply, self._run.run_id)
+            _check(reply, is_reply=True)
+            if reply.metadata.reply_to_message_id != message.metadata.message_id:
+                raise ValueError("the reply of the ClientApp answers another message")
+        except Exception as error:
+            logger.exception("Node %d (%s) raised an exception", node_id, context.node_config)
+            reason = f"{type(error).__name__}: {error}"
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+            _stamp(reply, self._run.run_id)
+        else:
+            self._contexts[node_id] = context
+        return reply
+
+
+def run_server(server_app: ServerApp, grid: Grid, run_config: Mapping[str, UserConfigValue]) -> Context:
+    """Run a ServerApp on a grid, as Flower's own server process does.
+
+    Parameters
+    ----------
+    server_app : ServerApp
+        The app; whatever it raises passes through.
+    grid : Grid
+        Usually a `LocalGrid`.
+    run_config : dict
+        The flat run configuration that the app finds in ``context.run_config``.
+
+    Returns
+    -------
+    Context
+        The server's context after the run.
+    """
+    config = _flat(run_config, "run_config")
+    context = Context(grid.run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), config)
+    server_app(grid, context)
+    return context
+
+
+def _node_config(index: int, num_nodes: int, config: Mapping[str, UserConfigValue]) -> UserConfig:
+    """Return the entries that Flower's simulation gives each node, and those of ``config``."""
+    return {PARTITION_ID_KEY: index, NUM_PARTITIONS_KEY: num_nodes, **_flat(config, f"node_configs[{index}]")}
+
+
+def _flat(config: Mapping[str, UserConfigValue], name: str) -> UserConfig:
+    """Return a copy of ``config`` if a deployment could carry it too: flat, of text, numbers and booleans."""
+    for key, value in config.items():
+        if not isinstance(value, get_args(UserConfigValue)):
+            kind = type(value).__name__
+            raise ConfigError(f"{name}: {key}={value!r} is of type {kind}; Flower takes bool, float, int and str")
+    return dict(config)
+
+
+def _assume_server_identity(run_id: int) -> None:
+    """Tell Flower that this process is the server: ``Message(...)`` reads these and raises without them."""
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = SUPERLINK_NODE_ID
+    TaskIdentity.task_id = 1
+
+
+def _stamp(message: Any, run_id: int) -> None:
+    """Give a message the fields that the grid sets in Flower; several grids in a process keep their runs apart."""
+    if not isinstance(message, Message):
+        raise TypeError(f"the ClientApp returned {type(message).__name__}, not a Message")
+    message.metadata.__dict__.update(_message_id=str(uuid4()), _run_id=run_id)
+
+
+def _begin_life(message: Message) -> None:
+    """Let the time that a message has to live begin now."""
+    message.metadata.__dict__["_created_at"] = time.time()
+
+
+def _check(message: Message, is_reply: bool) -> None:
+    """Raise `ValueError` for a message that a SuperLink would refuse."""
+    if errors := validate_message(message, is_reply_message=is_reply):
+        raise ValueError(f"Flower refuses the {message.metadata.message_type} message: {'; '.join(errors)}")
+
+
+def run_config(config: Config) -> dict[str, Any]:
+    """Run ``config``, whose ``run_dir`` is set, and return the content of ``results.json``.
+
+    Raises
+    ------
+    FedgenError
+        What went wrong, in words for the user.
+    """
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # our own progress lines say it shorter
+    try:
+        if not plan(config.phase_list)[0].mode.federated:
+            return run_reference(config)
+        values = {"config": to_yaml(config)}
+        grid = LocalGrid(client_app, config.partition.nodes, values)
+        run_server(server_app, grid, values)
+    finally:
+        RoundsBar.stop()
+        leave_log()
+    return RunFolder(Path(str(config.run_dir))).results()
+
+
+__all__ = ["load_run", "run"]
+
+
+def run(*overrides: str, run_dir: str | Path | None = None) -> dict[str, Any]:
+    """Run a configuration in this process and return its results.
+
+    Parameters
+    ----------
+    *overrides : str
+        As after ``fedgen run``, such as ``"mode=one_shot"`` and ``"rounds=5"``; no sweeps.
+    run_dir : str or Path, optional
+        The run folder; by default one below ``runs/`` that is named after the time.
+
+    Returns
+    -------
+    dict
+        The content of ``results.json``: ``accuracy``, ``per_class``, ``confusion``, ``history`` and the rest.
+
+    Raises
+    ------
+    FedgenError
+        What is wrong, in words that name the value, the choices and the configuration key.
+
+    Examples
+    --------
+    >>> from fedgen import run
+    >>> run("mode=one_shot", "rounds=2")["accuracy"]  # doctest: +SKIP
+    0.65
+    """
+    config = load_config(list(overrides))
+    folder = run_dir or config.run_dir or Path("runs") / time.strftime("%Y-%m-%d") / time.strftime("%H-%M-%S")
+    return run_config(config if config.resume else replace(config, run_dir=str(folder)))

@@ -1,0 +1,75 @@
+"""The references around a federation, without Flower: every node alone, and one node with everyone's clips."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from torch import Tensor
+
+from fedgen.config.phases import Phase, plan
+from fedgen.config.settings import Config
+from fedgen.data.progress import show_step
+from fedgen.data.tokens import TokenSource
+from fedgen.errors import ConfigError
+from fedgen.evaluation.zero_shot import Scores, mean_scores, zero_shot
+from fedgen.node.node import Node
+from fedgen.report.recorder import Recorder, RoundReport
+from fedgen.runs.folder import RunFolder, RunState
+from fedgen.task import Task, prepare_task
+
+
+def run_reference(config: Config) -> dict[str, Any]:
+    """Train each node alone for as many rounds as a federation would, never aggregating, and return the results.
+
+    ``standalone`` has the nodes of the partition and reports the mean of their scores on the whole held-out fold;
+    ``centralised`` has one node with everyone's clips.
+
+    Raises
+    ------
+    ConfigError
+        With ``checkpoint.load``: references start afresh.
+    """
+    if config.checkpoint.load:
+        raise ConfigError(f"checkpoint.load={config.checkpoint.load}: mode={config.phase_list[0].mode} starts afresh")
+    task = prepare_task(config)
+    folder, state = RunFolder.begin(task.config)
+    (phase,) = plan(config.phase_list)
+    nodes = [Node(task, number, folder.path) for number in range(len(task.parts))]
+    recorder = Recorder(folder, task)
+    recorder.partition({node.number: node.counts for node in nodes})
+    weights = {node.number: task.adapters().state_dict() for node in nodes}
+    if state is not None:
+        weights = {node.number: state.tensors[f"node{node.number}"] for node in nodes}
+        recorder.restore(state.facts)
+    test = task.test_tokens()
+    for round_number in range(state.round + 1 if state else 1, phase.rounds + 1):
+        report, scores = _round(task, nodes, weights, test, phase, round_number)
+        kept = weights[0] if len(nodes) == 1 else {}
+        recorder.round(phase, report, scores, kept or None)
+        tensors = {f"node{number}": own for number, own in weights.items()}
+        folder.states.save(RunState(round_number, tensors, recorder.state()))
+    return recorder.finish()
+
+
+def _round(
+    task: Task,
+    nodes: list[Node],
+    weights: dict[int, dict[str, Tensor]],
+    test: TokenSource,
+    phase: Phase,
+    round_number: int,
+) -> tuple[RoundReport, Scores]:
+    """Train every node's own ``weights`` for one round, in place, and return the mean scores."""
+    started = time.monotonic()
+    report, scores = RoundReport(round_number), []
+    for done, node in enumerate(nodes):
+        show_step("training adapters", f"{done}/{len(nodes)} nodes")
+        weights[node.number], losses = node.train(weights[node.number], round_number, phase)
+        report.metrics[node.number] = {"num-examples": len(node.indices), **losses}
+        report.answered.append(node.number)
+        adapters = task.adapters()
+        adapters.load_state_dict(weights[node.number])
+        scores.append(zero_shot(adapters, test, task.targets.heads, task.classes))
+    report.seconds = time.monotonic() - started
+    return report, mean_scores(scores)

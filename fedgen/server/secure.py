@@ -1,0 +1,307 @@
+"""A round's grid over which training replies come with the average of all nodes' adapters, and not with their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
+from secrets import SystemRandom
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.common.secure_aggregation.crypto.shamir import combine_shares
+from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key, Stage
+from flwr.serverapp import Grid
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key
+
+from fedgen.config.strategy import FEWEST, MODULUS, SecureSettings
+from fedgen.errors import AggregationError, PayloadError
+from fedgen.messages.checks import Member
+from fedgen.messages.masks import WORD, decode, mask, pair_mask, to_record
+from fedgen.messages.samples import read_array
+from fedgen.node.secure import EQUAL, MASKED
+from fedgen.server.grid import RoundGrid
+
+Send = Callable[[list[Message]], Iterable[Message]]
+
+LONGEST = 10_000  # bytes of a key or an encrypted share
+
+
+class Round:
+    """One secure sum: keys, shares of secrets, masked adapters, and the shares that take the masks off.
+
+    A node may be lost at any point, and the others go on while enough are left: before it has sent masked adapters, its
+    masks in the others' are taken off with its key; after, it counts.
+
+    Parameters
+    ----------
+    send : callable
+        Sends messages and gives the replies, of each node one at most, such as ``Grid.send_and_receive``.
+    messages : list of Message
+        What a strategy asks of the nodes.
+    settings : SecureSettings
+    clips : dict[int, int]
+        Clips of each node of the federation, by Flower's node id: its largest weight in the average.
+    equal : bool
+        Whether all nodes weigh the same.
+
+    References
+    ----------
+    Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning", CCS 2017; Bell et al.,
+    "Secure single-server aggregation with (poly)logarithmic overhead", CCS 2020.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        messages: list[Message],
+        settings: SecureSettings,
+        clips: Mapping[int, int],
+        equal: bool = False,
+    ) -> None:
+        self.send, self.settings, self.clips, self.equal = send, settings, clips, equal
+        self.asked = {m.metadata.dst_node_id: m for m in messages if m.metadata.dst_node_id in clips}
+        if len(self.asked) < FEWEST:
+            raise AggregationError(f"secure aggregation needs at least {FEWEST} nodes, {len(self.asked)} are asked")
+        self.most = max(clips[node] for node in self.asked)
+        self.wanted = next(iter(adapters(messages[0]).values()))
+        self.size = sum(int(np.prod(array.shape)) for array in self.wanted.values()) + 1
+        self.shares, self.threshold = settings.round(len(self.asked))
+        self.neighbours = neighbourhoods(list(self.asked), self.shares)
+        self.lost: dict[int, Message] = {}
+        self.keys: dict[int, list[bytes]] = {}  # two public keys of each node
+        self.letters: dict[int, dict[int, bytes]] = {}  # encrypted shares, by sender and receiver
+        self.total = np.zeros(self.size, WORD)
+        self.weight = 0.0
+        self.replies: dict[int, Message] = {}  # of nodes whose adapters are in the sum
+
+    def run(self) -> list[Message]:
+        """Return a reply of each node: its own with the average in place of its adapters, or why it is lost."""
+        self._exchange("keys", dict.fromkeys(self.asked, self._setup()), self._take_keys)
+        self._need("keys", self.keys)
+        self._exchange("shares", {node: self._others_keys(node) for node in self.keys}, self._take_letters)
+        self._need("shares of secrets", self.letters)
+        self._exchange("adapters", {node: self._order(node) for node in self.letters}, self._add)
+        self._need("masked adapters", self.replies)
+        self._unmask()
+        average = decode(self.total, self.weight, self.settings.clipping_range, self.settings.quantization)
+        arrays = to_record(average, self.wanted)
+        for reply in self.replies.values():
+            ((key, _),) = reply.content.array_records.items()
+            reply.content[key] = ArrayRecord(dict(arrays.items()))
+        return [*self.replies.values(), *self.lost.values()]
+
+    def _exchange(self, what: str, contents: Mapping[int, Any], take: Callable[[int, Message], None]) -> None:
+        """Send each node its content and take the replies; note which nodes are lost."""
+        messages = []
+        for node, content in contents.items():
+            record = content if isinstance(content, RecordDict) else RecordDict({RECORD_KEY_CONFIGS: content})
+            group = self.asked[node].metadata.group_id
+            messages.append(Message(record, node, "train", group_id=group, ttl=self.asked[node].metadata.ttl))
+        waiting = set(contents)
+        for reply in self.send(messages):
+            node = reply.metadata.src_node_id
+            if node not in waiting:
+                continue  # it was not asked, or has replied
+            waiting.remove(node)
+            if reply.has_error():
+                self._lose(node, reply.error.code, reply.error.reason)
+                continue
+            try:
+                take(node, reply)
+            except Exception as error:  # whatever a node has made up
+                self._lose(node, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"refused: {what}: {error}")
+
+    def _lose(self, node: int, code: int, reason: str | None) -> None:
+        self.lost[node] = Message(Error(code, reason), reply_to=self.asked[node])
+
+    def _need(self, what: str, alive: Mapping[int, Any]) -> None:
+        """Raise unless every node that is left has neighbours enough that are left, and all can be unmasked."""
+        least = min((len(self.neighbours[node] & set(alive)) for node in alive), default=0)
+        if len(alive) < max(2, self.threshold) or least < self.threshold:
+            reasons = "; ".join(f"Flower node {node}: {lost.error.reason}" for node, lost in self.lost.items())
+            raise AggregationError(
+                f"secure aggregation: {len(alive)} of {len(self.asked)} nodes sent {what}, and each needs "
+                f"{self.threshold} of {self.shares}. Missing: {reasons or 'nodes that did not answer in time'}"
+            )
+
+    def _setup(self) -> ConfigRecord:
+        return ConfigRecord(
+            {
+                Key.STAGE: Stage.SETUP,
+                Key.SAMPLE_NUMBER: len(self.asked),
+                Key.SHARE_NUMBER: self.shares,
+                Key.THRESHOLD: self.threshold,
+                Key.CLIPPING_RANGE: float(self.settings.clipping_range),
+                Key.TARGET_RANGE: self.settings.quantization,
+                Key.MOD_RANGE: MODULUS,
+                Key.MAX_WEIGHT: float(self.most),
+            }
+        )
+
+    def _take_keys(self, node: int, reply: Message) -> None:
+        said = _said(reply)
+        keys = [_bytes(said[name]) for name in (Key.PUBLIC_KEY_1, Key.PUBLIC_KEY_2)]
+        for key in keys:  # the other nodes would stop at what is none
+            if getattr(getattr(bytes_to_public_key(key), "curve", None), "name", "") != "secp384r1":
+                raise PayloadError("no public key of the curve secp384r1")
+        if set(keys) & {key for known in self.keys.values() for key in known}:
+            raise PayloadError("a public key of another node")
+        self.keys[node] = keys
+
+    def _others_keys(self, node: int) -> ConfigRecord:
+        near = self.neighbours[node] & set(self.keys)
+        return ConfigRecord({Key.STAGE: Stage.SHARE_KEYS, **{str(other): self.keys[other] for other in near}})
+
+    def _take_letters(self, node: int, reply: Message) -> None:
+        said = _said(reply)
+        receivers, texts = cast(list[int], said[Key.DESTINATION_LIST]), cast(list[Any], said[Key.CIPHERTEXT_LIST])
+        wanted = self.neighbours[node] & set(self.keys) - {node}
+        if sorted(receivers) != sorted(wanted):
+            raise PayloadError(f"shares for nodes {sorted(receivers)}, expected {sorted(wanted)}")
+        self.letters[node] = dict(zip(receivers, map(_bytes, texts), strict=True))
+
+    def _order(self, node: int) -> RecordDict:
+        """Return what the strategy asks of ``node``, and the other nodes' shares for it."""
+        senders = sorted((self.neighbours[node] & set(self.letters)) - {node})
+        record = ConfigRecord(
+            {
+                Key.STAGE: Stage.COLLECT_MASKED_VECTORS,
+                Key.SOURCE_LIST: senders,
+                Key.CIPHERTEXT_LIST: [self.letters[sender][node] for sender in senders],
+                EQUAL: int(self.equal),
+            }
+        )
+        return RecordDict({**self.asked[node].content, RECORD_KEY_CONFIGS: record})
+
+    def _add(self, node: int, reply: Message) -> None:
+        (metrics,), ((key, record),) = reply.content.metric_records.values(), reply.content.array_records.items()
+        if set(record) != {MASKED}:
+            raise PayloadError(f"arrays {sorted(record)}, expected masked ones")
+        vector = read_array(record[MASKED], MASKED, WORD, (self.size,))
+        clips, most = metrics.get("num-examples"), self.clips[node]
+        if not isinstance(clips, int) or not 1 <= clips <= most:
+            raise PayloadError(f"num-examples is {clips}, expected a whole number from 1 to the node's {most} clips")
+        self.total = self.total + vector
+        self.weight += 1.0 if self.equal else clips / self.most
+        reply.content[key] = ArrayRecord()  # one vector in memory, however many nodes
+        self.replies[node] = reply
+
+    def _unmask(self) -> None:
+        """Take off the masks of the nodes in the sum, and what lost ones have left in it.
+
+        Raises
+        ------
+        AggregationError
+            Not enough shares came, or what they give back is not what the masks were made of.
+        """
+        alive, sharing = set(self.replies), set(self.letters)
+        lost = {node for node in sharing - alive if self.neighbours[node] & alive}
+        found: dict[int, list[bytes]] = {node: [] for node in alive | lost}
+
+        def take(node: int, reply: Message) -> None:
+            owners, shares = cast(list[int], _said(reply)[Key.NODE_ID_LIST]), _said(reply)[Key.SHARE_LIST]
+            near = self.neighbours[node]
+            if sorted(owners) != sorted(near & (alive | lost)):
+                raise PayloadError(f"shares of nodes {sorted(owners)}")
+            for owner, share in zip(owners, map(_bytes, cast(list[Any], shares)), strict=True):
+                found[owner].append(share)
+
+        before = dict(self.lost)
+        self._exchange("shares", {node: self._question(node, alive, lost) for node in alive}, take)
+        self.lost = before  # adapters of nodes that stop here are in the sum
+        for node, shares in found.items():
+            if len(shares) < self.threshold:
+                raise AggregationError(f"secure aggregation: {len(shares)} shares came, {self.threshold} are needed")
+            try:
+                self._remove(node, combine_shares(shares[: self.threshold]), alive)
+            except Exception as error:  # whatever nodes have made up
+                raise AggregationError(f"secure aggregation: shares do not give a secret back: {error}") from error
+        if int(self.total[-1]) != len(alive) or int(self.total.max()) > len(alive) * self.settings.quantization:
+            raise AggregationError(
+                "secure aggregation: masks are left in the sum: a node has sent something else than the protocol asks"
+            )
+
+    def _question(self, node: int, alive: set[int], lost: set[int]) -> ConfigRecord:
+        near = self.neighbours[node]
+        lists = {Key.ACTIVE_NODE_ID_LIST: sorted(near & alive), Key.DEAD_NODE_ID_LIST: sorted(near & lost)}
+        return ConfigRecord({Key.STAGE: Stage.UNMASK, **lists})
+
+    def _remove(self, node: int, secret: bytes, alive: set[int]) -> None:
+        if node in alive:
+            self.total = self.total - mask(secret, self.size)
+            return
+        for other in self.neighbours[node] & alive:
+            self.total = self.total + pair_mask(secret, self.keys[other][0], node, other, self.size)
+
+
+def neighbourhoods(nodes: list[int], shares: int) -> dict[int, set[int]]:
+    """Return the ``shares`` nodes among which each node's secrets are divided, itself included.
+
+    They lie around it on a ring in random order; ``shares`` is odd, or the number of nodes.
+    """
+    if shares == len(nodes):
+        return {node: set(nodes) for node in nodes}
+    ring, half = SystemRandom().sample(nodes, len(nodes)), shares // 2
+    return {
+        node: {ring[(place + step) % len(ring)] for step in range(-half, half + 1)} for place, node in enumerate(ring)
+    }
+
+
+def adapters(message: Message) -> dict[str, ArrayRecord]:
+    """Return the arrays of a message that are not empty."""
+    return {key: record for key, record in message.content.array_records.items() if record}
+
+
+def _said(reply: Message) -> ConfigRecord:
+    return reply.content.config_records[RECORD_KEY_CONFIGS]
+
+
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, bytes) or len(value) > LONGEST:
+        raise PayloadError(f"expected at most {LONGEST} bytes, got {str(value)[:50]}")
+    return value
+
+
+class SecureGrid(RoundGrid):
+    """A `RoundGrid` that asks for adapters by secure aggregation, and for all else as ever.
+
+    A strategy that averages makes of equal adapters what it would have made of the nodes' own.
+
+    Parameters
+    ----------
+    grid : Grid
+    settings : SecureSettings
+    members : Mapping[int, Member]
+        The federation by Flower's node id: a node weighs as much as its clips.
+    equal : bool
+        Whether all nodes weigh the same.
+    """
+
+    def __init__(self, grid: Grid, settings: SecureSettings, members: Mapping[int, Member], equal: bool) -> None:
+        super().__init__(grid)
+        self.settings, self.members, self.equal = settings, members, equal
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """As `RoundGrid`; training takes four exchanges, of ``timeout`` seconds each.
+
+        Raises
+        ------
+        AggregationError
+            Too few nodes are left to take the masks off.
+        """
+        rest = iter(messages)
+        for first in rest:
+            every = chain([first], rest)
+            if first.metadata.message_type == "train":
+                yield from self._averaged(list(every), timeout)
+            else:
+                yield from super().send_and_receive(every, timeout=timeout)
+
+    def _averaged(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        def send(parts: list[Message]) -> Iterator[Message]:
+            return RoundGrid.send_and_receive(self, parts, timeout=timeout)
+
+        clips = {node_id: sum(member.counts.values()) for node_id, member in self.members.items()}
+        return Round(send, messages, self.settings, clips, self.equal).run()

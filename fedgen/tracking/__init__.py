@@ -1,1 +1,0 @@
-"""Trackers: programs that chart runs. One file each, behind `fedgen.tracking.base.Tracker`."""

@@ -1,0 +1,125 @@
+"""Distillation: who teaches what, and that the student gets there."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from federations import Federate
+from torch import Tensor
+
+from fedgen.config.settings import Config
+from fedgen.data.tokens import FactoredTokens, TensorTokens
+from fedgen.errors import ConfigError
+from fedgen.models.adapters import Adapters, AdapterSettings, build_adapters
+from fedgen.models.training import GlobalTrainingSettings, Teachers, train_adapters
+
+Tiny = Callable[..., Config]
+
+SHAPES: dict[str, tuple[int, ...]] = {"clip": (7,), "t5": (2, 5)}
+TARGETS = {"clip": torch.eye(4, 7), "t5": torch.stack([torch.eye(2, 5).roll(i, 1) for i in range(4)])}
+COUNTS = {0: {0: 30, 1: 10}, 3: {1: 30, 2: 5}}  # nobody has class 3
+
+
+def adapters(seed: int) -> Adapters:
+    return build_adapters((9, 6), SHAPES, AdapterSettings(width=8, heads=2, hidden=16, dropout=0.0), seed)
+
+
+def tokens(count: int = 8) -> Tensor:
+    return torch.randn(count, 9, 6, generator=torch.Generator().manual_seed(1))
+
+
+def teachers() -> Teachers:
+    return Teachers(adapters(9), {0: adapters(1).state_dict(), 3: adapters(2).state_dict()}, COUNTS, 4)
+
+
+@torch.no_grad()
+def test_each_teacher_is_asked_about_its_own_classes_and_counts_by_its_clips() -> None:
+    labels = torch.tensor([0, 1, 2, 3, 1, 0, 2, 3])
+    found = teachers().outputs(tokens(), labels)
+    first, second = adapters(1)(tokens()), adapters(2)(tokens())
+    for name in SHAPES:
+        torch.testing.assert_close(found[name][labels == 0], first[name][labels == 0])
+        torch.testing.assert_close(found[name][labels == 2], second[name][labels == 2])
+        mixed = 0.25 * first[name] + 0.75 * second[name]
+        torch.testing.assert_close(found[name][labels == 1], mixed[labels == 1])
+        assert found[name][labels == 3].isnan().all()
+
+
+def test_a_sample_without_a_teacher_teaches_nothing() -> None:
+    student = adapters(5)
+    labels = torch.full((8,), 3)
+    losses = teachers().losses(student(tokens()), tokens(), labels, TARGETS)
+    losses.sum().backward()
+    assert losses.tolist() == [0, 0]
+    assert all(p.grad is None or not p.grad.any() for p in student.parameters())
+
+
+def test_factored_tokens_are_taught_as_dense_ones() -> None:
+    generator = torch.Generator().manual_seed(4)
+    positions, channels = torch.randn(2, 9, 3, generator=generator), torch.randn(2, 6, 2, generator=generator)
+    factors = FactoredTokens(positions, channels, torch.randn(8, 3, 2, generator=generator), torch.arange(8) % 2)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    for name, output in teachers().outputs(factors, labels).items():
+        torch.testing.assert_close(output, teachers().outputs(factors.dense(), labels)[name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_student_of_one_teacher_becomes_like_it_and_the_teacher_stays() -> None:
+    teacher = adapters(1)
+    weights = {name: value.clone() for name, value in teacher.state_dict().items()}
+    source = TensorTokens(tokens(40), torch.arange(40) % 2)
+    settings = GlobalTrainingSettings(name="distil", epochs=60, lr=1e-2, batch_size=8, weight_decay=0)
+    taught = Teachers(adapters(9), {0: weights}, {0: {0: 1, 1: 1}}, 4)
+
+    def distance(student: Adapters) -> float:
+        with torch.no_grad():
+            return sum(float((student(tokens(40))[n] - teacher(tokens(40))[n]).square().mean()) for n in SHAPES)
+
+    student = adapters(5)
+    before = distance(student)
+    train_adapters(student, source, TARGETS, settings, seed=0, teachers=taught, teacher_weight=1.0)
+    assert distance(student) < 0.05 * before
+    assert all(torch.equal(value, weights[name]) for name, value in teacher.state_dict().items())
+
+
+def test_its_weight_decides_between_teachers_and_targets() -> None:
+    source = TensorTokens(tokens(12), torch.arange(12) % 3)
+    settings = GlobalTrainingSettings(name="distil", epochs=1, lr=1e-9, batch_size=12)
+
+    def loss(weight: float | None) -> float:
+        taught = teachers() if weight is not None else None
+        losses, _ = train_adapters(
+            adapters(5), source, TARGETS, settings, 0, teachers=taught, teacher_weight=weight or 0.5
+        )
+        return losses["loss"]
+
+    supervised, half, distilled = loss(None), loss(0.5), loss(1.0)
+    assert half == pytest.approx((supervised + distilled) / 2, rel=1e-4)
+    assert supervised != pytest.approx(distilled, rel=0.01)
+
+
+@pytest.mark.parametrize("weight", [0, -0.5, 1.5])
+def test_the_weight_of_teachers_is_a_share(weight: float) -> None:
+    with pytest.raises(ConfigError, match=rf"global_training\.teacher_weight={weight}"):
+        replace(GlobalTrainingSettings(), teacher_weight=weight)
+
+
+def test_a_run_distils_from_the_adapters_that_came_in_the_round(
+    tiny: Tiny, federate: Federate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Teachers] = []
+    original = Teachers.losses
+
+    def losses(self: Teachers, *arguments: object) -> Tensor:
+        seen.append(self)
+        return original(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Teachers, "losses", losses)
+    results = federate(tiny("mode=one_shot", "rounds=2", "global_training=distil"), tmp_path)
+    assert results["lost"] == {}
+    assert len({id(each) for each in seen}) == 2  # one set of teachers a round
+    first, second = seen[0], seen[-1]
+    assert len(first.states) == 3
+    assert any(not torch.equal(a, b) for a, b in zip(first.states[0].values(), second.states[0].values(), strict=True))
+    assert (first.shares.sum(dim=0) == 1).all()
