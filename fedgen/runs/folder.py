@@ -1,0 +1,345 @@
+"""The state of a run after each finished round, from which an interrupted run goes on as if it had never stopped."""
+from __future__ import annotations
+from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from dataclasses import replace
+from fedgen.config.compose import read_config, to_yaml
+from fedgen.config.settings import Config
+from fedgen.data.files import write_atomically
+from fedgen.data.files import write_atomically, writing
+from fedgen.data.plain import read_json
+from fedgen.data.progress import LOG
+from fedgen.data.tensors import load_tensors, save_tensors
+from fedgen.models.codec import Codec
+from fedgen.models.samples import SyntheticTokens
+from fedgen.errors import CheckpointError
+from fedgen.errors import CheckpointError, ConfigError, said
+from pathlib import Path
+from torch import Tensor
+from typing import Any
+import json
+import logging
+import os
+import re
+import shutil
+
+logger = logging.getLogger(__name__)
+
+ADAPTERS = "adapters.safetensors"
+FAILED = " failed: "  # in the log of a run, after its folder and before the reason
+
+
+class RunFolder:
+    """Where a run writes.
+
+    ==========================  =============================================================
+    ``config.yaml``             the resolved configuration
+    ``partition.json``          clips of each class on each node
+    ``metrics.jsonl``           a line per round and node, and one per round for the server
+    ``checkpoints/``            global adapters; generators of nodes on this machine
+    ``state/``                  what the run and its nodes on this machine go on from when it was interrupted
+    ``results.json``            what `fedgen compare` reads
+    ``evaluation.json``         what `fedgen evaluate` found
+    ==========================  =============================================================
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of adapters and generators."""
+        return self.path / "checkpoints"
+
+    @property
+    def states(self) -> RunStates:
+        """The run's state after its last finished round."""
+        return RunStates(self.path / "state" / "server")
+
+    @classmethod
+    def create(cls, config: Config) -> RunFolder:
+        """Start the folder ``run_dir`` afresh: what an earlier run left there is removed.
+
+        Raises
+        ------
+        ConfigError
+            If the run would erase the very run that ``checkpoint.load`` names.
+        """
+        folder = cls(Path(str(config.run_dir)))
+        if config.checkpoint.load and Path(config.checkpoint.load).resolve() == folder.path.resolve():
+            raise ConfigError(f"checkpoint.load={config.checkpoint.load} is this run's own folder; set hydra.run.dir")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        for part in (folder.checkpoints, folder.path / "state"):
+            shutil.rmtree(part, ignore_errors=True)
+        for name in (
+            "metrics.jsonl",
+            "results.json",
+            "partition.json",
+            "evaluation.json",
+            "audit.json",
+            "audit.png",
+            "samples.png",
+        ):
+            (folder.path / name).unlink(missing_ok=True)
+        write_atomically(folder.path / "config.yaml", to_yaml(config).encode())
+        return folder
+
+    @classmethod
+    def begin(cls, config: Config) -> tuple[RunFolder, RunState | None]:
+        """Start the folder ``run_dir`` afresh, or where the run that ``resume`` names was interrupted.
+
+        Returns
+        -------
+        folder, state
+            The state after the last finished round; None for a run that starts at its beginning.
+        """
+        folder = cls(Path(str(config.run_dir)))
+        state = folder.states.latest() if config.resume else None
+        if state is None:
+            return cls.create(replace(config, resume=None)), None
+        folder.rewind(state.round)
+        logger.info("%s goes on after round %d", folder.path, state.round)
+        return folder, state
+
+    def rewind(self, round_number: int) -> None:
+        """Drop from ``metrics.jsonl`` what was written after ``round_number``, such as half a line."""
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return
+        kept = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                values = read_json(line)
+            except ValueError:
+                continue  # the process died while it wrote this
+            if values["round"] <= round_number:
+                kept.append(line + "\n")
+        write_atomically(file, "".join(kept).encode())
+
+    def config(self) -> Config:
+        """Return the resolved configuration of the run.
+
+        Raises
+        ------
+        ConfigError
+            If the folder is not one of a run, or its configuration is no plain, whole one.
+        """
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            reason = self.failure()
+            why = f"; the run failed: {reason}" if reason else ""
+            raise ConfigError(f"{self.path} is no run folder: it has no config.yaml{why}")
+        return read_config(file)
+
+    def results(self) -> dict[str, Any]:
+        """Return ``results.json``.
+
+        Raises
+        ------
+        ConfigError
+            If the run has not finished, or the folder is not one of a run; or the file is damaged.
+        """
+        file = self.path / "results.json"
+        if not file.is_file():
+            reason = self.failure()
+            why = f"the run failed: {reason}" if reason else "not a run folder, or a run that has not finished"
+            raise ConfigError(f"{self.path} has no results.json: {why}")
+        try:
+            return dict(read_json(file.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{file} cannot be read: {said(error)}") from error
+
+    def classes(self) -> list[str]:
+        """Return the names of the run's classes, by id.
+
+        Raises
+        ------
+        ConfigError
+            No round has finished.
+        """
+        state = self.states.latest()
+        if state is not None and "classes" in state.facts:
+            return [str(name) for name in state.facts["classes"]]
+        return [str(name) for name in self.results()["classes"]]
+
+    def failure(self) -> str | None:
+        """Return why the run failed, if its metrics or its log tell."""
+        try:
+            last = dict(read_json((self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]))
+        except (OSError, TypeError, ValueError, IndexError):  # none yet, or half a line
+            last = {}
+        if "server/stopped" in last:
+            return said(last["server/stopped"])
+        log = self.path / LOG
+        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        reasons = re.findall(rf"{re.escape(self.path.absolute().name)}{FAILED}(.*)", text)
+        return said(reasons[-1]) if reasons else None
+
+    def log_metrics(self, line: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        file_path = self.path / "metrics.jsonl"
+        with writing(file_path), file_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def save_adapters(self, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Save the global adapters; ``metadata`` has at least the number of finished rounds as ``round``."""
+        save_tensors(self.checkpoints / ADAPTERS, weights, metadata)
+
+    def load_adapters(self, expected: Mapping[str, Any], check: str = "strict") -> tuple[dict[str, Tensor], int]:
+        """Return the global adapters and the number of finished rounds.
+
+        Parameters
+        ----------
+        expected : Mapping
+            Metadata that must agree, such as the encoder's identity and the target.
+        check : str
+            ``strict``, or ``warn`` to say what differs and go on.
+
+        Raises
+        ------
+        CheckpointError
+            The file is missing, damaged, or its metadata differs.
+        """
+        file = self.checkpoints / ADAPTERS
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file} is missing: checkpoint.load must name the folder of a run, such as `fedgen run "
+                "mode=train_generators hydra.run.dir=...` makes"
+            )
+        weights, metadata = load_tensors(file)
+        differ = [
+            f"{k} is {metadata.get(k)!r}, this run has {v!r}" for k, v in expected.items() if metadata.get(k) != v
+        ]
+        if differ and check == "strict":
+            raise CheckpointError(f"{file}: {'; '.join(differ)}")
+        for difference in differ:
+            logger.warning("%s: %s", file, difference)
+        return weights, int(metadata["round"])
+
+
+def run_folders(paths: Sequence[Path], finished: bool = False) -> list[RunFolder]:
+    """Return the run folders among ``paths``; a warning names those that are left out, and why.
+
+    Files that lie in the folder of a sweep, such as ``multirun.yaml``, are passed over.
+
+    Parameters
+    ----------
+    paths : Sequence[Path]
+    finished : bool
+        Whether runs without results are left out.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    found, left_out = [], []
+    for path in paths:
+        folder = RunFolder(path)
+        try:
+            if not path.is_file():
+                folder.config()
+                if finished:
+                    folder.results()
+                found.append(folder)
+        except ConfigError as error:
+            left_out.append(str(error))
+    if not found:
+        raise ConfigError("; ".join(left_out) or f"no run folder among {', '.join(map(str, paths))}")
+    for reason in left_out:
+        logger.warning("left out: %s", reason)
+    return found
+
+
+FORMAT = 1
+
+
+@dataclass
+class RunState:
+    """What a run needs to go on after a round.
+
+    Attributes
+    ----------
+    round : int
+        The last finished round, counted over the whole run.
+    tensors : dict[str, dict[str, Tensor]]
+        By purpose: global adapters, the strategy's moments, samples of each node, shared generators.
+    facts : dict
+        The same for JSON values: what the recorder knows, seeds of samples, classes that generators have seen.
+    """
+
+    round: int
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class RunStates:
+    """A run's states on disk, ``round_{n}/`` each; only the latest is kept.
+
+    A state is written beside the earlier one and gets its name once it is whole, so that a process that dies at any
+    moment leaves a whole one.
+
+    Parameters
+    ----------
+    folder : Path
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, state: RunState) -> None:
+        """Keep ``state`` in place of the earlier one."""
+        target = self.folder / f"round_{state.round}"
+        shutil.rmtree(target, ignore_errors=True)
+        new = self.folder / f"round_{state.round}.new"
+        shutil.rmtree(new, ignore_errors=True)
+        for name, tensors in state.tensors.items():
+            save_tensors(new / f"{name}.safetensors", tensors, {"round": state.round})
+        content = {"format": FORMAT, "round": state.round, "tensors": sorted(state.tensors), "facts": state.facts}
+        write_atomically(new / "state.json", json.dumps(content).encode())
+        os.replace(new, target)
+        for path in self.folder.iterdir():
+            if path != target:
+                shutil.rmtree(path)
+
+    def latest(self) -> RunState | None:
+        """Return the latest whole state; None if no round was finished.
+
+        Raises
+        ------
+        CheckpointError
+            A file of it is damaged.
+        """
+        found = (re.fullmatch(r"round_(\d+)", path.name) for path in self.folder.glob("round_*"))
+        rounds = sorted(int(match.group(1)) for match in found if match)
+        if not rounds:
+            return None
+        folder = self.folder / f"round_{rounds[-1]}"
+        content = _read(folder / "state.json")
+        tensors = {name: load_tensors(folder / f"{name}.safetensors")[0] for name in content["tensors"]}
+        return RunState(rounds[-1], tensors, content["facts"])
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        content = read_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{file} is not a run's state of format {FORMAT}")
+    return content
+
+
+def pool_from_state(state: RunState, codec: Codec | None) -> dict[int, SyntheticTokens]:
+    """Return the samples of each node that were saved with a run's state; none in a run without a codec."""
+    if codec is None:
+        return {}
+    return {
+        int(node): SyntheticTokens.from_state(state.tensors[f"samples_node{node}"], codec, int(seed))
+        for node, seed in state.facts["seeds"].items()
+    }
