@@ -9,39 +9,31 @@ the names of those that are kept of single rounds::
 
 ``docs/checkpoints.md`` describes the formats.
 """
+
 from __future__ import annotations
-from collections.abc import Collection, Mapping
-from collections.abc import Iterator
-from collections.abc import Iterator, Mapping
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from dataclasses import replace
-from datetime import UTC, datetime
-from fedgen.data.files import locked, sync_folder, write_atomically
-from fedgen.data.files import readable
-from fedgen.data.files import sync_folder, write_synced
-from fedgen.data.files import write_atomically
-from fedgen.data.tensors import header_of, not_tensors, parse
-from fedgen.data.tensors import load_tensors, save_tensors, serialise
-from fedgen.errors import CheckpointError
-from fedgen.errors import CheckpointError, FedgenError
-from fedgen.errors import choose
-from fedgen.models.generators import Generator
-from fedgen.models.generators.bank import Bank
-from fedgen.models.generators.bank import slots
-from fedgen.models.generators.marginals import Marginals
-from pathlib import Path
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from typing import Any
-from typing import Any, get_args, get_origin, get_type_hints
-from urllib.parse import quote
+
 import hashlib
 import json
 import logging
 import os
 import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+from urllib.parse import quote
+
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fedgen.data.files import locked, readable, sync_folder, write_atomically, write_synced
+from fedgen.data.tensors import header_of, not_tensors, parse, serialise
+from fedgen.errors import CheckpointError, FedgenError, choose
+from fedgen.models.generators import Generator
+from fedgen.models.generators.bank import Bank, slots
+from fedgen.models.generators.marginals import Marginals
 
 SUFFIX = ".safetensors"
 LONGEST = 120  # characters of a key in a file name; all of a name must stay below 256
@@ -552,7 +544,6 @@ def _generators(
         problems += differ({f"generator.{name}": (checkpoint.sizes.get(name), here[name]) for name in names})
     problems += faults
     return generators, marginals
-
 
 
 STATISTICS = ("mean", "deviation")  # tensors of a generator by which it standardises its inputs

@@ -1,28 +1,28 @@
 """The state of a run after each finished round, from which an interrupted run goes on as if it had never stopped."""
+
 from __future__ import annotations
-from collections.abc import Mapping
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from dataclasses import replace
-from fedgen.config.compose import read_config, to_yaml
-from fedgen.config.settings import Config
-from fedgen.data.files import write_atomically
-from fedgen.data.files import write_atomically, writing
-from fedgen.data.plain import read_json
-from fedgen.data.progress import LOG
-from fedgen.data.tensors import load_tensors, save_tensors
-from fedgen.models.codec import Codec
-from fedgen.models.samples import SyntheticTokens
-from fedgen.errors import CheckpointError
-from fedgen.errors import CheckpointError, ConfigError, said
-from pathlib import Path
-from torch import Tensor
-from typing import Any
+
 import json
 import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedgen.config.compose import read_config, to_yaml
+from fedgen.config.settings import Config
+from fedgen.data.files import write_atomically, writing
+from fedgen.data.plain import read_json
+from fedgen.data.progress import LOG
+from fedgen.data.tensors import load_tensors, save_tensors
+from fedgen.errors import CheckpointError, ConfigError, said
+from fedgen.models.codec import Codec
+from fedgen.models.samples import SyntheticTokens
 
 logger = logging.getLogger(__name__)
 
