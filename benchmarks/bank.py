@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from figures import parser, save, show
 
-from fedgen.data.targets import TargetSettings, open_targets
+from fedgen.data.settings import TargetSettings
+from fedgen.data.targets import open_targets
 from fedgen.models.generators import KINDS, GeneratorSettings, GeneratorTraining, Part, open_generator
 
 logger = logging.getLogger(__name__)

@@ -7,11 +7,8 @@ from pathlib import Path
 
 from fedgen.config.phases import MODES, PhaseSettings
 from fedgen.config.strategy import StrategyConfig
-from fedgen.data.datasets import DataSettings
-from fedgen.data.encoders import EncoderSettings
-from fedgen.data.partition import PartitionSettings
 from fedgen.data.plain import check_names
-from fedgen.data.targets import TargetSettings
+from fedgen.data.settings import DataSettings, EncoderSettings, PartitionSettings, TargetSettings
 from fedgen.errors import choose, require
 from fedgen.models.adapters import AdapterSettings
 from fedgen.models.codec import CodecSettings

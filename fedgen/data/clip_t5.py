@@ -26,7 +26,6 @@ from fedgen.data.pretrained import WEIGHTS, digest, find, load_model, load_part
 from fedgen.errors import DataError
 
 KEY = "target.model"
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROMPTS_AT_ONCE = 16
 
 Done = Callable[[str, int], None]
@@ -127,7 +126,8 @@ class Prompts:
     @torch.no_grad()
     def _encoded(self, part: Part, prompts: list[str], done: Done) -> Iterator[tuple[str, Tensor]]:
         tokenizer, config, length = self._tokenizer(part, prompts)
-        model = load_model(part.model_class, self.folder / part.folder, PRECISIONS[self.precision], self.device, KEY)
+        dtype: torch.dtype = getattr(torch, self.precision)
+        model = load_model(part.model_class, self.folder / part.folder, dtype, self.device, KEY)
         masked = bool(getattr(config, "use_attention_mask", False))
 
         def compute(batch: list[str]) -> Tensor:

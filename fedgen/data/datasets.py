@@ -17,6 +17,7 @@ import numpy as np
 from fedgen.data.audio import read_audio
 from fedgen.data.plain import check_names
 from fedgen.data.seeds import stream
+from fedgen.data.settings import DataSettings
 from fedgen.data.sounds import GROUPS, RATE, TAKES, synthesise
 from fedgen.errors import ConfigError, DataError, choose, require
 
@@ -271,67 +272,6 @@ def _existing(dataset: AudioFiles) -> AudioFiles:
     return dataset
 
 
-__all__ = ["DATASETS", "Clip", "DataSettings", "Dataset", "SoundsDataset", "open_dataset"]
-
-
-NODES = "nodes"  # the data set that has no clips here: each node reads its own
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Which audio is learned from, and which fold of it is held out.
-
-    Attributes
-    ----------
-    name : str
-        ``sounds`` (synthesised), ``esc50`` (``audio/`` and ``meta/esc50.csv``), ``folder`` (``class/clip.wav``), or
-        ``nodes``: each node has a store of its own, and the server none.
-    root : str, optional
-        Where the audio lies; needed by ``esc50`` and ``folder``.
-    test_fold : int
-        The fold that is held out, from 1.
-    folds : int
-        How many folds ``sounds`` and ``folder`` are split into; ``esc50`` has its own.
-    seed : int
-        Decides the folds of ``folder``, and the folds and the audio of ``sounds``.
-    clips_per_class : int
-        Clips of each class that ``sounds`` synthesises.
-    store : str, optional
-        Folder of the embedding store; by default one below ``$FEDGEN_HOME``, named after data and encoder. With
-        ``nodes``, the server's own clips to test on, if it has any.
-    classes : list[str]
-        Only these classes; empty means all. With ``nodes``, the ids of all classes; empty means those that nodes have.
-    leave_out : list[int]
-        Folds that are not read at all: settings that are chosen without them can be measured on them afterwards.
-    """
-
-    name: str = "sounds"
-    root: str | None = None
-    test_fold: int = 5
-    folds: int = 5
-    seed: int = 0
-    clips_per_class: int = 20
-    store: str | None = None
-    classes: list[str] = field(default_factory=list)
-    leave_out: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        choose(self.name, [*DATASETS, NODES], "data")
-        check_names(self.classes, "data.classes")
-        require(self.name != NODES or self.root is None, f"data.root={self.root} means nothing with data=nodes")
-        require(self.test_fold >= 1, f"data.test_fold={self.test_fold} is not at least 1")
-        reason = f"holds data.test_fold={self.test_fold}, which would then have no clip"
-        require(self.test_fold not in self.leave_out, f"data.leave_out={self.leave_out} {reason}")
-        require(self.folds >= 2, f"data.folds={self.folds} is not at least 2")
-        require(self.seed >= 0, f"data.seed={self.seed} is not at least 0")
-        require(self.clips_per_class >= 2, f"data.clips_per_class={self.clips_per_class} is not at least 2")
-
-    @property
-    def on_nodes(self) -> bool:
-        """Whether the clips that are trained on are the nodes' alone."""
-        return self.name == NODES
-
-
 class SoundsDataset:
     """The synthesised default: `fedgen.data.sounds`, with recordings dealt to the folds in turn."""
 
@@ -358,7 +298,7 @@ class SoundsDataset:
         return {"name": self.name, "seed": self.seed, "version": 2, **digest(self.classes, self.clips)}
 
 
-DATASETS: dict[str, Callable[[DataSettings], Dataset]] = {
+READERS: dict[str, Callable[[DataSettings], Dataset]] = {
     "sounds": SoundsDataset,
     "esc50": read_esc50,
     "folder": read_folder,
@@ -378,7 +318,7 @@ def open_dataset(settings: DataSettings) -> Dataset:
     """
     if settings.on_nodes:
         raise ConfigError("data=nodes names no audio: make a store on each node, with data=folder or data=esc50")
-    dataset = DATASETS[settings.name](settings)
+    dataset = READERS[settings.name](settings)
     check_names(dataset.classes, f"classes of data={dataset.name}")
     _check_split(dataset, settings.test_fold)
     return dataset

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedgen.data.batching import in_batches
-from fedgen.data.patches import PATCH, PatchEncoder
+from fedgen.data.patches import PatchEncoder
 from fedgen.data.pretrained import (
     USUAL_REVISION,
     WEIGHTS,
@@ -25,11 +24,10 @@ from fedgen.data.pretrained import (
     find,
     load_model,
     load_part,
-    name_of,
 )
-from fedgen.errors import DataError, choose, require
+from fedgen.data.settings import EncoderSettings, name_of
+from fedgen.errors import DataError
 
-TOKENS = ("all", "cls")
 FILES = ("config.json", "preprocessor_config.json", WEIGHTS)
 KEY = "encoder.model"
 FRAME = 400  # samples of the first frame of AST's extractor
@@ -186,52 +184,6 @@ MODELS: dict[str, type[FrozenEncoder]] = {"ast": AstEncoder, "clap": ClapEncoder
 COMPUTED: dict[str, Callable[[EncoderSettings, torch.device | str], Encoder]] = {
     "patches": lambda settings, device: PatchEncoder(settings.stride, settings.batch_size, device),
 }
-ENCODERS = [*COMPUTED, *MODELS]
-STRIDE = 10
-
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """Which encoder turns audio into tokens.
-
-    Attributes
-    ----------
-    name : str
-        ``patches``: AST's front end without weights; ``ast`` and ``clap``: pretrained models (extra ``encoders``).
-    stride : int
-        ``patches``: step between patches in mel bins and in frames, 1 to 16; 10 gives 1214 tokens, 16 gives 514.
-    batch_size : int
-        Clips encoded at once; fewer when memory runs out.
-    model : str, optional
-        Of a pretrained encoder: a folder, or a name at Hugging Face; by default the encoder's usual model.
-    revision : str, optional
-        Branch, tag or commit at Hugging Face; ``main`` by default.
-    tokens : str
-        Of a pretrained encoder: ``all`` of the last hidden state, or one that stands for the clip (``cls``).
-    """
-
-    name: str = "patches"
-    stride: int = STRIDE
-    batch_size: int = 32
-    model: str | None = None
-    revision: str | None = None
-    tokens: str = "all"
-
-    def __post_init__(self) -> None:
-        choose(self.name, ENCODERS, "encoder")
-        choose(self.tokens, TOKENS, "encoder.tokens")
-        require(1 <= self.stride <= PATCH, f"encoder.stride={self.stride} is not between 1 and {PATCH}")
-        require(self.batch_size >= 1, f"encoder.batch_size={self.batch_size} is not at least 1")
-        require(
-            self.name == "patches" or self.stride == STRIDE,
-            f"encoder.stride={self.stride} is for encoder=patches: {self.name} has its own",
-        )
-        if self.name not in MODELS:
-            model = self.model or self.revision
-            require(
-                model is None, f"encoder={self.name} has no model: encoder.model and .revision={model} mean nothing"
-            )
-            require(self.tokens == "all", f"encoder.tokens={self.tokens} needs encoder={' or '.join(MODELS)}")
 
 
 class Encoder(Protocol):
@@ -272,7 +224,6 @@ def open_encoder(settings: EncoderSettings, device: torch.device | str = "cpu") 
     if settings.name in MODELS:
         chosen = settings.model, settings.revision, settings.tokens
         return MODELS[settings.name](*chosen, settings.batch_size, device)
-    choose(settings.name, ENCODERS, "encoder")
     return COMPUTED[settings.name](settings, device)
 
 

@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from fedgen.data.seeds import stream
+from fedgen.data.settings import PartitionSettings
 from fedgen.errors import DataError, choose, require
 
 DRAWS = 100
-
-
-@dataclass(frozen=True)
-class PartitionSettings:
-    """How training clips are dealt to nodes.
-
-    Attributes
-    ----------
-    name : str
-        ``by_class``, ``dirichlet``, ``iid`` or ``explicit``.
-    nodes : int
-        Number of nodes.
-    alpha : float
-        Concentration of ``dirichlet``: 0.1 leaves most nodes a few classes, 100 is close to iid.
-    assignment : list[list[str]]
-        The classes of each node, for ``explicit``.
-    """
-
-    name: str = "by_class"
-    nodes: int = 3
-    alpha: float = 0.5
-    assignment: list[list[str]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        choose(self.name, PARTITIONS, "partition")
-        require(self.nodes >= 1, f"partition.nodes={self.nodes} is not at least 1")
-        require(self.alpha >= 0.01, f"partition.alpha={self.alpha} is not at least 0.01")
 
 
 @dataclass(frozen=True)
@@ -75,7 +49,7 @@ def partition(labels: Labels, settings: PartitionSettings, seed: int) -> list[np
     DataError
         A node would have no clip.
     """
-    parts = PARTITIONS[settings.name](labels, settings, stream("partition", settings.name, seed))
+    parts = PARTITIONERS[settings.name](labels, settings, stream("partition", settings.name, seed))
     for node, part in enumerate(parts):
         if len(part) == 0:
             raise DataError(
@@ -150,4 +124,4 @@ def iid(labels: Labels, settings: PartitionSettings, rng: np.random.RandomState)
 
 
 Partitioner = Callable[[Labels, PartitionSettings, np.random.RandomState], list[np.ndarray]]
-PARTITIONS: dict[str, Partitioner] = {"by_class": by_class, "dirichlet": dirichlet, "iid": iid, "explicit": explicit}
+PARTITIONERS: dict[str, Partitioner] = {"by_class": by_class, "dirichlet": dirichlet, "iid": iid, "explicit": explicit}

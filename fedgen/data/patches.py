@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fedgen.data.batching import in_batches
 from fedgen.data.seeds import stream
+from fedgen.data.settings import PATCH, STRIDE
 
 SAMPLE_RATE = 16_000
 FRAME, HOP, FFT = 400, 160, 512  # 25 ms, 10 ms
@@ -18,7 +19,7 @@ FRAMES, MELS = 1024, 128
 PREEMPHASIS = 0.97
 MEL_FLOOR = 1.192092955078125e-07
 MEAN, DEVIATION = -4.2677393, 4.5689974  # of AudioSet's log-mel features, as AST's extractor has them
-PATCH, WIDTH = 16, 768
+WIDTH = 768
 
 
 class PatchEncoder:
@@ -34,7 +35,7 @@ class PatchEncoder:
     name = "patches"
     sample_rate = SAMPLE_RATE
 
-    def __init__(self, stride: int = 10, batch_size: int = 32, device: torch.device | str = "cpu") -> None:
+    def __init__(self, stride: int = STRIDE, batch_size: int = 32, device: torch.device | str = "cpu") -> None:
         self.stride, self.batch_size, self.device = stride, batch_size, torch.device(device)
         self.grid = ((MELS - PATCH) // stride + 1, (FRAMES - PATCH) // stride + 1)
         self.shape = (2 + self.grid[0] * self.grid[1], WIDTH)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from fedgen.data.settings import name_of
 from fedgen.errors import ConfigError, DataError, require, said
 
 WEIGHTS = "model[.-][s0]*"
@@ -139,12 +140,6 @@ def load_part(class_name: str, folder: Path, key: str) -> Any:
         return getattr(library(), class_name).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{key}: {class_name} cannot be loaded from {folder} ({said(error)})") from error
-
-
-def name_of(model: str) -> str:
-    """Return a model's own name: the last part of a path (also in the library's cache) or of a name at Hugging Face."""
-    path = Path(model).expanduser()  # in the cache: models--ORGANISATION--NAME/snapshots/COMMIT
-    return path.parent.parent.name.rpartition("--")[2] if path.parent.name == "snapshots" else path.name
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any], keys: Iterable[str]) -> list[str]:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fedgen.data.audio import resample
-from fedgen.data.datasets import AudioFiles, DataSettings, read_folder
+from fedgen.data.datasets import AudioFiles, read_folder
 from fedgen.data.encoders import Encoder
 from fedgen.data.seeds import stream
+from fedgen.data.settings import DataSettings
 from fedgen.data.sounds import (
     RATE,
     SOUNDS,

@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedgen.data.audio import resample
-from fedgen.data.datasets import Clip, Dataset, DataSettings
+from fedgen.data.datasets import Clip, Dataset
 from fedgen.data.encoders import Encoder
 from fedgen.data.files import home, locked, write_atomically
 from fedgen.data.pretrained import REVISION, USUAL_REVISION, content, differing
+from fedgen.data.settings import DataSettings
 from fedgen.errors import DataError
 
 FORMAT = 1

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedgen.data.clip_t5 import PARTS, PRECISIONS, Prompts
-from fedgen.data.pretrained import name_of
+from fedgen.data.clip_t5 import Prompts
 from fedgen.data.seeds import stream
+from fedgen.data.settings import TargetSettings, name_of
 from fedgen.data.target_cache import TargetCache
-from fedgen.errors import ConfigError, DataError, choose, require, suggestion
+from fedgen.errors import ConfigError, DataError, suggestion
 
 TEMPLATE_WEIGHT = 0.25  # of a word of the template; a word of the class weighs 1
 POSITION_WEIGHT = 0.3  # of what a token position adds to every prompt
@@ -118,85 +118,6 @@ class Conditions:
         return torch.cat([functional.normalize(mean, dim=1) for mean in means], dim=1)
 
 
-TARGETS = ["sd", "flux", "small"]
-SOURCES = ["words", "clip_t5"]
-PIPELINES = {"flux": "black-forest-labs/FLUX.1-schnell", "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
-
-
-@dataclass(frozen=True)
-class TargetSettings:
-    """Which text-conditioning targets the adapters learn.
-
-    Attributes
-    ----------
-    name : str
-        ``sd`` (Stable Diffusion 1.5: ``clip`` 77 x 768), ``flux`` (``clip`` 768 and ``t5`` tokens x 4096) or ``small``
-        (``text`` 384).
-    source : str
-        ``words``: deterministic embeddings of the prompt's words; needs no weights. ``clip_t5``: the text encoders of
-        the pipeline (extra ``encoders``), with the shapes that they have.
-    template : str
-        The class prompt; ``{}`` is replaced by the class name.
-    t5_tokens : int
-        Tokens of the ``t5`` target.
-    model : str, optional
-        ``clip_t5``: the pipeline, a folder or a name at Hugging Face in the layout of ``diffusers``; by default the
-        usual one of the target.
-    revision : str, optional
-        Branch, tag or commit at Hugging Face; ``main`` by default.
-    precision : str
-        ``clip_t5``: what text encoders compute in, ``float32`` or ``bfloat16``, which takes half the memory.
-    """
-
-    name: str = "small"
-    source: str = "words"
-    template: str = "the sound of {}"
-    t5_tokens: int = 17
-    model: str | None = None
-    revision: str | None = None
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        choose(self.name, TARGETS, "target")
-        choose(self.source, SOURCES, "target.source")
-        choose(self.precision, PRECISIONS, "target.precision")
-        require(self.template.count("{}") == 1, f"target.template={self.template!r} has not exactly one {{}}")
-        require(self.t5_tokens >= 1, f"target.t5_tokens={self.t5_tokens} is not at least 1")
-        if self.source == "words":
-            for key in ("model", "revision"):
-                value = getattr(self, key)
-                require(value is None, f"target.{key}={value} needs target.source=clip_t5: words have no model")
-        else:
-            known = " or ".join(PARTS)
-            require(self.name in PARTS, f"target={self.name} has no target.source={self.source}: choose target={known}")
-
-    @property
-    def pipeline(self) -> str:
-        """The pipeline whose text encoders make the targets: ``model``, or the usual one; not of ``target=small``."""
-        return self.model or PIPELINES[self.name]
-
-    @property
-    def label(self) -> str:
-        """What a checkpoint must agree on: the target, and where it is from unless that is ``words``."""
-        return self.name if self.source == "words" else f"{self.name} of {name_of(self.pipeline)}"
-
-    @property
-    def cache(self) -> TargetCache:
-        """Where the targets of ``clip_t5`` are kept."""
-        tokens = self.t5_tokens if self.name == "flux" else None
-        facts = (self.source, self.name, name_of(self.pipeline), self.revision, tokens, self.precision)
-        names = ("source", "target", "model", "revision", "t5_tokens", "precision")
-        return TargetCache(dict(zip(names, facts, strict=True)))
-
-    def text_encoders(self, device: torch.device | str = "cpu") -> Prompts:
-        """Return what makes the targets of ``clip_t5``; no files are looked for yet."""
-        return Prompts(self.name, self.t5_tokens, self.pipeline, self.revision, self.precision, device)
-
-    def prompts(self, classes: list[str]) -> list[str]:
-        """Return what the text encoders are given for each class, with spaces for underscores."""
-        return [self.template.replace("{}", name.replace("_", " ")) for name in classes]
-
-
 @dataclass(frozen=True)
 class Targets:
     """One target per class and head.
@@ -238,7 +159,7 @@ def open_targets(classes: list[str], settings: TargetSettings) -> Targets:
     _check_words(classes)
     if settings.source == "words":
         return Targets(list(classes), word_targets(classes, settings.name, settings.template, settings.t5_tokens))
-    return Targets(list(classes), settings.cache.read(settings.prompts(classes)))
+    return Targets(list(classes), _cache(settings).read(settings.prompts(classes)))
 
 
 def check_targets(classes: list[str], settings: TargetSettings) -> None:
@@ -253,7 +174,7 @@ def check_targets(classes: list[str], settings: TargetSettings) -> None:
     """
     _check_words(classes)
     if settings.source != "words":
-        settings.cache.check(settings.prompts(classes), settings.text_encoders())
+        _cache(settings).check(settings.prompts(classes), _text_encoders(settings))
 
 
 def prepare_targets(
@@ -279,13 +200,26 @@ def prepare_targets(
     try:
         return open_targets(classes, settings)
     except DataError:  # not there, or damaged: filling the cache makes it or says why it cannot
-        settings.cache.fill(settings.prompts(classes), settings.text_encoders(device), progress)
+        _cache(settings).fill(settings.prompts(classes), _text_encoders(settings, device), progress)
         return open_targets(classes, settings)
 
 
 def cache_folder(settings: TargetSettings) -> Path | None:
     """Return the folder of the cached targets; None if they are made anew each time."""
-    return None if settings.source == "words" else settings.cache.folder
+    return None if settings.source == "words" else _cache(settings).folder
+
+
+def _cache(settings: TargetSettings) -> TargetCache:
+    """Return the cache of the targets of ``clip_t5``."""
+    tokens = settings.t5_tokens if settings.name == "flux" else None
+    facts = (settings.source, settings.name, name_of(settings.pipeline), settings.revision, tokens, settings.precision)
+    names = ("source", "target", "model", "revision", "t5_tokens", "precision")
+    return TargetCache(dict(zip(names, facts, strict=True)))
+
+
+def _text_encoders(settings: TargetSettings, device: torch.device | str = "cpu") -> Prompts:
+    """Return the text encoders of ``clip_t5``; their files are not looked for yet."""
+    return Prompts(settings.name, settings.t5_tokens, settings.pipeline, settings.revision, settings.precision, device)
 
 
 def _check_words(classes: list[str]) -> None:

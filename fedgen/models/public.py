@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedgen.data.encoders import EncoderSettings, open_encoder
+from fedgen.data.encoders import open_encoder
 from fedgen.data.files import home, locked
 from fedgen.data.pretrained import content
 from fedgen.data.public import open_public, public_identity
 from fedgen.data.seeds import stream
+from fedgen.data.settings import EncoderSettings
 from fedgen.data.tensors import load_tensors, save_tensors
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import CheckpointError, DataError

@@ -17,7 +17,8 @@ from tiny_models import CLIP_LENGTH, WIDTH, downloaded, offline, tiny_pipeline, 
 from fedgen.data import clip_t5
 from fedgen.data.clip_t5 import PARTS, Prompts
 from fedgen.data.pretrained import load_model
-from fedgen.data.targets import TargetSettings, open_targets, prepare_targets
+from fedgen.data.settings import TargetSettings
+from fedgen.data.targets import cache_folder, open_targets, prepare_targets
 from fedgen.errors import ConfigError, DataError
 
 CLASSES = ["dog", "sea_waves", "rain"]
@@ -148,7 +149,7 @@ def test_the_cache_serves_machines_without_text_encoders(
     with monkeypatch.context() as undone:
         undone.setattr(clip_t5, "load_model", load_model)
         made = prepare_targets(CLASSES, settings())
-    shutil.copytree(settings().cache.folder, tmp_path / "node" / "targets" / settings().cache.folder.name)
+    shutil.copytree(cache_folder(settings()), tmp_path / "node" / "targets" / cache_folder(settings()).name)
     monkeypatch.setenv("FEDGEN_HOME", str(tmp_path / "node"))
     chosen = settings(model="organisation/flux")  # only the model's name must be the same
     found = open_targets([*reversed(CLASSES)], chosen)
@@ -193,7 +194,7 @@ def test_interrupted_it_goes_on_where_it_was(settings: Settings, monkeypatch: py
 
 def test_a_damaged_file_is_noticed_and_written_again(settings: Settings) -> None:
     made = prepare_targets(CLASSES, settings())
-    file = sorted(settings().cache.folder.glob("*.safetensors"))[0]
+    file = sorted(cache_folder(settings()).glob("*.safetensors"))[0]
     content = bytearray(file.read_bytes())
     content[-3] ^= 64
     file.write_bytes(content)
@@ -205,16 +206,16 @@ def test_a_damaged_file_is_noticed_and_written_again(settings: Settings) -> None
 def test_targets_of_other_weights_do_not_mix(settings: Settings, tmp_path: Path) -> None:
     other = str(tiny_pipeline(tmp_path / "other" / "flux", "flux", seed=1))
     prepare_targets(CLASSES[:1], settings())
-    assert settings().cache.folder == settings(model=other).cache.folder
+    assert cache_folder(settings()) == cache_folder(settings(model=other))
     with pytest.raises(DataError, match="holds targets of other text encoders"):
         prepare_targets(CLASSES, settings(model=other))
 
 
 def test_settings_that_make_other_targets_have_other_caches(settings: Settings) -> None:
     others = [{"t5_tokens": 9}, {"revision": "v1"}, {"precision": "bfloat16"}, {"model": "a/b"}, {"name": "sd"}]
-    folders = {settings(**other).cache.folder for other in [{}, *others]}
+    folders = {cache_folder(settings(**other)) for other in [{}, *others]}
     assert len(folders) == len(others) + 1
-    assert settings("sd", t5_tokens=9).cache.folder == settings("sd").cache.folder
+    assert cache_folder(settings("sd", t5_tokens=9)) == cache_folder(settings("sd"))
 
 
 def test_the_fingerprint_tells_templates_apart(settings: Settings) -> None:

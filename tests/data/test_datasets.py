@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from fedgen.data.datasets import DataSettings, open_dataset
+from fedgen.data.datasets import open_dataset
+from fedgen.data.settings import DataSettings
 from fedgen.errors import ConfigError, DataError
 
 ESC10 = Path(__file__).parents[2] / ".." / "shared" / "data" / "esc10"

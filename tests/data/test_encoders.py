@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedgen.data.encoders import EncoderSettings, open_encoder
+from fedgen.data.encoders import open_encoder
 from fedgen.data.patches import LogMel, PatchEncoder
+from fedgen.data.settings import EncoderSettings
 from fedgen.errors import ConfigError
 
 

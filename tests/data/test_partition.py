@@ -3,7 +3,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fedgen.data.partition import Labels, PartitionSettings, partition
+from fedgen.data.partition import Labels, partition
+from fedgen.data.settings import PartitionSettings
 from fedgen.errors import ConfigError, DataError
 
 CLASSES = [f"class_{letter}" for letter in "abcdefghij"]

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from fedgen.config.compose import from_yaml, load_config, resume_config, to_yaml
 from fedgen.config.settings import CheckpointConfig, Config
-from fedgen.data.datasets import DataSettings
 from fedgen.data.plain import bounded, check_names, read_json, read_yaml
-from fedgen.data.targets import TargetSettings
+from fedgen.data.settings import DataSettings, TargetSettings
 from fedgen.errors import ConfigError, said, visible
 from fedgen.models.generators.bank import GranularitySettings
 from fedgen.report.record import RunRecord

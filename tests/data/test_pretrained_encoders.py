@@ -14,8 +14,8 @@ import torch
 from tiny_models import WIDTH, downloaded, offline, tiny_ast, tiny_clap, tiny_pipeline, transformers
 
 from fedgen.data import encoders as frozen
-from fedgen.data.encoders import AstEncoder, ClapEncoder, EncoderSettings, differences, open_encoder
-from fedgen.data.pretrained import name_of
+from fedgen.data.encoders import AstEncoder, ClapEncoder, differences, open_encoder
+from fedgen.data.settings import EncoderSettings, name_of
 from fedgen.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter")

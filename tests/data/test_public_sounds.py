@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedgen.data.encoders import EncoderSettings, open_encoder
+from fedgen.data.encoders import open_encoder
 from fedgen.data.public import SAMPLES, PublicTokens, recipe_sound
+from fedgen.data.settings import EncoderSettings
 from fedgen.data.sounds import SOUNDS
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from fedgen.data.datasets import DataSettings, open_dataset
+from fedgen.data.datasets import open_dataset
+from fedgen.data.settings import DataSettings
 from fedgen.errors import DataError
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fedgen.data import store as store_module
-from fedgen.data.datasets import Clip, DataSettings, open_dataset
+from fedgen.data.datasets import Clip, open_dataset
 from fedgen.data.encoders import PatchEncoder
+from fedgen.data.settings import DataSettings
 from fedgen.data.store import identity_of, open_store, prepare, store_folder
 from fedgen.errors import DataError
 

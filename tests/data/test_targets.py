@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from fedgen.data.targets import TargetSettings, open_targets
+from fedgen.data.settings import TargetSettings
+from fedgen.data.targets import open_targets
 from fedgen.errors import ConfigError, DataError
 
 CLASSES = ["sea_waves", "sea lion", "dog", "car_horn"]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from fedgen.config.compose import load_config
-from fedgen.data.encoders import ENCODERS, MODELS, EncoderSettings, open_encoder
-from fedgen.data.targets import SOURCES, TARGETS, TargetSettings, open_targets
+from fedgen.data.encoders import open_encoder
+from fedgen.data.settings import ENCODERS, PRETRAINED, SOURCES, TARGETS, EncoderSettings, TargetSettings
+from fedgen.data.targets import open_targets
 from fedgen.errors import ConfigError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
@@ -43,11 +44,11 @@ def test_encoders(models: Path) -> None:
     for choice, _, tokens, cls, sound in table:
         name, *settings = shlex.split(choice.strip("`"))
         given = {text.split("=")[0].removeprefix("encoder."): int(text.split("=")[1]) for text in settings}
-        model = str(models / name) if name in MODELS else None
+        model = str(models / name) if name in PRETRAINED else None
         encoder = open_encoder(EncoderSettings(name, model=model, **given))
         assert [encoder.shape] == shapes(tokens)
         assert sound.startswith(f"{encoder.sample_rate // 1000} kHz")
-        if name in MODELS:
+        if name in PRETRAINED:
             assert [open_encoder(EncoderSettings(name, model=model, tokens="cls")).shape] == shapes(cls)
         else:
             assert cls == ""

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedgen.data.targets import TargetSettings, open_targets
+from fedgen.data.settings import TargetSettings
+from fedgen.data.targets import open_targets
 from fedgen.data.tokens import FactoredTokens
 from fedgen.errors import ConfigError
 from fedgen.models.adapters import Adapters, AdapterSettings, build_adapters

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 import torch
 
-from fedgen.data.encoders import EncoderSettings, open_encoder
+from fedgen.data.encoders import open_encoder
 from fedgen.data.public import VERSION
+from fedgen.data.settings import EncoderSettings
 from fedgen.data.tensors import load_tensors, save_tensors
 from fedgen.errors import ConfigError, DataError
 from fedgen.models.bases import CodecSettings, Lengths

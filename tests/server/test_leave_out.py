@@ -11,7 +11,7 @@ from federations import Federate
 
 from fedgen.cli import main
 from fedgen.config.settings import Config
-from fedgen.data.datasets import DataSettings
+from fedgen.data.settings import DataSettings
 from fedgen.errors import ConfigError
 from fedgen.task import prepare_task
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from spaces import toy_space
 
-from fedgen.data.targets import TARGETS, Conditions, TargetSettings, open_targets
+from fedgen.data.settings import TARGETS, TargetSettings
+from fedgen.data.targets import Conditions, open_targets
 from fedgen.data.tensors import save_tensors
 from fedgen.data.tokens import TensorTokens
 from fedgen.models.generators import KINDS, GeneratorSettings, GeneratorTraining
