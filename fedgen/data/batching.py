@@ -1,4 +1,4 @@
-"""Passes over many items in batches that fit into memory, where nothing is learnt: encoding, evaluation."""
+"""Work in batches that are halved when the device runs out of memory."""
 
 from __future__ import annotations
 
@@ -16,38 +16,41 @@ logger = logging.getLogger(__name__)
 
 
 def in_batches(items: Items, rows: int, compute: Callable[[Items], Result]) -> list[Result]:
-    """Return what ``compute`` makes of each batch of ``items``, in order.
+    """Return ``compute`` of each batch of ``items``, in order; at most ``rows`` of the first dimension in a batch.
 
-    When the device runs out of memory the batch is halved, for the rest too, and repeated, and a line says so.
+    When the device runs out of memory, this batch and the remaining ones are halved: see `halving`.
+    """
+    results: list[Result] = []
+    start = 0
 
-    Parameters
-    ----------
-    items : Tensor or list
-        Taken along its first dimension.
-    rows : int
-        Items of a batch to start with.
-    compute : Callable
-        From a slice of ``items`` to anything.
+    def batch(size: int) -> Result:
+        return compute(items[start : start + size])
+
+    while start < len(items):
+        result, rows = halving(min(rows, len(items) - start), "items", batch)
+        results.append(result)
+        start += rows
+    return results
+
+
+def halving(rows: int, noun: str, compute: Callable[[int], Result]) -> tuple[Result, int]:
+    """Return ``compute(rows)`` and the ``rows`` that fit: half as many after each time that memory runs out.
+
+    A warning counts the rows by their ``noun``.
 
     Raises
     ------
     torch.OutOfMemoryError
-        Not even one item fits.
+        Not even one row fits.
     """
-    results: list[Result] = []
-    start = 0
-    while start < len(items):
-        rows = min(rows, len(items) - start)
+    while True:
         try:
-            results.append(compute(items[start : start + rows]))
-            start += rows
-            continue
+            return compute(rows), rows
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
-        # outside the handler: there, the traceback would keep what was computed alive
+        # outside the handler: there, the traceback would keep the results alive
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        logger.warning("out of memory with %d items in a batch: going on with %d", rows, rows // 2)
+        logger.warning("out of memory with %d %s in a batch: going on with %d", rows, noun, rows // 2)
         rows //= 2
-    return results

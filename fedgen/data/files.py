@@ -1,13 +1,16 @@
-"""Files that outlive a crash: where fedgen keeps its own, whole writes, and locks between processes."""
+"""The home folder, digests, atomic writes, and locks between processes."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
@@ -22,6 +25,19 @@ logger = logging.getLogger(__name__)
 def home() -> Path:
     """Return the folder of stores and of runs without a folder: ``$FEDGEN_HOME``, else ``~/.cache/fedgen``."""
     return Path(os.environ.get("FEDGEN_HOME") or "~/.cache/fedgen").expanduser()
+
+
+def digest(content: bytes | str | Path) -> str:
+    """Return the SHA-256 of bytes, of a text or of a file's content: 64 hexadecimal digits."""
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write ``content`` as indented JSON by `write_atomically`."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -47,7 +63,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says while ``path`` is written into a `StorageError` that names it."""
+    """Turn an `OSError` while ``path`` is written into a `StorageError` that names it."""
     try:
         yield
     except OSError as error:
@@ -56,7 +72,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` and wait until the disk has it; a process that dies meanwhile leaves half of it."""
+    """Write ``content`` to ``path`` and wait until it is on the disk; a process that dies meanwhile leaves half of it."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -64,7 +80,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` outlive a power cut."""
+    """Write the file names of ``folder`` to the disk, so that they outlive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -74,10 +90,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for it from working in ``folder``; waits until they have finished.
-
-    The system drops the lock when the process ends, however it ends.
-    """
+    """Hold the lock of ``folder``; wait while another process holds it. It is dropped when the process ends."""
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(blocking=False)
@@ -92,11 +105,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def readable(folder: Path) -> Iterator[None]:
-    """Keep other processes from changing ``folder`` while it is read, where this one may lock it."""
+    """Hold the lock of ``folder`` while it is read, if this process may lock it."""
     if os.access(folder / LOCK, os.W_OK):
         with locked(folder):
             yield
-    else:  # a folder that nobody has written to here, a copy, or one that this user may only read
+    else:  # a copy, or a folder that this user may only read
         yield
 
 

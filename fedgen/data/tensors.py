@@ -1,7 +1,8 @@
-"""Tensor files that are written atomically and read without ever unpickling."""
+"""Tensor files: safetensors with JSON metadata, written atomically, never unpickled."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ PICKLES = (b"PK\x03\x04", b"\x80")  # how files of `torch.save` begin
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write ``tensors`` and JSON ``metadata`` to one safetensors file: the old file or the new one, never half."""
+    """Write ``tensors`` and JSON ``metadata`` to one safetensors file by `write_atomically`."""
     write_atomically(path, serialise(tensors, metadata))
 
 
@@ -29,7 +30,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises
     ------
     CheckpointError
-        The file is missing, truncated or of another kind; nothing in it is ever unpickled.
+        The file is missing, truncated or of another kind.
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is missing")
@@ -43,7 +44,7 @@ def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> byt
 
 
 def parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and metadata of ``content``, which was read from ``path``."""
+    """Return tensors and metadata of ``content``, read from ``path``; errors as `load_tensors`."""
     try:
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")  # the format: header length, JSON header, values
@@ -52,8 +53,17 @@ def parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         raise CheckpointError(f"{path} is {not_tensors(content, error)}") from error
 
 
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, types, shapes and values: exact to the last bit."""
+    whole = hashlib.sha256()
+    for name, value in tensors.items():
+        whole.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+        whole.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()
+
+
 def not_tensors(beginning: bytes, error: Exception) -> str:
-    """Say what a file is that safetensors cannot read; ``beginning`` are its first bytes."""
+    """Describe a file that safetensors cannot read, by its first bytes ``beginning`` and the ``error``."""
     reason = "it looks like a pickle, which is never opened" if beginning.startswith(PICKLES) else str(error)
     return f"not a whole safetensors file: {reason}"
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 
 import psutil
 import torch
 from torch import Tensor
+
+from fedgen.data.batching import halving
 
 SHARE = 0.6  # of what is free: the most that auto plans to take
 READ = 64  # clips that a loop reads at once where memory allows it
@@ -149,22 +151,17 @@ class BatchLimit:
         torch.OutOfMemoryError
             Not even one row fits.
         """
-        while True:
-            size = min(self.rows or len(indices), len(indices))
+        asked = min(self.rows or len(indices), len(indices))
+
+        def one(part: Tensor) -> Tensor:
+            contribution = losses(part)
+            contribution[-1].backward()
+            return contribution.detach()
+
+        def step(rows: int) -> Tensor:
             zero_grad()
-            try:
-                total = None
-                for part in indices.split(size):
-                    contribution = losses(part)
-                    contribution[-1].backward()
-                    total = contribution.detach() if total is None else total + contribution.detach()
-                assert total is not None
-                return total
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-                self.rows = size // 2
-            zero_grad()  # outside the handler: there, the traceback would keep the activations alive
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            logger.warning("out of memory with %d rows in a batch: going on with %d", size, self.rows)
+            return reduce(torch.add, map(one, indices.split(rows)))
+
+        found, rows = halving(asked, "rows", step)
+        self.rows = rows if rows < asked else self.rows
+        return found
