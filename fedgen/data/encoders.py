@@ -20,7 +20,7 @@ from fedgen.data.pretrained import (
     WEIGHTS,
     at_hub,
     differing,
-    digest,
+    digest_of,
     find,
     load_model,
     load_part,
@@ -102,7 +102,7 @@ class FrozenEncoder(ABC):
         files = [file for pattern in FILES for file in self.folder.glob(pattern)]
         # AST's extractor takes torchaudio where it is installed; numpy's features differ in the last digits
         features = "torchaudio" if self.name == "ast" and find_spec("torchaudio") else "numpy"
-        return {**self.asked(), "digest": digest(files), "features": features}
+        return {**self.asked(), "digest": digest_of(files), "features": features}
 
     @cached_property
     def folder(self) -> Path:

@@ -72,7 +72,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` and wait until it is on the disk; a process that dies meanwhile leaves half of it."""
+    """Write ``content`` to ``path`` and wait for the disk; a process that dies meanwhile leaves half of it."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from fedgen.data.files import digest
 from fedgen.data.settings import name_of
 from fedgen.errors import ConfigError, DataError, require, said
 
@@ -94,19 +94,16 @@ def at_hub(model: str) -> bool:
     return model.count("/") == 1 and not model.startswith(("/", ".", "~")) and not Path(model).is_dir()
 
 
-def digest(files: Sequence[Path]) -> str:
-    """Return what the bytes of ``files`` amount to, 16 hexadecimal digits, wherever the files are."""
-    whole = hashlib.sha256()
-    for file in sorted(files):
-        status = file.stat()
-        whole.update(f"{file.name} {_checksum(file, status.st_size, status.st_mtime_ns)}\n".encode())
-    return whole.hexdigest()[:16]
+def digest_of(files: Sequence[Path]) -> str:
+    """Return a digest of the names and contents of ``files``, 16 hexadecimal digits, independent of their folder."""
+    status = [(file, file.stat()) for file in sorted(files)]
+    lines = [f"{file.name} {_checksum(file, found.st_size, found.st_mtime_ns)}\n" for file, found in status]
+    return digest("".join(lines))[:16]
 
 
 @lru_cache(maxsize=64)  # a file is read again if it changes
 def _checksum(file: Path, size: int, changed: int) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return digest(file)
 
 
 def load_model(model_class: Any, folder: Path, dtype: torch.dtype, device: torch.device | str, key: str) -> Any:

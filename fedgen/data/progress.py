@@ -1,4 +1,4 @@
-"""What a run shows and keeps of its course: a bar of rounds on a terminal, log lines above it, a log in its folder."""
+"""Progress of a run: one bar on a terminal, log lines above it, and a log file in the run's folder."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ own = logging.getLogger("fedgen")
 
 
 def quiet() -> bool:
-    """Say whether nothing but warnings and errors is to be shown."""
+    """Return whether only warnings and errors are shown."""
     return os.environ.get(QUIET, "") not in ("", "0")
 
 
 @contextmanager
 def made_quiet(wanted: bool) -> Iterator[None]:
-    """Be quiet, if it is wanted, until the end of the block."""
+    """Be quiet within the block, if ``wanted``."""
     before = os.environ.get(QUIET, "")
     os.environ[QUIET] = "1" if wanted else before
     try:
@@ -36,7 +36,7 @@ def made_quiet(wanted: bool) -> Iterator[None]:
 
 
 class ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Writes to what standard output is now: while a bar is shown, to rich's, which puts lines above the bar."""
+    """Writes to the current standard output: while a bar is shown, to rich's, which puts lines above the bar."""
 
     stream = property(lambda self: sys.stdout)
 
@@ -44,13 +44,13 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
         logging.Handler.__init__(self, logging.INFO)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record, unless it is quiet and the record is no warning."""
+        """Write a record; when quiet, only warnings and errors."""
         if record.levelno >= logging.WARNING or not quiet():
             super().emit(record)
 
 
 def show_lines() -> None:
-    """Print fedgen's log lines where nobody has set up logging, as in Flower's server process and in a notebook."""
+    """Print fedgen's log lines if logging is not set up, as in Flower's server process and in a notebook."""
     if not logging.getLogger().handlers and not any(isinstance(handler, ConsoleHandler) for handler in own.handlers):
         handler = ConsoleHandler()
         handler.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s", "%H:%M:%S"))
@@ -59,18 +59,28 @@ def show_lines() -> None:
 
 
 class RoundsBar:
-    """Shows how many of ``rounds`` (or of ``what`` else) are done; a terminal has room for one bar, the latest."""
+    """Bar of ``total`` rounds, clips or prompts, named by ``noun``; a terminal shows one bar, the latest.
+
+    As a context manager, it is shown within the block.
+    """
 
     shown: ClassVar[RoundsBar | None] = None
 
-    def __init__(self, rounds: int, what: str = "rounds") -> None:
-        columns = TextColumn(what), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    def __init__(self, total: int, noun: str = "rounds") -> None:
+        columns = TextColumn(noun), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
         where = TextColumn("{task.fields[step]} {task.fields[nodes]}")
         self.bar = Progress(*columns, where, console=Console(), transient=True, refresh_per_second=2)
-        self.task = self.bar.add_task(what, start=False, total=rounds, step="", nodes="")
+        self.task = self.bar.add_task(noun, start=False, total=total, step="", nodes="")
+
+    def __enter__(self) -> RoundsBar:
+        self.start(0)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
     def start(self, done: int) -> None:
-        """Show the bar, unless standard output or error is no terminal, this is one of several jobs, or it is quiet."""
+        """Show the bar if standard output and error are a terminal, this is no worker process, and it is not quiet."""
         self.stop()
         if sys.stdout.isatty() and sys.stderr.isatty() and not quiet() and not multiprocessing.parent_process():
             self.bar.start_task(self.task)
@@ -79,26 +89,26 @@ class RoundsBar:
             RoundsBar.shown = self
 
     def show(self, done: int) -> None:
-        """Move the bar to ``done`` rounds."""
+        """Move the bar to ``done``."""
         self.bar.update(self.task, completed=done, step="", nodes="", refresh=True)
 
     @staticmethod
     def stop() -> None:
-        """Take away the bar that is shown, if there is one."""
+        """Remove the bar, if one is shown."""
         if RoundsBar.shown is not None:
             RoundsBar.shown.bar.stop()
             RoundsBar.shown = None
 
 
 def show_step(step: str, nodes: str | None = "") -> None:
-    """Show beside the bar, if there is one, the step of the round, and the nodes that have done it; None: as before."""
+    """Show the step of the round beside the bar, and the nodes that have done it; None leaves the nodes as they are."""
     if RoundsBar.shown is not None:
         fields: dict[str, Any] = {"step": step} if nodes is None else {"step": step, "nodes": nodes}
         RoundsBar.shown.bar.update(RoundsBar.shown.task, **fields)
 
 
 def keep_log(folder: Path) -> None:
-    """Write every line from now on to ``fedgen.log`` in ``folder``, unless Hydra does that already."""
+    """Write every line from now on to ``fedgen.log`` in ``folder``, unless Hydra does so already."""
     leave_log()
     show_lines()
     file = (folder / LOG).absolute()
@@ -109,7 +119,7 @@ def keep_log(folder: Path) -> None:
 
 
 def leave_log() -> None:
-    """Close the log of the run before, if there is one."""
+    """Close the log file of the previous run, if there is one."""
     for handler in [handler for handler in own.handlers if isinstance(handler, logging.FileHandler)]:
         own.removeHandler(handler)
         handler.close()

@@ -1,29 +1,26 @@
-"""Targets on disk: text encoders run once, and nodes, servers and sweeps read what they gave.
+"""Targets on disk: text encoders run once, and nodes, servers and sweeps read their outputs.
 
-A cache is a folder below ``$FEDGEN_HOME/targets`` with one safetensors file a prompt. Each file says what made it: the
-settings, and a digest of the text encoders' files. It can be copied to machines that have no text encoders.
+A cache is a folder below ``$FEDGEN_HOME/targets`` with one safetensors file a prompt. Each file holds its origin: the
+settings, and digests of the text encoders' files. It can be copied to machines that have no text encoders.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from fedgen.data.clip_t5 import PARTS, Prompts
-from fedgen.data.files import home, locked, write_atomically
-from fedgen.errors import DataError
+from fedgen.data.clip_t5 import TextEncoders
+from fedgen.data.files import digest, home, locked
+from fedgen.data.settings import TargetSettings, name_of
+from fedgen.data.tensors import exact_digest, load_tensors, save_tensors
+from fedgen.errors import CheckpointError, DataError
 
-FORMAT = 1
+FORMAT = 2
 PREPARE = "`fedgen prepare` with the same target"
 
 log = logging.getLogger(__name__)
@@ -37,13 +34,21 @@ class TargetCache:
     facts : dict
         The choice, plain JSON.
     folder : Path
-        Where they are.
+        Folder of the files.
     """
 
-    def __init__(self, facts: dict[str, Any]) -> None:
-        self.facts = {"format": FORMAT, **facts}
-        code = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:8]
-        self.folder = home() / "targets" / f"{facts['target']}-{facts['model']}-{code}"
+    def __init__(self, settings: TargetSettings) -> None:
+        self.facts = {
+            "format": FORMAT,
+            "source": settings.source,
+            "target": settings.name,
+            "model": name_of(settings.pipeline),
+            "revision": settings.revision,
+            "t5_tokens": settings.t5_tokens if settings.name == "flux" else None,
+            "precision": settings.precision,
+        }
+        code = digest(json.dumps(self.facts, sort_keys=True))[:8]
+        self.folder = home() / "targets" / f"{settings.name}-{self.facts['model']}-{code}"
 
     def read(self, prompts: list[str]) -> dict[str, Tensor]:
         """Return the targets of ``prompts`` by head, ``(N, width)`` or ``(N, tokens, width)``, float32.
@@ -51,7 +56,7 @@ class TargetCache:
         Raises
         ------
         DataError
-            Some are missing or damaged, or other text encoders made some than others.
+            Some are missing or damaged, or not all are of the same text encoders.
         """
         missing = [prompt for prompt in prompts if not self._file(prompt).is_file()]
         if missing:
@@ -61,98 +66,67 @@ class TargetCache:
                 f"{PREPARE}, on this machine, or copy the folder from one that has them"
             )
         found = [self._load(prompt) for prompt in prompts]
-        makers = {json.dumps(maker, sort_keys=True) for maker, _ in found}
-        if len(makers) > 1:
+        if any(maker != found[0][0] for maker, _ in found):
             raise DataError(f"{self.folder} holds targets of several text encoders: delete it and use {PREPARE}")
-        heads = found[0][1]
-        return {head: torch.stack([tensors[head] for _, tensors in found]) for head in heads}
+        return {head: torch.stack([tensors[head] for _, tensors in found]) for head in found[0][1]}
 
-    def check(self, prompts: list[str], encoders: Prompts) -> None:
-        """Raise what `fill` would before it encodes: soon, and not after all that comes before."""
-        makers, missing = self._found(prompts)
-        if missing:
-            encoders.check(missing)
-        if missing and makers:
-            self._maker(makers, encoders)
-
-    def fill(self, prompts: list[str], encoders: Prompts, progress: bool = True) -> None:
-        """Encode those of ``prompts`` that are missing or damaged; interrupted, it goes on where it was.
+    def missing(self, prompts: list[str], encoders: TextEncoders) -> tuple[list[str], dict[str, Any]]:
+        """Return the prompts whose targets are missing or damaged, and the maker of their targets.
 
         Raises
         ------
         DataError
-            Other text encoders made what is there.
+            The targets that are there are of other text encoders, or as `TextEncoders.check`.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder):
-            makers, todo = self._found(prompts)
-            if not todo:  # another process has made them meanwhile
-                return
-            for prompt in todo:
-                if self._file(prompt).exists():
-                    log.warning("%s is damaged, or of other targets: it is written again", self._file(prompt))
-            self._encode(todo, encoders, self._maker(makers, encoders), progress and sys.stderr.isatty())
-
-    def _found(self, prompts: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return what made those that are there, and the prompts that are missing or damaged."""
         makers, missing = [], []
         for prompt in prompts:
             try:
                 makers.append(self._load(prompt)[0])
             except DataError:
                 missing.append(prompt)
-        return makers, missing
-
-    def _maker(self, makers: list[dict[str, Any]], encoders: Prompts) -> dict[str, Any]:
-        """Return what will have made the rest; `DataError` unless it is what made those that are there."""
+        if not missing:
+            return [], {}
+        encoders.check(missing)
         maker = {**self.facts, "digests": encoders.digests()}
         if any(other != maker for other in makers):
             raise DataError(
                 f"{self.folder} holds targets of other text encoders than {encoders.folder}: delete it, or give "
                 "the model's folder another name and set target.model"
             )
-        return maker
+        return missing, maker
 
-    def _encode(self, prompts: list[str], encoders: Prompts, maker: dict[str, Any], bar: bool) -> None:
-        log.info("encoding %d prompts into %s", len(prompts), self.folder)
-        with Progress(disable=not bar) as shown:
-            tasks = {
-                part.head: shown.add_task(f"encoding prompts ({part.head})", total=len(prompts))
-                for part in PARTS[encoders.target]
-            }
+    def fill(self, prompts: list[str], encoders: TextEncoders) -> None:
+        """Encode those of ``prompts`` that are missing or damaged; an interrupted call is continued by the next.
 
-            def done(head: str, count: int) -> None:
-                shown.advance(tasks[head], count)
-                if not bar:
-                    log.info("encoded %d prompts for %s", count, head)
-
-            for prompt, tensors in encoders.encode(prompts, done):
-                facts = {"maker": json.dumps(maker, sort_keys=True), "prompt": prompt, "sha256": _checksum(tensors)}
-                whole = {head: value.contiguous() for head, value in tensors.items()}
-                write_atomically(self._file(prompt), save(whole, facts))
+        Raises
+        ------
+        DataError
+            As `missing` and `TextEncoders.encode`.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder):
+            todo, maker = self.missing(prompts, encoders)
+            if not todo:  # another process has made them meanwhile
+                return
+            for file in filter(Path.exists, map(self._file, todo)):
+                log.warning("%s is damaged, or of other targets: it is written again", file)
+            log.info("encoding %d prompts into %s", len(todo), self.folder)
+            for prompt, tensors in encoders.encode(todo):
+                facts = {"maker": maker, "prompt": prompt, "sha256": exact_digest(tensors)}
+                save_tensors(self._file(prompt), tensors, facts)
 
     def _file(self, prompt: str) -> Path:
-        return self.folder / f"{hashlib.sha256(prompt.encode()).hexdigest()[:16]}.safetensors"
+        return self.folder / f"{digest(prompt)[:16]}.safetensors"
 
     def _load(self, prompt: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return what made a prompt's targets, and these by head."""
+        """Return the maker of a prompt's targets, and these by head."""
         file = self._file(prompt)
         try:
-            with safe_open(file, framework="pt") as reader:
-                facts = reader.metadata()
-                tensors = {head: reader.get_tensor(head) for head in reader.keys()}  # noqa: SIM118
-            maker = json.loads(facts["maker"])
-            whole = facts["prompt"] == prompt and facts["sha256"] == _checksum(tensors)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            tensors, facts = load_tensors(file)
+        except CheckpointError as error:
             raise DataError(f"{file} cannot be read ({error}); {PREPARE} writes it again") from error
-        if not whole or {key: maker.get(key) for key in self.facts} != self.facts:
+        maker = facts.get("maker")
+        whole = facts.get("prompt") == prompt and facts.get("sha256") == exact_digest(tensors)
+        if not whole or not isinstance(maker, dict) or maker | self.facts != maker:
             raise DataError(f"{file} is damaged, or belongs to other targets; {PREPARE} writes it again")
         return maker, tensors
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    whole = hashlib.sha256()
-    for head, value in sorted(tensors.items()):
-        whole.update(f"{head} {tuple(value.shape)}".encode())
-        whole.update(value.contiguous().numpy().tobytes())
-    return whole.hexdigest()

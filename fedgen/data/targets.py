@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedgen.data.clip_t5 import Prompts
+from fedgen.data.clip_t5 import TextEncoders
 from fedgen.data.seeds import stream
-from fedgen.data.settings import TargetSettings, name_of
+from fedgen.data.settings import TargetSettings
 from fedgen.data.target_cache import TargetCache
 from fedgen.errors import ConfigError, DataError, suggestion
 
@@ -148,48 +148,29 @@ class Targets:
 
 
 def open_targets(classes: list[str], settings: TargetSettings) -> Targets:
-    """Return the targets of ``classes``; those of ``clip_t5`` are read from where `prepare_targets` put them.
+    """Return the targets of ``classes``; those of ``clip_t5`` are read from the cache that `prepare_targets` fills.
 
     Raises
     ------
     DataError
-        A class name holds no word, or two classes consist of the same words and would have the same target; or targets
+        A class name holds no word; two classes consist of the same words and would have the same target; or targets
         are not on this machine yet.
     """
     _check_words(classes)
     if settings.source == "words":
         return Targets(list(classes), word_targets(classes, settings.name, settings.template, settings.t5_tokens))
-    return Targets(list(classes), _cache(settings).read(settings.prompts(classes)))
+    return Targets(list(classes), TargetCache(settings).read(settings.prompts(classes)))
 
 
 def check_targets(classes: list[str], settings: TargetSettings) -> None:
-    """See that `prepare_targets` can encode what is missing: soon, where clips are encoded first, which takes hours.
-
-    Files of text encoders are fetched if need be.
-
-    Raises
-    ------
-    DataError
-        As `prepare_targets`.
-    """
+    """Raise the errors of `prepare_targets` before the hours of encoding clips; files are fetched if need be."""
     _check_words(classes)
     if settings.source != "words":
-        _cache(settings).check(settings.prompts(classes), _text_encoders(settings))
+        TargetCache(settings).missing(settings.prompts(classes), TextEncoders(settings))
 
 
-def prepare_targets(
-    classes: list[str], settings: TargetSettings, device: torch.device | str = "cpu", progress: bool = True
-) -> Targets:
-    """Encode the prompts that are missing on this machine, one text encoder after the other, and return the targets.
-
-    Parameters
-    ----------
-    classes : list[str]
-    settings : TargetSettings
-    device : torch.device or str
-        Where text encoders compute.
-    progress : bool
-        Whether a terminal shows a progress bar; without a terminal the log gets a line for each text encoder.
+def prepare_targets(classes: list[str], settings: TargetSettings, device: torch.device | str = "cpu") -> Targets:
+    """Encode the prompts that are missing on this machine on ``device``, and return the targets of ``classes``.
 
     Raises
     ------
@@ -199,27 +180,14 @@ def prepare_targets(
     _check_words(classes)
     try:
         return open_targets(classes, settings)
-    except DataError:  # not there, or damaged: filling the cache makes it or says why it cannot
-        _cache(settings).fill(settings.prompts(classes), _text_encoders(settings, device), progress)
+    except DataError:  # missing or damaged
+        TargetCache(settings).fill(settings.prompts(classes), TextEncoders(settings, device))
         return open_targets(classes, settings)
 
 
 def cache_folder(settings: TargetSettings) -> Path | None:
     """Return the folder of the cached targets; None if they are made anew each time."""
-    return None if settings.source == "words" else _cache(settings).folder
-
-
-def _cache(settings: TargetSettings) -> TargetCache:
-    """Return the cache of the targets of ``clip_t5``."""
-    tokens = settings.t5_tokens if settings.name == "flux" else None
-    facts = (settings.source, settings.name, name_of(settings.pipeline), settings.revision, tokens, settings.precision)
-    names = ("source", "target", "model", "revision", "t5_tokens", "precision")
-    return TargetCache(dict(zip(names, facts, strict=True)))
-
-
-def _text_encoders(settings: TargetSettings, device: torch.device | str = "cpu") -> Prompts:
-    """Return the text encoders of ``clip_t5``; their files are not looked for yet."""
-    return Prompts(settings.name, settings.t5_tokens, settings.pipeline, settings.revision, settings.precision, device)
+    return None if settings.source == "words" else TargetCache(settings).folder
 
 
 def _check_words(classes: list[str]) -> None:

@@ -53,10 +53,10 @@ def parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         raise CheckpointError(f"{path} is {not_tensors(content, error)}") from error
 
 
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+def exact_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of names, types, shapes and values: exact to the last bit."""
     whole = hashlib.sha256()
-    for name, value in tensors.items():
+    for name, value in sorted(tensors.items()):
         whole.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
         whole.update(value.detach().cpu().contiguous().numpy().tobytes())
     return whole.hexdigest()

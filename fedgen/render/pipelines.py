@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fedgen.data.clip_t5 import PARTS
-from fedgen.data.pretrained import WEIGHTS, digest, find, library, load_model
+from fedgen.data.clip_t5 import TEXT_ENCODERS
+from fedgen.data.pretrained import WEIGHTS, digest_of, find, library, load_model
 from fedgen.errors import ConfigError, DataError, require, said
 
 KEY = "--pipeline"
 DIFFUSION_WEIGHTS = f"diffusion_pytorch_{WEIGHTS}"
 CONFIGS = ["model_index.json", "*/config.json"]
-TEXT = PARTS["sd"][0].files
+TEXT = TEXT_ENCODERS["sd"][0].files
 
 
 def diffusion() -> Any:
@@ -139,7 +139,7 @@ class PipelineFiles:
 
     def digest(self) -> str:
         """Return a digest of all files that are loaded but the text encoder's."""
-        return digest([file for pattern in self._files for file in self.folder().glob(pattern)])
+        return digest_of([file for pattern in self._files for file in self.folder().glob(pattern)])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CLIP_LENGTH, WIDTH, downloaded, offline, tiny_pipeline, transformers
 
 from fedgen.data import clip_t5
-from fedgen.data.clip_t5 import PARTS, Prompts
+from fedgen.data.clip_t5 import TEXT_ENCODERS, TextEncoders
 from fedgen.data.pretrained import load_model
 from fedgen.data.settings import TargetSettings
 from fedgen.data.targets import cache_folder, open_targets, prepare_targets
@@ -30,7 +30,7 @@ Settings = Callable[..., TargetSettings]
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pipelines")
-    return {name: tiny_pipeline(folder / name, name) for name in PARTS}
+    return {name: tiny_pipeline(folder / name, name) for name in TEXT_ENCODERS}
 
 
 @pytest.fixture
@@ -174,20 +174,18 @@ def test_only_new_classes_are_encoded(settings: Settings, caplog: pytest.LogCapt
 def test_interrupted_it_goes_on_where_it_was(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip_t5, "PROMPTS_AT_ONCE", 1)
     with monkeypatch.context() as undone:
-        encode = Prompts.encode
+        encode = TextEncoders.encode
 
-        def cut_short(self: Prompts, *arguments: Any) -> Any:
+        def cut_short(self: TextEncoders, *arguments: Any) -> Any:
             yield next(encode(self, *arguments))
             raise KeyboardInterrupt
 
-        undone.setattr(Prompts, "encode", cut_short)
+        undone.setattr(TextEncoders, "encode", cut_short)
         with pytest.raises(KeyboardInterrupt):
             prepare_targets(CLASSES, settings())
     assert len(open_targets(CLASSES[:1], settings()).heads["clip"]) == 1
     asked: list[list[str]] = []
-    monkeypatch.setattr(
-        Prompts, "encode", lambda self, prompts, done: asked.append(prompts) or encode(self, prompts, done)
-    )
+    monkeypatch.setattr(TextEncoders, "encode", lambda self, prompts: asked.append(prompts) or encode(self, prompts))
     prepare_targets(CLASSES, settings())
     assert asked == [["the sea waves", "the rain"]]
 

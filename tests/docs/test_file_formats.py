@@ -19,6 +19,7 @@ from safetensors import safe_open
 from fedgen.cli import main
 from fedgen.client_app import app as client_app
 from fedgen.config.compose import load_config, to_yaml
+from fedgen.data.settings import TargetSettings
 from fedgen.data.target_cache import TargetCache
 from fedgen.runtimes.local import LocalGrid, run_server
 from fedgen.server_app import app as server_app
@@ -240,20 +241,19 @@ def test_store(run: Path) -> None:
 class TextEncoders:
     """What a cache asks of text encoders."""
 
-    target, folder = "flux", Path("flux")
+    def check(self, prompts: list[str]) -> None:
+        pass
 
     def digests(self) -> dict[str, str]:
         return {"clip": "0", "t5": "1"}
 
-    def encode(self, prompts: list[str], done: Callable[[str, int], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def encode(self, prompts: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         for prompt in prompts:
             yield prompt, {"clip": torch.zeros(4), "t5": torch.zeros(3, 4)}
 
 
 def test_targets(home: Path) -> None:
-    names = ("source", "target", "model", "revision", "t5_tokens", "precision")
-    cache = TargetCache(dict(zip(names, ("clip_t5", "flux", "flux", None, 3, "float32"), strict=True)))
-    cache.fill(["the sound of rain"], TextEncoders(), progress=False)  # type: ignore[arg-type]
+    cache = TargetCache(TargetSettings("flux", "clip_t5", t5_tokens=3))
+    cache.fill(["the sound of rain"], TextEncoders())  # type: ignore[arg-type]
     (file,) = cache.folder.glob("*.safetensors")
-    header = header_of(file)
-    hold(patterns(PAGE, "Targets", "key of a header"), flat({**header, "maker": json.loads(header["maker"])}))
+    hold(patterns(PAGE, "Targets", "key of a header"), flat(json.loads(header_of(file)["fedgen"])))
