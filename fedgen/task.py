@@ -19,7 +19,6 @@ from fedgen.config.settings import Config
 from fedgen.data.datasets import Dataset, held_back, open_dataset
 from fedgen.data.encoders import Encoder, differences, open_encoder
 from fedgen.data.partition import Labels, partition
-from fedgen.data.progress import quiet
 from fedgen.data.seeds import seeded
 from fedgen.data.store import Store, identity_of, open_store, prepare, store_folder, without_clips
 from fedgen.data.targets import Targets, check_targets, open_targets, prepare_targets
@@ -178,7 +177,7 @@ def prepare_store(config: Config, verify: bool = False) -> Store:
         with suppress(DataError):  # not there, not complete, or not ours: preparing makes it or says why it cannot
             return open_store(folder, identity_of(dataset, encoder))
     check_targets(dataset.classes, config.target)
-    return prepare(dataset, encoder, folder, progress=not quiet())
+    return prepare(dataset, encoder, folder)
 
 
 def _without_clips(config: Config) -> Task:

@@ -16,10 +16,11 @@ from torch import Tensor
 from fedgen.data.batching import in_batches
 from fedgen.data.patches import PatchEncoder
 from fedgen.data.pretrained import (
+    REVISION,
     USUAL_REVISION,
     WEIGHTS,
     at_hub,
-    differing,
+    content,
     digest_of,
     find,
     load_model,
@@ -31,159 +32,6 @@ from fedgen.errors import DataError
 FILES = ("config.json", "preprocessor_config.json", WEIGHTS)
 KEY = "encoder.model"
 FRAME = 400  # samples of the first frame of AST's extractor
-
-
-class FrozenEncoder(ABC):
-    """A model and its feature extractor, both from one folder.
-
-    Files are looked for when the identity is asked for, weights are loaded with the first clip, and freed with the
-    encoder. On CUDA the model computes in half precision, elsewhere in single; tokens are kept in half anyway.
-
-    Parameters are those of `EncoderSettings`; ``model`` is `default` by default.
-    """
-
-    name: str
-    default: ClassVar[str]
-    family: ClassVar[str]  # what the names of its classes in transformers begin with
-
-    def __init__(
-        self,
-        model: str | None = None,
-        revision: str | None = None,
-        tokens: str = "all",
-        batch_size: int = 8,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.model, self.revision, self.tokens = model or self.default, revision, tokens
-        self.batch_size, self.device = batch_size, torch.device(device)
-        self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
-
-    @torch.no_grad()
-    def __call__(self, waveforms: list[np.ndarray]) -> Tensor:
-        """Return tokens ``(B, S, D)``, float16, on the CPU, for mono waveforms in -1..1 of any length.
-
-        Raises
-        ------
-        DataError
-            A token is not finite in half precision.
-        """
-        tokens = torch.cat(in_batches(waveforms, self.batch_size, lambda some: self._encode(some).half().cpu()))
-        if not torch.isfinite(tokens).all():
-            raise DataError(f"{KEY}={self.model} gives tokens that are not finite in half precision")
-        return tokens
-
-    @abstractmethod
-    def _encode(self, waveforms: list[np.ndarray]) -> Tensor:
-        """Return what the model makes of waveforms as tokens ``(B, S, D)``, on its device."""
-
-    @abstractmethod
-    def _all_tokens(self) -> tuple[int, int]:
-        """Return ``(S, D)`` of all tokens, as the model's configuration has it."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(S, D)`` of a clip's token sequence."""
-        length, width = self._all_tokens()
-        return (1 if self.tokens == "cls" else length), width
-
-    @property
-    def sample_rate(self) -> int:
-        """The rate in Hz that the feature extractor wants."""
-        return int(self.extractor.sampling_rate)
-
-    def asked(self) -> dict[str, str | int]:
-        """Return what of the identity the settings alone say; a model in a folder has no revision."""
-        revision = self.revision or (USUAL_REVISION if at_hub(self.model) else None)
-        said = {"revision": revision} if revision else {}
-        return {"name": self.name, "model": name_of(self.model), "tokens": self.tokens, **said}
-
-    def identity(self) -> dict[str, str | int]:
-        """Return the model's name, revision and digest, what computes the features, and which tokens are kept."""
-        files = [file for pattern in FILES for file in self.folder.glob(pattern)]
-        # AST's extractor takes torchaudio where it is installed; numpy's features differ in the last digits
-        features = "torchaudio" if self.name == "ast" and find_spec("torchaudio") else "numpy"
-        return {**self.asked(), "digest": digest_of(files), "features": features}
-
-    @cached_property
-    def folder(self) -> Path:
-        """Where the model's files are; they are fetched if need be."""
-        return find(self.model, self.revision, KEY, FILES)
-
-    @cached_property
-    def config(self) -> Any:
-        """The model's configuration."""
-        return load_part(f"{self.family}Config", self.folder, KEY)
-
-    @cached_property
-    def extractor(self) -> Any:
-        """The feature extractor."""
-        return load_part(f"{self.family}FeatureExtractor", self.folder, KEY)
-
-    @cached_property
-    def _model(self) -> Any:
-        return load_model(f"{self.family}Model", self.folder, self.dtype, self.device, KEY)
-
-    def _features(self, waveforms: list[np.ndarray], name: str) -> Tensor:
-        given = self.extractor(waveforms, sampling_rate=self.sample_rate, return_tensors="pt")
-        return given[name].to(self.device, self.dtype)
-
-
-class AstEncoder(FrozenEncoder):
-    """AST's last hidden state: class token, distillation token, then a token a patch, frequency first.
-
-    What is longer than the model's frames (10 s) is cut off; what is shorter is padded by the extractor, and less than
-    one frame with silence to one frame.
-
-    Source: Gong et al., AST: Audio Spectrogram Transformer, Interspeech 2021 (2104.01778).
-    """
-
-    name, default, family = "ast", "MIT/ast-finetuned-audioset-10-10-0.4593", "AST"
-
-    def _encode(self, waveforms: list[np.ndarray]) -> Tensor:
-        padded = [np.pad(waveform, (0, max(0, FRAME - len(waveform)))) for waveform in waveforms]
-        hidden: Tensor = self._model(self._features(padded, "input_values")).last_hidden_state  # (B, S, D)
-        return hidden[:, :1] if self.tokens == "cls" else hidden
-
-    def _all_tokens(self) -> tuple[int, int]:
-        config, extractor = self.config, self.extractor
-        ours, theirs = (extractor.num_mel_bins, extractor.max_length), (config.num_mel_bins, config.max_length)
-        if ours != theirs:
-            raise DataError(f"{KEY}={self.model}: its extractor gives {ours} mel bins and frames, not {theirs}")
-        rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
-        columns = (config.max_length - config.patch_size) // config.time_stride + 1
-        return 2 + rows * columns, config.hidden_size
-
-
-class ClapEncoder(FrozenEncoder):
-    """CLAP's last feature map as tokens, time last and fastest; or its pooled vector (``cls``).
-
-    The extractor takes a random part of what is too long, and the models that fuse several parts mark a random clip as
-    long; so clips are cut to the model's length (10 s) and none is marked: the same clip gives the same tokens.
-
-    Source: Wu et al., Large-Scale Contrastive Language-Audio Pretraining, ICASSP 2023 (2211.06687).
-    """
-
-    name, default, family = "clap", "laion/clap-htsat-unfused", "Clap"
-
-    def _encode(self, waveforms: list[np.ndarray]) -> Tensor:
-        cut = [waveform[: self.extractor.nb_max_samples] for waveform in waveforms]
-        features = self._features(cut, "input_features")
-        long = torch.zeros(len(waveforms), 1, dtype=torch.bool, device=self.device)
-        found = self._model.audio_model(features, is_longer=long)
-        if self.tokens == "cls":
-            return found.pooler_output[:, None]
-        return found.last_hidden_state.flatten(2).transpose(1, 2)
-
-    def _all_tokens(self) -> tuple[int, int]:
-        audio = self.config.audio_config
-        side = audio.spec_size // audio.patch_stride[0] // 2 ** (len(audio.depths) - 1)
-        return side * side, audio.patch_embeds_hidden_size * 2 ** (len(audio.depths) - 1)
-
-
-MODELS: dict[str, type[FrozenEncoder]] = {"ast": AstEncoder, "clap": ClapEncoder}  # pretrained
-COMPUTED: dict[str, Callable[[EncoderSettings, torch.device | str], Encoder]] = {
-    "patches": lambda settings, device: PatchEncoder(settings.stride, settings.batch_size, device),
-}
 
 
 class Encoder(Protocol):
@@ -208,7 +56,7 @@ class Encoder(Protocol):
     def sample_rate(self) -> int: ...  # noqa: D102
 
     def __call__(self, waveforms: list[np.ndarray]) -> Tensor:
-        """Return tokens ``(B, S, D)``, float16, on the CPU, for mono waveforms of any length."""
+        """Return tokens ``(B, S, D)``, float16, on the CPU, for mono waveforms in -1..1 of any length."""
         ...
 
     def identity(self) -> dict[str, str | int]:
@@ -216,23 +64,156 @@ class Encoder(Protocol):
         ...
 
 
-def open_encoder(settings: EncoderSettings, device: torch.device | str = "cpu") -> Encoder:
-    """Return the encoder that ``settings.name`` names, computing on ``device``.
+class FrozenEncoder(ABC):
+    """A pretrained model and its feature extractor, both from one folder.
 
-    Neither files are looked for nor a model loaded before they are needed.
+    Files are looked for when the identity is asked for; weights are loaded with the first clip and freed with the
+    encoder. On CUDA the model computes in half precision, elsewhere in single; tokens are kept in half anyway.
     """
-    if settings.name in MODELS:
-        chosen = settings.model, settings.revision, settings.tokens
-        return MODELS[settings.name](*chosen, settings.batch_size, device)
-    return COMPUTED[settings.name](settings, device)
+
+    name: str
+    default: ClassVar[str]  # the usual model
+    family: ClassVar[str]  # beginning of the names of its classes in transformers
+
+    def __init__(self, settings: EncoderSettings, device: torch.device | str = "cpu") -> None:
+        self.model, self.revision, self.tokens = settings.model or self.default, settings.revision, settings.tokens
+        self.batch_size, self.device = settings.batch_size, torch.device(device)
+        self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
+
+    @torch.no_grad()
+    def __call__(self, waveforms: list[np.ndarray]) -> Tensor:
+        """Return tokens ``(B, S, D)`` as `Encoder` does; `DataError` if one is not finite in half precision."""
+        tokens = torch.cat(in_batches(waveforms, self.batch_size, lambda some: self._encode(some).half().cpu()))
+        if not torch.isfinite(tokens).all():
+            raise DataError(f"{KEY}={self.model} gives tokens that are not finite in half precision")
+        return tokens
+
+    @abstractmethod
+    def _encode(self, waveforms: list[np.ndarray]) -> Tensor:
+        """Return the tokens of waveforms ``(B, S, D)``, on the model's device."""
+
+    @abstractmethod
+    def _all_tokens(self) -> tuple[int, int]:
+        """Return ``(S, D)`` of all tokens, by the model's configuration."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(S, D)`` of a clip's token sequence."""
+        length, width = self._all_tokens()
+        return (1 if self.tokens == "cls" else length), width
+
+    @property
+    def sample_rate(self) -> int:
+        """The rate in Hz of the feature extractor."""
+        return int(self.extractor.sampling_rate)
+
+    def asked(self) -> dict[str, str | int]:
+        """Return the part of the identity that follows from the settings; a model in a folder has no revision."""
+        revision = self.revision or (USUAL_REVISION if at_hub(self.model) else None)
+        known = {REVISION: revision} if revision else {}
+        return {"name": self.name, "model": name_of(self.model), "tokens": self.tokens, **known}
+
+    def identity(self) -> dict[str, str | int]:
+        """Return the model's name, revision and digest, the source of the features, and which tokens are kept."""
+        files = [file for pattern in FILES for file in self.folder.glob(pattern)]
+        # AST's extractor takes torchaudio where it is installed; numpy's features differ in the last digits
+        features = "torchaudio" if self.name == "ast" and find_spec("torchaudio") else "numpy"
+        return {**self.asked(), "digest": digest_of(files), "features": features}
+
+    @cached_property
+    def folder(self) -> Path:
+        """Folder of the model's files; they are fetched if need be."""
+        return find(self.model, self.revision, KEY, FILES)
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return load_part(f"{self.family}Config", self.folder, KEY)
+
+    @cached_property
+    def extractor(self) -> Any:
+        """The feature extractor."""
+        return load_part(f"{self.family}FeatureExtractor", self.folder, KEY)
+
+    @cached_property
+    def _model(self) -> Any:
+        return load_model(f"{self.family}Model", self.folder, self.dtype, self.device, KEY)
+
+    def _features(self, waveforms: list[np.ndarray], name: str) -> Tensor:
+        given = self.extractor(waveforms, sampling_rate=self.sample_rate, return_tensors="pt")
+        return given[name].to(self.device, self.dtype)
+
+
+class AstEncoder(FrozenEncoder):
+    """AST's last hidden state: class token, distillation token, then a token a patch, frequency first.
+
+    A clip longer than the model's frames (10 s) is cut off; a shorter one is padded by the extractor, and a clip of
+    less than one frame with silence to one frame.
+
+    Source: Gong et al., AST: Audio Spectrogram Transformer, Interspeech 2021 (2104.01778).
+    """
+
+    name, default, family = "ast", "MIT/ast-finetuned-audioset-10-10-0.4593", "AST"
+
+    def _encode(self, waveforms: list[np.ndarray]) -> Tensor:
+        padded = [np.pad(waveform, (0, max(0, FRAME - len(waveform)))) for waveform in waveforms]
+        hidden: Tensor = self._model(self._features(padded, "input_values")).last_hidden_state  # (B, S, D)
+        return hidden[:, :1] if self.tokens == "cls" else hidden
+
+    def _all_tokens(self) -> tuple[int, int]:
+        config, extractor = self.config, self.extractor
+        ours, theirs = (extractor.num_mel_bins, extractor.max_length), (config.num_mel_bins, config.max_length)
+        if ours != theirs:
+            raise DataError(f"{KEY}={self.model}: its extractor gives {ours} mel bins and frames, not {theirs}")
+        rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+        columns = (config.max_length - config.patch_size) // config.time_stride + 1
+        return 2 + rows * columns, config.hidden_size
+
+
+class ClapEncoder(FrozenEncoder):
+    """CLAP's last feature map as tokens, time last and fastest; or its pooled vector (``cls``).
+
+    The extractor takes a random part of a long clip, and models that fuse several parts mark a random clip as long.
+    So clips are cut to the model's length (10 s) and none is marked: the same clip gives the same tokens.
+
+    Source: Wu et al., Large-Scale Contrastive Language-Audio Pretraining, ICASSP 2023 (2211.06687).
+    """
+
+    name, default, family = "clap", "laion/clap-htsat-unfused", "Clap"
+
+    def _encode(self, waveforms: list[np.ndarray]) -> Tensor:
+        cut = [waveform[: self.extractor.nb_max_samples] for waveform in waveforms]
+        features = self._features(cut, "input_features")
+        long = torch.zeros(len(waveforms), 1, dtype=torch.bool, device=self.device)
+        found = self._model.audio_model(features, is_longer=long)
+        if self.tokens == "cls":
+            return found.pooler_output[:, None]
+        return found.last_hidden_state.flatten(2).transpose(1, 2)
+
+    def _all_tokens(self) -> tuple[int, int]:
+        audio = self.config.audio_config
+        side = audio.spec_size // audio.patch_stride[0] // 2 ** (len(audio.depths) - 1)
+        return side * side, audio.patch_embeds_hidden_size * 2 ** (len(audio.depths) - 1)
+
+
+ENCODER_CLASSES: dict[str, Callable[[EncoderSettings, torch.device | str], Encoder]] = {
+    "patches": PatchEncoder,
+    "ast": AstEncoder,
+    "clap": ClapEncoder,
+}
+
+
+def open_encoder(settings: EncoderSettings, device: torch.device | str = "cpu") -> Encoder:
+    """Return the encoder that ``settings`` name, computing on ``device``; files are read when they are needed."""
+    return ENCODER_CLASSES[settings.name](settings, device)
 
 
 def differences(settings: EncoderSettings, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return what ``settings`` ask for and an encoder of ``identity`` is not; empty if it suits them.
+    """Return the part of ``settings`` that an encoder of ``identity`` does not have; empty if it suits them.
 
-    What only a model's files tell, their digest, is not compared: who reads a store does not need them. Nor is a
-    revision that the store does not say.
+    Neither the digest of a model's files nor a revision that ``identity`` lacks is compared.
     """
     encoder = open_encoder(settings)
     asked = encoder.asked() if isinstance(encoder, FrozenEncoder) else encoder.identity()
-    return {key: asked[key] for key in differing(asked, identity, asked)}
+    known = asked if REVISION in identity else content(asked)
+    return {key: value for key, value in known.items() if identity.get(key) != value}

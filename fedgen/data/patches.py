@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fedgen.data.batching import in_batches
 from fedgen.data.seeds import stream
-from fedgen.data.settings import PATCH, STRIDE
+from fedgen.data.settings import PATCH, EncoderSettings
 
 SAMPLE_RATE = 16_000
 FRAME, HOP, FFT = 400, 160, 512  # 25 ms, 10 ms
@@ -23,7 +23,7 @@ WIDTH = 768
 
 
 class PatchEncoder:
-    """AST's front end without its weights: log-mel patches under a fixed orthonormal projection.
+    """Log-mel patches under a fixed orthonormal projection.
 
     A clip's log-mel features are cut into 16 x 16 patches in AST's order (frequency first: token ``2 + f * T + t``),
     and each patch is projected from 256 to 768 numbers, keeping lengths and angles. The two leading tokens, AST's class
@@ -35,10 +35,10 @@ class PatchEncoder:
     name = "patches"
     sample_rate = SAMPLE_RATE
 
-    def __init__(self, stride: int = STRIDE, batch_size: int = 32, device: torch.device | str = "cpu") -> None:
-        self.stride, self.batch_size, self.device = stride, batch_size, torch.device(device)
-        self.grid = ((MELS - PATCH) // stride + 1, (FRAMES - PATCH) // stride + 1)
-        self.shape = (2 + self.grid[0] * self.grid[1], WIDTH)
+    def __init__(self, settings: EncoderSettings, device: torch.device | str = "cpu") -> None:
+        self.stride, self.batch_size, self.device = settings.stride, settings.batch_size, torch.device(device)
+        rows, columns = ((size - PATCH) // self.stride + 1 for size in (MELS, FRAMES))
+        self.shape = (2 + rows * columns, WIDTH)
 
     @cached_property
     def _projection(self) -> Tensor:  # (256, 768); made at the first clip: most encoders are opened for their identity
@@ -75,7 +75,7 @@ class LogMel:
     def __call__(self, waveforms: list[np.ndarray]) -> Tensor:
         """Return normalised features ``(B, 1024, 128)``, float32, zero-padded before normalisation.
 
-        A waveform shorter than one frame is padded with silence to one frame; what exceeds 1024 frames is cut off.
+        A waveform shorter than one frame is padded with silence to one frame; samples after 1024 frames are cut off.
         """
         samples, frames = _stack(waveforms)
         power = self._power(samples.to(self.device))  # (B, T, 257)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -146,3 +146,9 @@ def _fault(name: object) -> str | None:
         return "holds ${, which reads as an interpolation"
     unseen = [c for c in name if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") or UNSEEN.match(c)]
     return f"holds U+{ord(unseen[0]):04X}, which does not print" if unseen else None
+
+
+def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Return the keys on which two identities differ, in words: ``stride is 10, not 16``."""
+    keys = [key for key in dict.fromkeys([*found, *expected]) if found.get(key) != expected.get(key)]
+    return [f"{key} is {found.get(key)!r}, not {expected.get(key)!r}" for key in keys]

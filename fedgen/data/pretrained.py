@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -139,12 +139,6 @@ def load_part(class_name: str, folder: Path, key: str) -> Any:
         raise DataError(f"{key}: {class_name} cannot be loaded from {folder} ({said(error)})") from error
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
-    """Return those of ``keys`` on which two identities of encoders differ; a revision counts where both say one."""
-    said = REVISION in one and REVISION in other
-    return [key for key in keys if one.get(key) != other.get(key) and (said or key != REVISION)]
-
-
 def content(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of an encoder's identity decides the tokens: all but the revision."""
+    """Return the part of an encoder's identity that decides the tokens: all but the revision."""
     return {key: value for key, value in identity.items() if key != REVISION}

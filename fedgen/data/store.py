@@ -7,96 +7,35 @@ a valid beginning that the next one continues.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fedgen.data.audio import resample
-from fedgen.data.datasets import Clip, Dataset
+from fedgen.data.datasets import Dataset
 from fedgen.data.encoders import Encoder
-from fedgen.data.files import home, locked, write_atomically
-from fedgen.data.pretrained import REVISION, USUAL_REVISION, content, differing
+from fedgen.data.files import digest, home, locked, save_json
+from fedgen.data.plain import mismatches
+from fedgen.data.pretrained import REVISION, USUAL_REVISION, content
+from fedgen.data.progress import RoundsBar
 from fedgen.data.settings import DataSettings
 from fedgen.errors import DataError
 
 FORMAT = 1
+SHARD_CLIPS = 64
+INDEX = "index.json"
 PREPARE = "`fedgen prepare` with the same data and encoder"
 
-
-def write_shard(folder: Path, number: int, tokens: Tensor) -> dict[str, Any]:
-    """Write tokens ``(n, S, D)`` as shard ``number`` and return its entry in the index."""
-    file = folder / f"shard_{number:05d}.safetensors"
-    temporary = file.with_suffix(".tmp")
-    save_file({"tokens": tokens.contiguous()}, temporary)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    entry = {"file": file.name, "bytes": temporary.stat().st_size, "sha256": _checksum(temporary)}
-    os.replace(temporary, file)
-    return entry
-
-
-def write_index(folder: Path, index: dict[str, Any]) -> None:
-    """Put the index into place."""
-    write_atomically(folder / "index.json", json.dumps(index, indent=1).encode())
-
-
-def read_index(folder: Path) -> dict[str, Any] | None:
-    """Return the index in ``folder``, or None if there is none; `DataError` if it is damaged."""
-    file = folder / "index.json"
-    if not file.is_file():
-        return None
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is damaged ({error}): delete the folder and make it again with {PREPARE}") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise DataError(f"{file} is not an index of format {FORMAT}: delete the folder and use {PREPARE}")
-    return index
-
-
-def shard_count(index: dict[str, Any]) -> int:
-    """Return how many shards a complete store has."""
-    return -(-len(index["clips"]) // int(index["shard_clips"]))
-
-
-def intact(folder: Path, shard: dict[str, Any]) -> bool:
-    """Return whether the shard's file is there and has its checksum."""
-    file = folder / shard["file"]
-    return file.is_file() and file.stat().st_size == shard["bytes"] and _checksum(file) == shard["sha256"]
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise `DataError`, naming each difference, unless the store was made by the expected data and encoder."""
-    for part in ("encoder", "data"):
-        there, here = found.get(part, {}), expected.get(part, {})
-        if keys := differing(there, here, {**there, **here}):
-            differ = ", ".join(f"{part}.{key} is {there.get(key)!r}, not {here.get(key)!r}" for key in keys)
-            raise DataError(
-                f"the store {folder} was made by other data or another encoder: {differ}. "
-                "Choose another data.store, or delete the folder"
-            )
-
-
 log = logging.getLogger(__name__)
-
-SHARD_CLIPS = 64
 
 
 class Store:
@@ -113,15 +52,15 @@ class Store:
     names : list[str]
         Clip names.
     recordings : list[str]
-        What the clips were cut from.
+        The recording that each clip was cut from.
     labels, folds : np.ndarray
         Global class ids and 1-based folds, each ``(N,)``, int64.
     shape : tuple[int, int]
         ``(S, D)`` of a clip's tokens.
     identity : dict
-        What the tokens are of: ``{"data": ..., "encoder": ...}``, without the revision of the encoder's model.
+        Origin of the tokens: ``{"data": ..., "encoder": ...}``, without the revision of the encoder's model.
     encoder : dict
-        The encoder's identity, with the revision where the store says one.
+        The encoder's identity, with the revision if the store has one.
     """
 
     def __init__(self, path: Path, index: dict[str, Any]) -> None:
@@ -141,14 +80,14 @@ class Store:
 
     @property
     def unknown(self) -> list[str]:
-        """Names of classes that have clips here and no id: see `under`."""
+        """Names of classes that have clips but no id: see `under`."""
         return sorted(self._index.get("unknown", []))
 
     def tokens(self, indices: np.ndarray | Tensor | list[int], dtype: torch.dtype = torch.float16) -> Tensor:
         """Return tokens ``(n, S, D)`` on the CPU of the clips ``indices`` ``(n,)``, in that order.
 
-        Files are mapped while they are read and no longer: what was read of them then counts as the system's cache,
-        which gives way when memory is needed, and not as this process's memory.
+        Files are mapped only while they are read: afterwards their pages belong to the system's cache, which gives way
+        when memory is needed, and not to this process.
         """
         wanted = torch.as_tensor(indices, dtype=torch.int64)
         out = torch.empty(len(wanted), *self.shape, dtype=dtype)
@@ -182,7 +121,7 @@ class Store:
     def verify(self) -> None:
         """Raise `DataError` unless every shard's content has the checksum in the index."""
         for number, shard in enumerate(self._index["shards"]):
-            if not intact(self.path, shard):
+            if not _intact(self.path, shard):
                 raise DataError(f"{self.path / shard['file']} is damaged (shard {number}); {PREPARE} writes it again")
 
     def _known(self, fold: int, key: str = "data.test_fold") -> int:
@@ -202,22 +141,14 @@ class Store:
 
 
 def identity_of(dataset: Dataset, encoder: Encoder) -> dict[str, Any]:
-    """Return what a store of ``dataset`` under ``encoder`` must have been made of; plain JSON."""
+    """Return the identity of a store of ``dataset`` under ``encoder``; plain JSON."""
     return {"data": dataset.identity(), "encoder": encoder.identity()}
 
 
 def without_clips(classes: Sequence[str], encoder: Encoder) -> Store:
-    """Return a store of no clips: what a server knows whose nodes alone have data."""
-    index = {
-        "identity": {"data": {"name": "nodes"}, "encoder": encoder.identity()},
-        "shape": encoder.shape,
-        "shard_clips": SHARD_CLIPS,
-        "classes": list(classes),
-        "groups": {},
-        "clips": [],
-        "shards": [],
-    }
-    return Store(Path(), index)
+    """Return a store without clips: that of a server whose nodes alone have data."""
+    named = {"classes": list(classes), "groups": {}, "clips": []}
+    return Store(Path(), _new_index({"data": {"name": "nodes"}, "encoder": encoder.identity()}, encoder, **named))
 
 
 def store_folder(settings: DataSettings, dataset: Dataset, encoder: Encoder) -> Path:
@@ -227,8 +158,8 @@ def store_folder(settings: DataSettings, dataset: Dataset, encoder: Encoder) -> 
     identity = identity_of(dataset, encoder)
     if identity["encoder"].get(REVISION) == USUAL_REVISION:
         identity["encoder"] = content(identity["encoder"])
-    text = json.dumps([FORMAT, identity], sort_keys=True)
-    return home() / "stores" / f"{dataset.name}-{encoder.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    code = digest(json.dumps([FORMAT, identity], sort_keys=True))[:8]
+    return home() / "stores" / f"{dataset.name}-{encoder.name}-{code}"
 
 
 def open_store(folder: Path, expected: dict[str, Any] | None = None) -> Store:
@@ -246,12 +177,12 @@ def open_store(folder: Path, expected: dict[str, Any] | None = None) -> Store:
     DataError
         There is no store, it is not complete, its files do not fit its index, or other data or another encoder made it.
     """
-    index = read_index(folder)
+    index = _read_index(folder)
     if index is None:
         raise DataError(f"{folder} holds no embedding store: make it with {PREPARE}")
     if expected is not None:
-        check_identity(folder, index["identity"], expected)
-    missing = shard_count(index) - len(index["shards"])
+        _check_identity(folder, index["identity"], expected)
+    missing = _shard_count(index) - len(index["shards"])
     if missing:
         raise DataError(f"the store {folder} is not complete, {missing} shards are missing: finish it with {PREPARE}")
     for shard in index["shards"]:
@@ -261,17 +192,11 @@ def open_store(folder: Path, expected: dict[str, Any] | None = None) -> Store:
     return Store(folder, index)
 
 
-def prepare(dataset: Dataset, encoder: Encoder, folder: Path, progress: bool = True) -> Store:
-    """Encode every clip of ``dataset`` into ``folder``, or what is missing there, and return the store.
+def prepare(dataset: Dataset, encoder: Encoder, folder: Path) -> Store:
+    """Encode the clips of ``dataset`` that ``folder`` lacks, and return the store in ``folder``.
 
-    Parameters
-    ----------
-    dataset, encoder : Dataset, Encoder
-        What to encode, and how.
-    folder : Path
-        Where the store is, or will be. Only one process at a time works on it; others wait for it.
-    progress : bool
-        Whether a terminal shows a progress bar; without a terminal the log gets a line per shard.
+    Only one process at a time works on a folder; others wait for it. A terminal shows a bar; without one, the log gets
+    a line per shard.
 
     Raises
     ------
@@ -280,64 +205,97 @@ def prepare(dataset: Dataset, encoder: Encoder, folder: Path, progress: bool = T
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        index = _begun(dataset, encoder, folder)
-        todo = _unfinished(folder, index)
+        identity, index = identity_of(dataset, encoder), _read_index(folder)
+        if index is None:
+            clips = [vars(clip) for clip in dataset.clips]
+            index = _new_index(identity, encoder, classes=dataset.classes, groups=dataset.groups, clips=clips)
+        _check_identity(folder, index["identity"], identity)
+        shards = index["shards"]
+        damaged = [number for number, shard in enumerate(shards) if not _intact(folder, shard)]
+        for number in damaged:
+            log.warning("%s is missing or damaged: it is written again", folder / shards[number]["file"])
+        todo = damaged + list(range(len(shards), _shard_count(index)))
         if todo:
-            _encode(dataset, encoder, folder, index, todo, progress and sys.stderr.isatty())
+            _encode(dataset, encoder, folder, index, todo)
         else:
             log.info("store %s is complete (%d clips): nothing to do", folder, len(index["clips"]))
     return open_store(folder)
 
 
-def _begun(dataset: Dataset, encoder: Encoder, folder: Path) -> dict[str, Any]:
-    """Return the index that is in ``folder``, checked to be of this data and encoder, or a new one without shards."""
-    identity = identity_of(dataset, encoder)
-    index = read_index(folder)
-    if index is not None:
-        check_identity(folder, index["identity"], identity)
-        return index
-    return {
-        "format": FORMAT,
-        "identity": identity,
-        "shape": list(encoder.shape),
-        "shard_clips": SHARD_CLIPS,
-        "classes": dataset.classes,
-        "groups": dataset.groups,
-        "clips": [vars(clip) for clip in dataset.clips],
-        "shards": [],
-    }
-
-
-def _unfinished(folder: Path, index: dict[str, Any]) -> list[int]:
-    """Return the shards that are damaged or not there yet, in order."""
-    written = index["shards"]
-    damaged = [number for number, shard in enumerate(written) if not intact(folder, shard)]
-    for number in damaged:
-        log.warning("%s is missing or damaged: it is written again", folder / written[number]["file"])
-    return damaged + list(range(len(written), shard_count(index)))
-
-
-def _encode(
-    dataset: Dataset, encoder: Encoder, folder: Path, index: dict[str, Any], todo: list[int], bar: bool
-) -> None:
+def _encode(dataset: Dataset, encoder: Encoder, folder: Path, index: dict[str, Any], todo: list[int]) -> None:
+    """Write the shards ``todo``, and the index after each of them."""
     size = index["shard_clips"]
-    shards = [dataset.clips[n * size : (n + 1) * size] for n in todo]
+    shards = {number: dataset.clips[number * size : (number + 1) * size] for number in todo}
+    total = sum(map(len, shards.values()))
     step = min(size, getattr(encoder, "batch_size", size))  # clips between two moves of the bar
-    log.info("encoding %d clips into %s", sum(map(len, shards)), folder)
-    with Progress(disable=not bar) as shown:
-        task = shown.add_task(f"encoding {dataset.name}", total=sum(map(len, shards)))
-        for number, clips in zip(todo, shards, strict=True):
+    log.info("encoding %d clips into %s", total, folder)
+    done = 0
+    with RoundsBar(total, "clips") as bar:
+        for number, clips in shards.items():
             parts = []
             for start in range(0, len(clips), step):
-                waveforms = [_waveform(dataset, clip, encoder.sample_rate) for clip in clips[start : start + step]]
-                parts.append(encoder(waveforms))
-                shown.advance(task, len(waveforms))
-            index["shards"][number : number + 1] = [write_shard(folder, number, torch.cat(parts))]
-            write_index(folder, index)
-            if not bar:
-                log.info("encoded shard %d of %d", number + 1, shard_count(index))
+                loaded = [dataset.load(clip) for clip in clips[start : start + step]]
+                parts.append(encoder([resample(*sound, encoder.sample_rate) for sound in loaded]))
+                done += len(loaded)
+                bar.show(done)
+            index["shards"][number : number + 1] = [_write_shard(folder, number, torch.cat(parts))]
+            save_json(folder / INDEX, index)
+            log.info("encoded shard %d of %d", number + 1, _shard_count(index))
 
 
-def _waveform(dataset: Dataset, clip: Clip, rate: int) -> np.ndarray:
-    waveform, own_rate = dataset.load(clip)
-    return resample(waveform, own_rate, rate)
+def _write_shard(folder: Path, number: int, tokens: Tensor) -> dict[str, Any]:
+    """Write tokens ``(n, S, D)`` as shard ``number`` and return its entry in the index."""
+    file = folder / f"shard_{number:05d}.safetensors"
+    temporary = file.with_suffix(".tmp")
+    save_file({"tokens": tokens.contiguous()}, temporary)
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    entry = {"file": file.name, "bytes": temporary.stat().st_size, "sha256": digest(temporary)}
+    os.replace(temporary, file)
+    return entry
+
+
+def _new_index(identity: dict[str, Any], encoder: Encoder, **named: Any) -> dict[str, Any]:
+    """Return an index without shards; ``named`` are classes, groups and clips."""
+    known = {"format": FORMAT, "identity": identity, "shape": list(encoder.shape), "shard_clips": SHARD_CLIPS}
+    return {**known, **named, "shards": []}
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """Return the index in ``folder``, or None if there is none; `DataError` if it is damaged."""
+    file = folder / INDEX
+    if not file.is_file():
+        return None
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is damaged ({error}): delete the folder and make it again with {PREPARE}") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise DataError(f"{file} is not an index of format {FORMAT}: delete the folder and use {PREPARE}")
+    return index
+
+
+def _shard_count(index: dict[str, Any]) -> int:
+    """Return the number of shards of a complete store."""
+    return -(-len(index["clips"]) // int(index["shard_clips"]))
+
+
+def _intact(folder: Path, shard: dict[str, Any]) -> bool:
+    """Return whether the shard's file is there and has its checksum."""
+    file = folder / shard["file"]
+    return file.is_file() and file.stat().st_size == shard["bytes"] and digest(file) == shard["sha256"]
+
+
+def _check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise `DataError`, naming each difference, unless the store was made by the expected data and encoder."""
+    differ = []
+    for part in ("encoder", "data"):
+        there, here = found.get(part, {}), expected.get(part, {})
+        if REVISION not in there or REVISION not in here:
+            there, here = content(there), content(here)
+        differ += [f"{part}.{words}" for words in mismatches(there, here)]
+    if differ:
+        raise DataError(
+            f"the store {folder} was made by other data or another encoder: {', '.join(differ)}. "
+            "Choose another data.store, or delete the folder"
+        )

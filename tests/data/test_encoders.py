@@ -30,30 +30,30 @@ def test_tokens_have_asts_number_and_order() -> None:
     image = LogMel()(clips()[:1])[0].T  # (mels, frames)
     mel, frame = 7, 33
     patch = image[10 * mel : 10 * mel + 16, 10 * frame : 10 * frame + 16].flatten()
-    expected = patch @ PatchEncoder()._projection
+    expected = patch @ PatchEncoder(EncoderSettings())._projection
     assert torch.allclose(tokens[0, 2 + 101 * mel + frame].float(), expected, atol=2e-3)
 
 
 def test_leading_tokens_are_mean_and_deviation_of_the_patches() -> None:
-    tokens = PatchEncoder(stride=16)(clips()[:1])[0].float()
+    tokens = PatchEncoder(EncoderSettings(stride=16))(clips()[:1])[0].float()
     assert torch.allclose(tokens[0], tokens[2:].mean(0), atol=2e-3)
     patches = functional.unfold(LogMel()(clips()[:1]).transpose(1, 2)[:, None], 16, stride=16)[0].T
     assert torch.allclose(tokens[1].norm(), patches.std(0).norm(), atol=1e-2)
 
 
 def test_projection_keeps_lengths_and_is_the_same_everywhere() -> None:
-    projection = PatchEncoder()._projection
+    projection = PatchEncoder(EncoderSettings())._projection
     assert torch.allclose(projection @ projection.T, torch.eye(256), atol=1e-5)
     assert projection[0, :3].tolist() == pytest.approx(PINNED, abs=1e-6)
 
 
 def test_batches_do_not_change_tokens() -> None:
-    together, apart = PatchEncoder(16, batch_size=8)(clips()), PatchEncoder(16, batch_size=1)(clips())
+    together, apart = (PatchEncoder(EncoderSettings(stride=16, batch_size=size))(clips()) for size in (8, 1))
     assert torch.allclose(together.float(), apart.float(), atol=2e-3)
 
 
 def test_a_clip_shorter_than_a_frame_has_tokens() -> None:
-    tokens = PatchEncoder(16)([np.ones(10, dtype=np.float32)])
+    tokens = PatchEncoder(EncoderSettings(stride=16))([np.ones(10, dtype=np.float32)])
     assert torch.isfinite(tokens).all()
 
 

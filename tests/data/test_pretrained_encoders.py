@@ -14,7 +14,7 @@ import torch
 from tiny_models import WIDTH, downloaded, offline, tiny_ast, tiny_clap, tiny_pipeline, transformers
 
 from fedgen.data import encoders as frozen
-from fedgen.data.encoders import AstEncoder, ClapEncoder, differences, open_encoder
+from fedgen.data.encoders import AstEncoder, differences, open_encoder
 from fedgen.data.settings import EncoderSettings, name_of
 from fedgen.errors import ConfigError, DataError
 
@@ -29,6 +29,10 @@ def ast(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_clap(tmp_path_factory.mktemp("models") / "clap")
+
+
+def ast_encoder(model: str | None = None, revision: str | None = None) -> AstEncoder:
+    return AstEncoder(EncoderSettings("ast", model=model, revision=revision))
 
 
 def clips() -> list[np.ndarray]:
@@ -87,7 +91,7 @@ def test_the_usual_ast_has_1214_tokens(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     library.ASTFeatureExtractor().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
-    encoder = AstEncoder(str(tmp_path))
+    encoder = ast_encoder(str(tmp_path))
     assert encoder.shape == tuple(hidden.shape[1:]) == (1214, 768)
     assert encoder.sample_rate == 16000
 
@@ -101,7 +105,7 @@ def test_the_usual_clap_has_64_tokens(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     library.ClapFeatureExtractor().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
-    encoder = ClapEncoder(str(tmp_path))
+    encoder = open_encoder(EncoderSettings("clap", model=str(tmp_path)))
     assert encoder.shape == (hidden[0, 0].numel(), hidden.shape[1]) == (64, 768)
     assert encoder.sample_rate == 48000
 
@@ -109,12 +113,12 @@ def test_the_usual_clap_has_64_tokens(tmp_path: Path) -> None:
 def test_the_identity_is_that_of_the_files_wherever_they_are(
     ast: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    identity = AstEncoder(str(ast)).identity()
+    identity = ast_encoder(str(ast)).identity()
     assert identity["model"] == "ast"
-    assert AstEncoder(str(shutil.copytree(ast, tmp_path / "a" / "ast"))).identity() == identity
-    assert AstEncoder(str(tiny_ast(tmp_path / "b" / "ast", seed=1))).identity()["digest"] != identity["digest"]
+    assert ast_encoder(str(shutil.copytree(ast, tmp_path / "a" / "ast"))).identity() == identity
+    assert ast_encoder(str(tiny_ast(tmp_path / "b" / "ast", seed=1))).identity()["digest"] != identity["digest"]
     monkeypatch.setattr(frozen, "find_spec", lambda name: name == "torchaudio")
-    assert AstEncoder(str(ast)).identity() == {**identity, "features": "torchaudio"}
+    assert ast_encoder(str(ast)).identity() == {**identity, "features": "torchaudio"}
 
 
 def test_a_model_is_called_what_it_is_called_at_its_source() -> None:
@@ -123,7 +127,7 @@ def test_a_model_is_called_what_it_is_called_at_its_source() -> None:
 
 
 def test_who_reads_a_store_needs_no_model(ast: Path) -> None:
-    identity = AstEncoder(str(ast)).identity()
+    identity = ast_encoder(str(ast)).identity()
     assert differences(EncoderSettings("ast", model="elsewhere/ast"), identity) == {}
     assert differences(EncoderSettings("ast", model="elsewhere/ast", tokens="cls"), identity) == {"tokens": "cls"}
     assert differences(EncoderSettings(), identity)["name"] == "patches"
@@ -131,9 +135,9 @@ def test_who_reads_a_store_needs_no_model(ast: Path) -> None:
 
 def test_another_revision_than_a_store_says_is_another_encoder(ast: Path) -> None:
     """A folder has none, and a store may say none: then the digest alone tells."""
-    identity = AstEncoder(str(ast)).identity()
+    identity = ast_encoder(str(ast)).identity()
     assert "revision" not in identity
-    assert AstEncoder("MIT/ast").asked()["revision"] == "main"
+    assert ast_encoder("MIT/ast").asked()["revision"] == "main"
     asked = [EncoderSettings("ast", model="MIT/ast", revision=revision) for revision in (None, "main", "v2")]
     asked.append(EncoderSettings("ast", model="/models/ast"))
     found = {said: [differences(one, {**identity, "revision": said}) for one in asked] for said in ("main", "v2")}
@@ -153,7 +157,7 @@ def test_offline_it_is_said_what_to_fetch_and_where_to_put_it(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(DataError) as raised:
-        AstEncoder().identity()
+        ast_encoder().identity()
     message = str(raised.value)
     for words in (
         "encoder.model=MIT/ast-finetuned-audioset-10-10-0.4593 is no folder here",
@@ -166,8 +170,8 @@ def test_offline_it_is_said_what_to_fetch_and_where_to_put_it(
     assert "\n" not in message
     parts = shutil.copytree(ast, tmp_path / "parts", ignore=shutil.ignore_patterns("*.safetensors"))
     transformers().ASTForAudioClassification.from_pretrained(ast).save_pretrained(parts, max_shard_size="3KB")
-    copied = AstEncoder(str(downloaded(parts, message, tmp_path / "copied")))
-    assert torch.equal(copied(clips()), AstEncoder(str(ast))(clips()))
+    copied = ast_encoder(str(downloaded(parts, message, tmp_path / "copied")))
+    assert torch.equal(copied(clips()), ast_encoder(str(ast))(clips()))
 
 
 def test_only_what_is_needed_is_fetched_and_only_once(ast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +185,7 @@ def test_only_what_is_needed_is_fetched_and_only_once(ast: Path, monkeypatch: py
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
     for _ in range(2):
-        assert AstEncoder("MIT/ast", revision="v1")(clips()).shape == (3, 17, WIDTH)
+        assert ast_encoder("MIT/ast", revision="v1")(clips()).shape == (3, 17, WIDTH)
     assert [call.get("local_files_only", False) for call in calls] == [True, False, True]
     assert {call["name"] for call in calls} == {"MIT/ast"}
     assert {call["revision"] for call in calls} == {"v1"}
@@ -196,7 +200,7 @@ def test_what_the_cache_lacks_is_fetched(ast: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
     shutil.copy(ast / "config.json", tmp_path)
-    assert AstEncoder("MIT/ast").folder == ast
+    assert ast_encoder("MIT/ast").folder == ast
 
 
 class Trap:
@@ -220,7 +224,7 @@ def test_pickled_weights_are_refused_and_not_opened(ast: Path, tmp_path: Path) -
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     (folder / "model.fp16.safetensors").touch()  # a variant is not what is loaded
     with pytest.raises(DataError, match=r"has no model.*\. Weights are read from safetensors alone.*hf download"):
-        AstEncoder(str(folder))(clips())
+        ast_encoder(str(folder))(clips())
     assert not (tmp_path / "sprung").exists()
 
 
@@ -229,21 +233,21 @@ def test_weights_that_are_missing_are_never_random(ast: Path, tmp_path: Path) ->
     clip = tiny_pipeline(tmp_path / "sd", "sd") / "text_encoder" / "model.safetensors"
     shutil.copy(clip, folder)
     with pytest.raises(DataError, match=r"is no ASTModel: it has no weights"):
-        AstEncoder(str(folder))(clips())
+        ast_encoder(str(folder))(clips())
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"ASTModel cannot be loaded"):
-        AstEncoder(str(folder))(clips())
+        ast_encoder(str(folder))(clips())
 
 
 def test_an_extractor_of_another_model_is_refused(ast: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(ast, tmp_path / "ast")
     transformers().ASTFeatureExtractor().save_pretrained(folder)
     with pytest.raises(DataError, match=r"\(128, 1024\) mel bins and frames, not \(40, 64\)"):
-        _ = AstEncoder(str(folder)).shape
+        _ = ast_encoder(str(folder)).shape
 
 
 def test_tokens_that_are_not_finite_are_refused(ast: Path) -> None:
-    encoder = AstEncoder(str(ast))
+    encoder = ast_encoder(str(ast))
     encoder._model.layernorm.weight.fill_(1e30)
     with pytest.raises(DataError, match="not finite in half precision"):
         encoder(clips())
@@ -252,7 +256,7 @@ def test_tokens_that_are_not_finite_are_refused(ast: Path) -> None:
 def test_without_the_extra_it_is_named(ast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"pip install 'fedgen\[encoders\]'"):
-        AstEncoder(str(ast))(clips())
+        ast_encoder(str(ast))(clips())
 
 
 def test_all_else_works_without_the_extra() -> None:
@@ -263,10 +267,10 @@ def test_all_else_works_without_the_extra() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_computes_in_half_precision(ast: Path) -> None:
-    encoder = AstEncoder(str(ast), device="cuda")
+    encoder = open_encoder(EncoderSettings("ast", model=str(ast)), "cuda")
     tokens = encoder(clips())
     assert next(encoder._model.parameters()).dtype == torch.float16
-    assert torch.allclose(tokens.float(), AstEncoder(str(ast))(clips()).float(), atol=2e-2)
+    assert torch.allclose(tokens.float(), ast_encoder(str(ast))(clips()).float(), atol=2e-2)
 
 
 @pytest.mark.parametrize(

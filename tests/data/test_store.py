@@ -11,7 +11,7 @@ from torch import Tensor
 from fedgen.data import store as store_module
 from fedgen.data.datasets import Clip, open_dataset
 from fedgen.data.encoders import PatchEncoder
-from fedgen.data.settings import DataSettings
+from fedgen.data.settings import DataSettings, EncoderSettings
 from fedgen.data.store import identity_of, open_store, prepare, store_folder
 from fedgen.errors import DataError
 
@@ -224,8 +224,8 @@ def test_the_folder_follows_setting_home_and_content(tmp_path: Path, monkeypatch
 
 def test_sounds_go_through_the_real_encoder(tmp_path: Path) -> None:
     dataset = open_dataset(DataSettings(clips_per_class=4, folds=2, test_fold=1, classes=["dog", "rain"]))
-    store = prepare(dataset, PatchEncoder(stride=16), tmp_path)
-    expected = PatchEncoder(stride=16)([dataset.load(dataset.clips[5])[0]])
+    store = prepare(dataset, PatchEncoder(EncoderSettings(stride=16)), tmp_path)
+    expected = PatchEncoder(EncoderSettings(stride=16))([dataset.load(dataset.clips[5])[0]])
     assert torch.allclose(store.tokens([5]).float(), expected.float(), atol=2e-3)
     assert store.groups == {"animals": ["dog"], "nature": ["rain"]}
 
@@ -234,7 +234,7 @@ def test_sounds_go_through_the_real_encoder(tmp_path: Path) -> None:
 def test_real_clips_are_encoded(tmp_path: Path) -> None:
     dataset = open_dataset(DataSettings(name="esc50", root=str(ESC10), classes=["dog"]))
     dataset.clips = dataset.clips[::8]
-    store = prepare(dataset, PatchEncoder(stride=16), tmp_path)
+    store = prepare(dataset, PatchEncoder(EncoderSettings(stride=16)), tmp_path)
     tokens = store.tokens(range(len(store))).float()
     assert tokens.shape == (5, 514, 768)
     assert torch.isfinite(tokens).all()
