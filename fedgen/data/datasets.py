@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from fedgen.data.audio import read_audio
+from fedgen.data.files import digest
 from fedgen.data.plain import check_names
 from fedgen.data.seeds import stream
 from fedgen.data.settings import DataSettings
@@ -35,7 +35,7 @@ class Clip:
     fold : int
         1-based; clips of one recording share a fold.
     recording : str
-        What the clip was cut from.
+        The recording that the clip was cut from.
     """
 
     name: str
@@ -44,7 +44,8 @@ class Clip:
     recording: str
 
 
-class Dataset(Protocol):
+@dataclass
+class Dataset:
     """Labelled clips and their audio.
 
     Attributes
@@ -55,6 +56,12 @@ class Dataset(Protocol):
         Class names; a class's index is its global id.
     clips : list[Clip]
         Every clip, in a fixed order.
+    load : Callable
+        From a clip to its mono waveform ``(samples,)``, float32, and its rate in Hz; `DataError` names the clip.
+    sizes : Sequence[int]
+        Bytes of the clips' files, if they have files.
+    facts : Mapping
+        Other settings that decide the audio; plain JSON.
     groups : dict[str, list[str]]
         Named groups of classes; empty if the data set has none.
     """
@@ -62,15 +69,16 @@ class Dataset(Protocol):
     name: str
     classes: list[str]
     clips: list[Clip]
-    groups: dict[str, list[str]]
+    load: Callable[[Clip], tuple[np.ndarray, int]]
+    sizes: Sequence[int] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
 
-    def load(self, clip: Clip) -> tuple[np.ndarray, int]:
-        """Return the clip's mono waveform ``(samples,)``, float32, and its rate in Hz; `DataError` names the clip."""
-        ...
-
-    def identity(self) -> dict[str, str | int]:
-        """Return what decides the content, independent of where it lies."""
-        ...
+    def identity(self) -> dict[str, Any]:
+        """Return name, facts, number of clips, and a digest of classes, clips and file sizes; not their folder."""
+        rows = [[clip.name, clip.label, clip.fold] for clip in self.clips]
+        code = digest(json.dumps([self.classes, rows, list(self.sizes)]))[:16]
+        return {"name": self.name, **self.facts, "clips": len(self.clips), "digest": code}
 
 
 def chosen(classes: list[str], wanted: list[str]) -> list[str]:
@@ -80,21 +88,16 @@ def chosen(classes: list[str], wanted: list[str]) -> list[str]:
     return [name for name in classes if not wanted or name in wanted]
 
 
-def digest(classes: list[str], clips: list[Clip], sizes: Sequence[int] = ()) -> dict[str, str | int]:
-    """Return the number of clips and a digest of classes, clip names, labels, folds and file sizes."""
-    rows = [[clip.name, clip.label, clip.fold] for clip in clips]
-    text = json.dumps([classes, rows, list(sizes)])
-    return {"clips": len(clips), "digest": hashlib.sha256(text.encode()).hexdigest()[:16]}
+PATTERNS = [  # of file names without their ending, and the name of the recording
+    (re.compile(r"\d+-(\d+)-[A-Z]-\d+"), "{0}"),  # ESC-50: fold-recording-take-target
+    (re.compile(r"(\d+)-\d+-\d+-\d+"), "{0}"),  # UrbanSound8K: recording-class-occurrence-slice
+    (re.compile(r"(.+?)[-_ ](?:segment|seg|part|chunk|slice|take)[-_ ]?\d+", re.IGNORECASE), "{1}/{0}"),
+    (re.compile(r"(.*\d.*)-\d+"), "{1}/{0}"),
+]
 
 
-ESC50 = re.compile(r"\d+-(\d+)-[A-Z]-\d+")  # fold-recording-take-target
-URBANSOUND = re.compile(r"(\d+)-\d+-\d+-\d+")  # recording-class-occurrence-slice
-SEGMENT = re.compile(r"(.+?)[-_ ](?:segment|seg|part|chunk|slice|take)[-_ ]?\d+", re.IGNORECASE)
-NUMBERED = re.compile(r"(.*\d.*)-\d+")
-
-
-def recording_of(stem: str, folder: str) -> str:
-    """Return the recording that a clip was cut from, as far as its file name tells.
+def recording_of(name: str) -> str:
+    """Return the recording that a clip was cut from, by its name ``folder/file``.
 
     ========================================  ==================
     file name                                 recording
@@ -106,21 +109,19 @@ def recording_of(stem: str, folder: str) -> str:
     anything else                             ``folder/stem``
     ========================================  ==================
 
-    A plain counter such as ``rain-2`` says nothing about recordings, so such clips stand for themselves.
+    A plain counter such as ``rain-2`` does not name a recording: each such clip is a recording of its own.
     """
-    for pattern in (ESC50, URBANSOUND):
+    folder, stem = name.rpartition("/")[0], Path(name).stem
+    for pattern, form in PATTERNS:
         if match := pattern.fullmatch(stem):
-            return match[1]
-    for pattern in (SEGMENT, NUMBERED):
-        if match := pattern.fullmatch(stem):
-            return f"{folder}/{match[1]}"
+            return form.format(match[1], folder)
     return f"{folder}/{stem}"
 
 
 def deal(labels: list[int], recordings: list[str], folds: int, seed: int) -> list[int]:
-    """Return a fold, from 1, for each clip.
+    """Return a fold, from 1, for each clip: stratified by class, clips of one recording together.
 
-    The largest recordings go first, equal ones in seeded order; each goes to the fold that has the fewest clips of its
+    The largest recordings go first, equal ones in seeded order; each goes to the fold with the fewest clips of its
     classes so far, and among those to the one with the fewest clips.
     """
     members: dict[str, Counter[int]] = {}
@@ -143,23 +144,17 @@ def deal(labels: list[int], recordings: list[str], folds: int, seed: int) -> lis
 
 
 def held_back(labels: Sequence[int], recordings: Sequence[str], share: float, seed: int) -> np.ndarray:
-    """Return which clips are controls: of each class a random ``share`` of the recordings, rounded.
+    """Return which clips of a node are controls ``(N,)``, bool: of each class a random ``share`` of the recordings.
 
-    They come from the same folds and recordings' places as the rest, so that what tells them from it is not where they
-    come from, but that nobody trained on them.
+    Controls come from the same folds as the training clips, so that an attack can tell them apart only by the training.
+    The share, from 0 to below 1, is rounded; at least one recording of a class is left to train on.
 
     Parameters
     ----------
     labels, recordings : Sequence
-        Class id and recording of each clip of a node, ``(N,)``.
+        Class id and recording of each clip, ``(N,)``.
     share : float
-        From 0 to below 1. At least one recording of a class is left to train on.
     seed : int
-
-    Returns
-    -------
-    np.ndarray
-        ``(N,)``, bool.
     """
     chosen: set[str] = set()
     for label in sorted(set(labels)):
@@ -173,27 +168,16 @@ EXTENSIONS = [".wav", ".ogg", ".flac"]
 ESC50_COLUMNS = ["filename", "fold", "target", "category"]
 
 
-@dataclass
-class AudioFiles:
-    """A data set whose clips are sound files."""
-
-    name: str
-    classes: list[str]
-    clips: list[Clip]
-    paths: dict[str, Path]  # by clip name
-    groups: dict[str, list[str]] = field(default_factory=dict)
-
-    def load(self, clip: Clip) -> tuple[np.ndarray, int]:
-        """Return the clip's mono waveform ``(samples,)``, float32, and its rate in Hz; `DataError` names the file."""
-        return read_audio(self.paths[clip.name])
-
-    def identity(self) -> dict[str, str | int]:
-        """Return name, number of clips and a digest of names, classes, folds and file sizes."""
-        sizes = [self.paths[clip.name].stat().st_size for clip in self.clips]
-        return {"name": self.name, **digest(self.classes, self.clips, sizes)}
+def audio_files(name: str, classes: list[str], clips: list[Clip], paths: Mapping[str, Path]) -> Dataset:
+    """Return the data set of the sound files ``paths``, by clip name; `DataError` if some are missing."""
+    lost = [str(path) for path in paths.values() if not path.is_file()]
+    if lost:
+        raise DataError(f"{len(lost)} of {len(paths)} clips of data={name} are missing: {lost[0]} ...")
+    sizes = [paths[clip.name].stat().st_size for clip in clips]
+    return Dataset(name, classes, clips, lambda clip: read_audio(paths[clip.name]), sizes)
 
 
-def read_esc50(settings: DataSettings) -> AudioFiles:
+def read_esc50(settings: DataSettings) -> Dataset:
     """Return the clips listed in ``meta/esc50.csv`` with their official folds; class ids go by ``target``.
 
     Source: Piczak, ESC: Dataset for Environmental Sound Classification, ACM MM 2015.
@@ -202,20 +186,16 @@ def read_esc50(settings: DataSettings) -> AudioFiles:
     rows = _esc50_rows(root / "meta" / "esc50.csv")
     targets = {row["category"]: int(row["target"]) for row in rows}
     classes = chosen(sorted(targets, key=lambda name: targets[name]), settings.classes)
-    ids = {name: label for label, name in enumerate(classes)}
-    kept = sorted((row for row in rows if row["category"] in ids), key=lambda row: row["filename"])
     clips = [
-        Clip(row["filename"], ids[row["category"]], int(row["fold"]), recording_of(Path(row["filename"]).stem, ""))
-        for row in kept
+        Clip(row["filename"], classes.index(row["category"]), int(row["fold"]), recording_of(row["filename"]))
+        for row in sorted(rows, key=lambda row: row["filename"])
+        if row["category"] in classes
     ]
-    return _existing(AudioFiles("esc50", classes, clips, {clip.name: root / "audio" / clip.name for clip in clips}))
+    return audio_files("esc50", classes, clips, {clip.name: root / "audio" / clip.name for clip in clips})
 
 
-def read_folder(settings: DataSettings) -> AudioFiles:
-    """Return the clips of ``root/class/clip.{wav,ogg,flac}``, classes in alphabetical order.
-
-    Folds are dealt by `fedgen.data.datasets.deal`: seeded, stratified by class, clips of one recording together.
-    """
+def read_folder(settings: DataSettings) -> Dataset:
+    """Return the clips of ``root/class/clip.{wav,ogg,flac}``, classes in alphabetical order, in folds by `deal`."""
     root = _root(settings, "class/clip.{wav,ogg,flac}")
     found = {sub.name: _sound_files(sub) for sub in sorted(root.iterdir()) if sub.is_dir() and sub.name[0] != "."}
     if not found:
@@ -224,15 +204,14 @@ def read_folder(settings: DataSettings) -> AudioFiles:
     for name in classes:
         if not found[name]:
             raise DataError(f"class {name} has no clip: {root / name} holds no {', '.join(EXTENSIONS)} file")
-    files = [(label, path) for label, name in enumerate(classes) for path in found[name]]
-    recordings = [recording_of(path.stem, path.parent.name) for _, path in files]
-    folds = deal([label for label, _ in files], recordings, settings.folds, settings.seed)
+    files = [(label, f"{name}/{path.name}") for label, name in enumerate(classes) for path in found[name]]
+    labels, recordings = [label for label, _ in files], [recording_of(name) for _, name in files]
+    folds = deal(labels, recordings, settings.folds, settings.seed)
     clips = [
-        Clip(f"{path.parent.name}/{path.name}", label, fold, recording)
-        for (label, path), recording, fold in zip(files, recordings, folds, strict=True)
+        Clip(name, label, fold, recording)
+        for (label, name), fold, recording in zip(files, folds, recordings, strict=True)
     ]
-    paths = {clip.name: path for clip, (_, path) in zip(clips, files, strict=True)}
-    return AudioFiles("folder", classes, clips, paths)
+    return audio_files("folder", classes, clips, {clip.name: root / clip.name for clip in clips})
 
 
 def _sound_files(folder: Path) -> list[Path]:
@@ -265,41 +244,26 @@ def _root(settings: DataSettings, expected: str) -> Path:
     return root
 
 
-def _existing(dataset: AudioFiles) -> AudioFiles:
-    lost = [str(path) for path in dataset.paths.values() if not path.is_file()]
-    if lost:
-        raise DataError(f"{len(lost)} of {len(dataset.paths)} clips of data={dataset.name} are missing: {lost[0]} ...")
-    return dataset
+def synthesised(settings: DataSettings) -> Dataset:
+    """Return the default data set, `fedgen.data.sounds`, with recordings dealt to the folds in turn."""
+    classes = chosen([name for names in GROUPS.values() for name in names], settings.classes)
+    kept = {group: [name for name in names if name in classes] for group, names in GROUPS.items()}
+    clips = [
+        Clip(f"{name}/{i}", label, i // TAKES % settings.folds + 1, f"{name}/{i // TAKES}")
+        for label, name in enumerate(classes)
+        for i in range(settings.clips_per_class)
+    ]
 
-
-class SoundsDataset:
-    """The synthesised default: `fedgen.data.sounds`, with recordings dealt to the folds in turn."""
-
-    name = "sounds"
-
-    def __init__(self, settings: DataSettings) -> None:
-        self.seed = settings.seed
-        self.classes = chosen([name for names in GROUPS.values() for name in names], settings.classes)
-        kept = {group: [name for name in names if name in self.classes] for group, names in GROUPS.items()}
-        self.groups = {group: names for group, names in kept.items() if names}
-        self.clips = [
-            Clip(f"{name}/{i}", label, i // TAKES % settings.folds + 1, f"{name}/{i // TAKES}")
-            for label, name in enumerate(self.classes)
-            for i in range(settings.clips_per_class)
-        ]
-
-    def load(self, clip: Clip) -> tuple[np.ndarray, int]:
-        """Return the clip, synthesised anew: mono, ``(samples,)``, float32, 16 kHz."""
+    def load(clip: Clip) -> tuple[np.ndarray, int]:
         name, index = clip.name.split("/")
-        return synthesise(name, int(index), self.seed), RATE
+        return synthesise(name, int(index), settings.seed), RATE
 
-    def identity(self) -> dict[str, str | int]:
-        """Return name, seed, number of clips, a digest of names and folds, and the version of the recipe."""
-        return {"name": self.name, "seed": self.seed, "version": 2, **digest(self.classes, self.clips)}
+    groups = {group: names for group, names in kept.items() if names}
+    return Dataset("sounds", classes, clips, load, facts={"seed": settings.seed, "version": 2}, groups=groups)
 
 
 READERS: dict[str, Callable[[DataSettings], Dataset]] = {
-    "sounds": SoundsDataset,
+    "sounds": synthesised,
     "esc50": read_esc50,
     "folder": read_folder,
 }
@@ -311,8 +275,8 @@ def open_dataset(settings: DataSettings) -> Dataset:
     Raises
     ------
     ConfigError
-        ``data.root`` is needed and missing, or ``data.classes`` or ``data.test_fold`` name what there is not; or
-        ``data=nodes``; a class has a name that is no line of visible text.
+        ``data.root`` is needed and missing, ``data.classes`` or ``data.test_fold`` is unknown there, a class name is
+        not one line of visible text, or ``data=nodes``.
     DataError
         A file, a column or a folder is missing, or a class has no clip to test or to train on.
     """

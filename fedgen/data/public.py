@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedgen.data.audio import resample
-from fedgen.data.datasets import AudioFiles, read_folder
+from fedgen.data.datasets import Dataset, read_folder
 from fedgen.data.encoders import Encoder
 from fedgen.data.seeds import stream
 from fedgen.data.settings import DataSettings
@@ -85,11 +86,13 @@ def public_identity(folder: str | None) -> str:
         return f"synthesised, version {VERSION}"
     dataset, digest = _folder(folder), hashlib.sha256()
     for clip in dataset.clips:
-        digest.update(clip.name.encode() + b"\0" + hashlib.sha256(dataset.paths[clip.name].read_bytes()).digest())
+        digest.update(
+            clip.name.encode() + b"\0" + hashlib.sha256((Path(folder).expanduser() / clip.name).read_bytes()).digest()
+        )
     return f"sha256:{digest.hexdigest()}"
 
 
-def _folder(folder: str) -> AudioFiles:
+def _folder(folder: str) -> Dataset:
     try:
         dataset = read_folder(DataSettings(name="folder", root=folder))
     except FedgenError as error:

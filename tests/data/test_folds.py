@@ -21,7 +21,7 @@ from fedgen.data.datasets import deal, recording_of
     ],
 )
 def test_recording_is_read_from_the_name(stem: str, recording: str) -> None:
-    assert recording_of(stem, "dog") == recording
+    assert recording_of(f"dog/{stem}.wav") == recording
 
 
 @given(
