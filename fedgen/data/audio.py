@@ -1,4 +1,4 @@
-"""Sound files to mono waveforms at the rate that the encoder wants."""
+"""Sound files to mono waveforms at the encoder's sample rate."""
 
 from __future__ import annotations
 
@@ -12,17 +12,7 @@ from fedgen.errors import DataError
 
 
 def read_audio(path: Path) -> tuple[np.ndarray, int]:
-    """Decode a sound file and mix its channels down.
-
-    Parameters
-    ----------
-    path : Path
-        A file that libsndfile reads: WAV, OGG, FLAC and others.
-
-    Returns
-    -------
-    tuple[np.ndarray, int]
-        The waveform ``(samples,)``, float32 in -1..1, and its rate in Hz.
+    """Return the mono waveform ``(samples,)``, float32 in -1..1, of a sound file that libsndfile reads, and its rate.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Which node holds which clips."""
+"""Partition of the training clips over the nodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DRAWS = 100
 
 @dataclass(frozen=True)
 class Labels:
-    """What clips are of, and how classes belong together."""
+    """Classes of the clips, and groups of the classes."""
 
     ids: np.ndarray  # global class id of each clip (N,)
     classes: list[str]  # class names by id
@@ -35,26 +35,21 @@ class Labels:
 
 
 def partition(labels: Labels, settings: PartitionSettings, seed: int) -> list[np.ndarray]:
-    """Deal clips to nodes: disjoint, seeded, and complete over the classes in play.
-
-    Returns
-    -------
-    list[np.ndarray]
-        For each node the ascending positions of its clips in ``labels.ids``, int64.
+    """Return for each node the ascending positions of its clips in ``labels.ids``, int64: disjoint and seeded.
 
     Raises
     ------
     ConfigError
-        There are fewer classes or clips than nodes, or ``partition.assignment`` names what there is not.
+        There are fewer classes or clips than nodes, or ``partition.assignment`` names unknown classes.
     DataError
         A node would have no clip.
     """
     parts = PARTITIONERS[settings.name](labels, settings, stream("partition", settings.name, seed))
     for node, part in enumerate(parts):
         if len(part) == 0:
+            chosen = f"partition={settings.name} partition.nodes={settings.nodes}"
             raise DataError(
-                f"node {node} has no clip with partition={settings.name} partition.nodes={settings.nodes}: "
-                f"fewer nodes, other classes or more clips are needed"
+                f"node {node} has no clip with {chosen}: fewer nodes, other classes or more clips are needed"
             )
     return [np.sort(part).astype(np.int64) for part in parts]
 
@@ -67,12 +62,9 @@ def by_class(labels: Labels, settings: PartitionSettings, rng: np.random.RandomS
     nodes, classes, groups = settings.nodes, labels.classes, labels.groups
     require(nodes <= len(classes), f"partition.nodes={nodes} is more than the {len(classes)} classes to deal by_class")
     grouped = len(groups) == nodes and sorted(name for names in groups.values() for name in names) == sorted(classes)
-    if grouped:
-        assignment = list(groups.values())
-    else:
-        edges = [node * len(classes) // nodes for node in range(nodes + 1)]
-        assignment = [classes[low:high] for low, high in pairwise(edges)]
-    return labels.assigned(assignment, rng)
+    edges = [node * len(classes) // nodes for node in range(nodes + 1)]
+    ordered = [classes[low:high] for low, high in pairwise(edges)]
+    return labels.assigned(list(groups.values()) if grouped else ordered, rng)
 
 
 def explicit(labels: Labels, settings: PartitionSettings, rng: np.random.RandomState) -> list[np.ndarray]:
@@ -80,11 +72,8 @@ def explicit(labels: Labels, settings: PartitionSettings, rng: np.random.RandomS
 
     A class that several nodes list is shared: each of them gets clips that no other one has, as evenly as possible.
     """
-    nodes = settings.nodes
-    require(
-        len(settings.assignment) == nodes,
-        f"partition.assignment lists the classes of {len(settings.assignment)} nodes, partition.nodes={nodes}",
-    )
+    nodes, listed = settings.nodes, len(settings.assignment)
+    require(listed == nodes, f"partition.assignment lists the classes of {listed} nodes, partition.nodes={nodes}")
     for node, names in enumerate(settings.assignment):
         for name in names:
             choose(name, labels.classes, f"partition.assignment[{node}]")

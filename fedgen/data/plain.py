@@ -1,4 +1,4 @@
-"""Text and names of somebody else as plain data: bounded, and without anything in them that acts."""
+"""Text and names from other parties as plain data: bounded, without tags, anchors or interpolations."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Knows null, booleans and decimal numbers; all else is text, also `<<`, dates, `yes`, `0x10` and `1:30`.
+    """Reads null, booleans and decimal numbers; all else is text, also `<<`, dates, `yes`, `0x10` and `1:30`.
 
-    Whatever it does not take as text, PyYAML does not write as text without quotes.
+    PyYAML writes quotes around any text that this loader would not read as text.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
@@ -49,13 +49,7 @@ for _kind, _shape, _first in (
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a file, no more of it than is ever parsed.
-
-    Raises
-    ------
-    ConfigError
-        It cannot be read, or is not UTF-8.
-    """
+    """Return the text of a file, up to the most that is parsed; `ConfigError` if it is unreadable or not UTF-8."""
     try:
         with file.open("rb") as opened:
             return opened.read(LONGEST + 1).decode()
@@ -64,7 +58,7 @@ def read_text(file: Path) -> str:
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """Return the mappings, lists, texts, numbers, booleans and nulls that ``text`` holds; ``where`` it is from.
+    """Return the mappings, lists, texts, numbers, booleans and nulls of ``text``, which errors call ``where``.
 
     Raises
     ------
@@ -83,7 +77,7 @@ def read_yaml(text: str, where: str) -> Any:
 
 
 def _refuse(text: str) -> None:
-    """Raise `ValueError` for what is not read, before anything is made of it."""
+    """Raise `ValueError` for text that `read_yaml` rejects, before any object is constructed."""
     if len(text) > LONGEST:
         raise ValueError(f"it has more than {LONGEST} characters")
     depth = 0
@@ -100,7 +94,7 @@ def _refuse(text: str) -> None:
 
 
 def read_json(text: str | bytes) -> Any:
-    """Return what JSON ``text`` holds; `ValueError` if it is none, too long, or nested too deeply."""
+    """Return the value of JSON ``text``; `ValueError` if it is no JSON, too long, or nested too deeply."""
     if len(text) > LONGEST:
         raise ValueError(f"{len(text)} characters, expected at most {LONGEST}")
     try:
@@ -119,18 +113,9 @@ def bounded(value: Any) -> Any:
 
 
 def check_names(names: Iterable[object], what: str) -> None:
-    """Refuse names that are anything but one line of visible text, or that look like an interpolation.
+    """Raise `ConfigError` unless ``names`` are one line of visible text each, without an interpolation.
 
-    Parameters
-    ----------
-    names : iterable
-        Of classes or groups.
-    what : str
-        Whose, or the configuration key.
-
-    Raises
-    ------
-    ConfigError
+    ``what`` is the configuration key of the names, or their owner.
     """
     for name in names:
         fault = _fault(name)

@@ -1,4 +1,4 @@
-"""Pretrained models: where their files are, what they are, and how they are loaded. Nothing is ever unpickled."""
+"""Pretrained models: their files, digests and loading. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -15,15 +15,12 @@ from fedgen.data.files import digest
 from fedgen.data.settings import name_of
 from fedgen.errors import ConfigError, DataError, require, said
 
-WEIGHTS = "model[.-][s0]*"
-"""Files that transformers loads: ``model.safetensors``, or parts and their index; no variant (``model.fp16...``)."""
-
-REVISION = "revision"
-USUAL_REVISION = "main"
+WEIGHTS = "model[.-][s0]*"  # model.safetensors, or its parts and their index; no variant such as model.fp16...
+REVISION, USUAL_REVISION = "revision", "main"
 
 
 def library() -> Any:
-    """Return ``transformers``, which only pretrained models need; `ConfigError` where it is not installed."""
+    """Return ``transformers``, which only pretrained models need; `ConfigError` if it is not installed."""
     try:
         import transformers
     except ImportError as error:
@@ -41,8 +38,8 @@ def find(
 ) -> Path:
     """Return the folder with a model's files: ``model`` itself, or the library's cache of a name at Hugging Face.
 
-    Each pattern of ``files`` must match. What Hugging Face's cache lacks is fetched. ``key`` is the configuration's key
-    of ``model`` or the command's option; an error says to fetch ``advised``, or else ``files``.
+    Each pattern of ``files`` must match. Files that Hugging Face's cache lacks are fetched. ``key`` is the
+    configuration's key of ``model`` or the command's option; an error says to fetch ``advised``, or else ``files``.
 
     Raises
     ------

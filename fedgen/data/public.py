@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 from fedgen.data.audio import resample
 from fedgen.data.datasets import Dataset, read_folder
 from fedgen.data.encoders import Encoder
+from fedgen.data.files import digest
 from fedgen.data.seeds import stream
 from fedgen.data.settings import DataSettings
 from fedgen.data.sounds import (
@@ -20,6 +20,7 @@ from fedgen.data.sounds import (
     curve,
     drift,
     envelope,
+    filtered,
     noise,
     resonate,
     seconds,
@@ -35,21 +36,14 @@ VERSION = 3  # of the recipes: another one makes another codec
 CLIPS = 4  # of each class
 CLASSES = 100  # by recipes; more of them are worth more than more clips of each
 SEED = 400_891_233  # of the built-in voices: other takes of them than any data set has
-FULL_SCALE = 32767  # 16 bits, as recordings have: what processors round otherwise in synthesis mostly vanishes
+FULL_SCALE = 32767  # 16 bits, as recordings have: processors round the synthesis differently, which mostly vanishes
 
 
 class PublicTokens:
-    """A `TokenSource` of synthesised sounds: the same for every node, and drawn from no one's data.
+    """A `TokenSource` of synthesised sounds, the same for every node and drawn from no one's data.
 
-    Held are the sounds, 160 kB each; every batch is encoded anew, as all tokens would take a gigabyte.
-
-    Parameters
-    ----------
-    encoder : Encoder
-        The nodes' frozen encoder.
-    classes, clips : int
-        Classes, each a recipe of its own (`fedgen.data.public`), and clips of each; besides, as many clips of each of
-        the built-in voices (`fedgen.data.sounds`).
+    ``classes`` random recipes and the built-in voices (`fedgen.data.sounds`), ``clips`` of each. The sounds are held,
+    160 kB each; every batch is encoded anew by the nodes' ``encoder``, as all tokens would take a gigabyte.
     """
 
     def __init__(self, encoder: Encoder, classes: int = CLASSES, clips: int = CLIPS) -> None:
@@ -81,15 +75,11 @@ def open_public(encoder: Encoder, folder: str | None) -> TokenSource:
 
 
 def public_identity(folder: str | None) -> str:
-    """Return what tells one set of public sounds from another, whatever its folder is called."""
+    """Return the version of the synthesised sounds, or a digest of the clips in ``folder``, wherever it is."""
     if folder is None:
         return f"synthesised, version {VERSION}"
-    dataset, digest = _folder(folder), hashlib.sha256()
-    for clip in dataset.clips:
-        digest.update(
-            clip.name.encode() + b"\0" + hashlib.sha256((Path(folder).expanduser() / clip.name).read_bytes()).digest()
-        )
-    return f"sha256:{digest.hexdigest()}"
+    names, root = [clip.name for clip in _folder(folder).clips], Path(folder).expanduser()
+    return "sha256:" + digest(b"".join(name.encode() + b"\0" + bytes.fromhex(digest(root / name)) for name in names))
 
 
 def _folder(folder: str) -> Dataset:
@@ -122,21 +112,23 @@ class Recipe:
         return float(low * (high / low) ** min(place, 2 - place))
 
     def chance(self, share: float) -> bool:
-        """Return whether the class has what a ``share`` of all classes has."""
+        """Return whether the class has a property that a ``share`` of all classes has."""
         return bool(self.kind.uniform() < share)
 
 
 def recipe_sound(label: int, take: int) -> np.ndarray:
     """Return clip ``take`` of class ``label``: ``(samples,)``, float32 in -1..1, 5 s at 16 kHz.
 
-    One or two sources, in a room, over the noise of the place, through a microphone, at some level; some clips end
-    early, and digital silence follows, as it does in data sets of clips of one length.
+    One or two sources, a fifth of them clipped softly, in a room, over the noise of the place, through a microphone, at
+    some level. Some clips end early in digital silence, as in data sets of clips of one length.
     """
     recipe = Recipe(label, take)
     sound = source(recipe)
     if recipe.chance(0.5):
         sound = sound + recipe.pick(0.1, 1) * source(recipe)
-    sound = recorded(recipe, reverberant(recipe, overdriven(recipe, sound)))
+    drive, overdriven = recipe.pick(0.5, 6), recipe.chance(0.2)
+    sound = np.tanh(drive * sound) if overdriven else sound
+    sound = recorded(recipe, reverberant(recipe, sound))
     sound *= recipe.pick(*LEVELS) * np.exp(0.3 * recipe.take.standard_normal())
     if recipe.chance(0.5) and recipe.take.uniform() < 0.7:
         sound[seconds(recipe.take.uniform(0.3, LENGTH)) :] = 0
@@ -167,9 +159,8 @@ def events(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
     """Return loudness and relative pitch ``(samples,)`` of events from clicks to calls, regular or not."""
     pick, take = recipe.pick, recipe.take
     loud, bend = np.zeros(SAMPLES), np.ones(SAMPLES)
-    length, jitter, attack, decay, uneven = (
-        pick(0.005, 2), pick(0.03, 0.8), pick(0.003, 0.5), pick(0.5, 8), pick(0.05, 1)
-    )  # fmt: skip
+    length, jitter, attack = pick(0.005, 2), pick(0.03, 0.8), pick(0.003, 0.5)
+    decay, uneven = pick(0.5, 8), pick(0.05, 1)
     glide = 1 + recipe.chance(0.7) * pick(0.02, 0.5) * recipe.kind.uniform(-1, 1, 4)
     for start in starts(take, LENGTH, max(0.01, length * pick(1, 12)), jitter):
         first = int(start * RATE)
@@ -177,7 +168,7 @@ def events(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
         event = envelope(n, attack * n / RATE, n / RATE / 5)
         event = event * np.exp(-decay * np.arange(n) / n + uneven * take.standard_normal())
         loud[first : first + n] = np.maximum(loud[first : first + n], event)
-        bend[first : first + n] = curve(list(glide), n) * np.exp(0.04 * take.standard_normal())
+        bend[first : first + n] = curve(glide, n) * np.exp(0.04 * take.standard_normal())
     return loud, bend
 
 
@@ -189,12 +180,6 @@ def bright(pitch: np.ndarray, ratio: float) -> np.ndarray:
     """
     phase = 2 * np.pi * np.cumsum(pitch) / RATE
     return unit(np.sin(phase) / (1 + ratio**2 - 2 * ratio * np.cos(phase)))
-
-
-def overdriven(recipe: Recipe, sound: np.ndarray) -> np.ndarray:
-    """Return ``sound`` ``(samples,)``, in a fifth of all classes clipped softly."""
-    drive, used = recipe.pick(0.5, 6), recipe.chance(0.2)
-    return np.tanh(drive * sound) if used else sound
 
 
 def reverberant(recipe: Recipe, sound: np.ndarray) -> np.ndarray:
@@ -215,8 +200,3 @@ def recorded(recipe: Recipe, sound: np.ndarray) -> np.ndarray:
     if recipe.chance(0.5):
         sound = filtered(sound, 1 / (1 + (np.fft.rfftfreq(SAMPLES, 1 / RATE) / cut) ** order))
     return unit(sound)
-
-
-def filtered(sound: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Return ``sound`` ``(samples,)`` times ``gain`` ``(samples / 2 + 1,)`` in frequency."""
-    return np.fft.irfft(np.fft.rfft(sound) * gain, SAMPLES)

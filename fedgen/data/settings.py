@@ -17,7 +17,7 @@ STRIDE, PATCH = 10, 16  # step and side of a patch of AST, in mel bins and frame
 TARGETS = ("sd", "flux", "small")
 SOURCES = ("words", "clip_t5")
 PRECISIONS = ("float32", "bfloat16")
-PIPELINES = {"flux": "black-forest-labs/FLUX.1-schnell", "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+PIPELINES = {"sd": "stable-diffusion-v1-5/stable-diffusion-v1-5", "flux": "black-forest-labs/FLUX.1-schnell"}
 PARTITIONS = ("by_class", "dirichlet", "iid", "explicit")  # functions of `fedgen.data.partition`
 
 
@@ -25,39 +25,19 @@ PARTITIONS = ("by_class", "dirichlet", "iid", "explicit")  # functions of `fedge
 class DataSettings:
     """Which audio is learned from, and which fold of it is held out.
 
-    Attributes
-    ----------
-    name : str
-        ``sounds`` (synthesised), ``esc50`` (``audio/`` and ``meta/esc50.csv``), ``folder`` (``class/clip.wav``), or
-        ``nodes``: each node has a store of its own, and the server none.
-    root : str, optional
-        Folder of the audio; needed by ``esc50`` and ``folder``.
-    test_fold : int
-        The fold that is held out, from 1.
-    folds : int
-        Number of folds of ``sounds`` and ``folder``; ``esc50`` has its own folds.
-    seed : int
-        Decides the folds of ``folder``, and the folds and the audio of ``sounds``.
-    clips_per_class : int
-        Clips of each class that ``sounds`` synthesises.
-    store : str, optional
-        Folder of the embedding store; by default one below ``$FEDGEN_HOME``, named after data and encoder. With
-        ``nodes``, the server's own test clips, if it has any.
-    classes : list[str]
-        Only these classes; empty means all. With ``nodes``, the ids of all classes; empty means the nodes' classes.
-    leave_out : list[int]
-        Folds that are not read at all: settings that are chosen without them can be measured on them afterwards.
+    The choices are ``sounds`` (synthesised), ``esc50`` (``audio/`` and ``meta/esc50.csv``), ``folder``
+    (``class/clip.wav``), and ``nodes``: each node has a store of its own, and the server none.
     """
 
     name: str = "sounds"
-    root: str | None = None
-    test_fold: int = 5
-    folds: int = 5
-    seed: int = 0
-    clips_per_class: int = 20
-    store: str | None = None
-    classes: list[str] = field(default_factory=list)
-    leave_out: list[int] = field(default_factory=list)
+    root: str | None = None  # folder of the audio; needed by esc50 and folder
+    test_fold: int = 5  # the fold that is held out, from 1
+    folds: int = 5  # number of folds of sounds and folder; esc50 has its own folds
+    seed: int = 0  # decides the folds of folder, and the folds and the audio of sounds
+    clips_per_class: int = 20  # of sounds
+    store: str | None = None  # embedding store; None: below $FEDGEN_HOME. With nodes: the server's own test clips
+    classes: list[str] = field(default_factory=list)  # only these; empty: all. With nodes: the ids of all classes
+    leave_out: list[int] = field(default_factory=list)  # folds that are never read, to measure chosen settings on later
 
     def __post_init__(self) -> None:
         choose(self.name, (*DATASETS, NODES), "data")
@@ -79,28 +59,16 @@ class DataSettings:
 class EncoderSettings:
     """Which encoder turns audio into tokens.
 
-    Attributes
-    ----------
-    name : str
-        ``patches``: AST's front end without weights; ``ast`` and ``clap``: pretrained models (extra ``encoders``).
-    stride : int
-        ``patches``: step between patches in mel bins and in frames, 1 to 16; 10 gives 1214 tokens, 16 gives 514.
-    batch_size : int
-        Clips encoded at once; fewer when memory runs out.
-    model : str, optional
-        Of a pretrained encoder: a folder, or a name at Hugging Face; by default the encoder's usual model.
-    revision : str, optional
-        Branch, tag or commit at Hugging Face; ``main`` by default.
-    tokens : str
-        Of a pretrained encoder: ``all`` of the last hidden state, or one that stands for the clip (``cls``).
+    The choices are ``patches`` (AST's front end without weights), and the pretrained ``ast`` and ``clap`` (extra
+    ``encoders``). ``model`` and ``tokens`` are for pretrained encoders alone, ``stride`` for ``patches``.
     """
 
     name: str = "patches"
-    stride: int = STRIDE
-    batch_size: int = 32
-    model: str | None = None
-    revision: str | None = None
-    tokens: str = "all"
+    stride: int = STRIDE  # between patches in mel bins and frames, 1 to 16: 10 gives 1214 tokens, 16 gives 514
+    batch_size: int = 32  # clips encoded at once; fewer when memory runs out
+    model: str | None = None  # a folder, or a name at Hugging Face; None: the encoder's usual model
+    revision: str | None = None  # branch, tag or commit at Hugging Face; None: main
+    tokens: str = "all"  # all of the last hidden state; cls: the one that stands for the clip
 
     def __post_init__(self) -> None:
         choose(self.name, ENCODERS, "encoder")
@@ -112,10 +80,8 @@ class EncoderSettings:
             f"encoder.stride={self.stride} is for encoder=patches: {self.name} has its own",
         )
         if self.name not in PRETRAINED:
-            model = self.model or self.revision
-            require(
-                model is None, f"encoder={self.name} has no model: encoder.model and .revision={model} mean nothing"
-            )
+            model, reason = self.model or self.revision, f"encoder={self.name} has no model"
+            require(model is None, f"{reason}: encoder.model and .revision={model} mean nothing")
             require(self.tokens == "all", f"encoder.tokens={self.tokens} needs encoder={' or '.join(PRETRAINED)}")
 
 
@@ -123,34 +89,18 @@ class EncoderSettings:
 class TargetSettings:
     """Which text-conditioning targets the adapters learn.
 
-    Attributes
-    ----------
-    name : str
-        ``sd`` (Stable Diffusion 1.5: ``clip`` 77 x 768), ``flux`` (``clip`` 768 and ``t5`` tokens x 4096) or ``small``
-        (``text`` 384).
-    source : str
-        ``words``: deterministic embeddings of the prompt's words; needs no weights. ``clip_t5``: the text encoders of
-        the pipeline (extra ``encoders``), with the shapes that they have.
-    template : str
-        The class prompt; ``{}`` is replaced by the class name.
-    t5_tokens : int
-        Tokens of the ``t5`` target.
-    model : str, optional
-        ``clip_t5``: the pipeline, a folder or a name at Hugging Face in the layout of ``diffusers``; by default the
-        usual one of the target.
-    revision : str, optional
-        Branch, tag or commit at Hugging Face; ``main`` by default.
-    precision : str
-        ``clip_t5``: what text encoders compute in, ``float32`` or ``bfloat16``, which takes half the memory.
+    The choices are ``sd`` (Stable Diffusion 1.5: ``clip`` 77 x 768), ``flux`` (``clip`` 768 and ``t5`` tokens x 4096)
+    and ``small`` (``text`` 384). The source ``words`` embeds the prompt's words deterministically, without weights;
+    ``clip_t5`` takes the text encoders of a pipeline (extra ``encoders``), with their shapes.
     """
 
     name: str = "small"
     source: str = "words"
-    template: str = "the sound of {}"
-    t5_tokens: int = 17
-    model: str | None = None
-    revision: str | None = None
-    precision: str = "float32"
+    template: str = "the sound of {}"  # the class prompt; {} is replaced by the class name
+    t5_tokens: int = 17  # of the t5 target
+    model: str | None = None  # of clip_t5: a folder or a name at Hugging Face, as diffusers has it; None: the usual one
+    revision: str | None = None  # branch, tag or commit at Hugging Face; None: main
+    precision: str = "float32"  # of clip_t5: text encoders compute in float32, or in bfloat16 with half the memory
 
     def __post_init__(self) -> None:
         choose(self.name, TARGETS, "target")
@@ -158,15 +108,11 @@ class TargetSettings:
         choose(self.precision, PRECISIONS, "target.precision")
         require(self.template.count("{}") == 1, f"target.template={self.template!r} has not exactly one {{}}")
         require(self.t5_tokens >= 1, f"target.t5_tokens={self.t5_tokens} is not at least 1")
-        if self.source == "words":
-            for key in ("model", "revision"):
-                value = getattr(self, key)
-                require(value is None, f"target.{key}={value} needs target.source=clip_t5: words have no model")
-        else:
-            known = " or ".join(sorted(PIPELINES, reverse=True))
-            require(
-                self.name in PIPELINES, f"target={self.name} has no target.source={self.source}: choose target={known}"
-            )
+        for key in ("model", "revision"):
+            value = getattr(self, key) if self.source == "words" else None
+            require(value is None, f"target.{key}={value} needs target.source=clip_t5: words have no model")
+        good = self.source == "words" or self.name in PIPELINES
+        require(good, f"target={self.name} has no target.source={self.source}: choose target={' or '.join(PIPELINES)}")
 
     @property
     def pipeline(self) -> str:
@@ -185,24 +131,12 @@ class TargetSettings:
 
 @dataclass(frozen=True)
 class PartitionSettings:
-    """How training clips are dealt to nodes.
-
-    Attributes
-    ----------
-    name : str
-        ``by_class``, ``dirichlet``, ``iid`` or ``explicit``.
-    nodes : int
-        Number of nodes.
-    alpha : float
-        Concentration of ``dirichlet``: 0.1 leaves most nodes a few classes, 100 is close to iid.
-    assignment : list[list[str]]
-        The classes of each node, for ``explicit``.
-    """
+    """How training clips are dealt to nodes: ``by_class``, ``dirichlet``, ``iid`` or ``explicit``."""
 
     name: str = "by_class"
     nodes: int = 3
-    alpha: float = 0.5
-    assignment: list[list[str]] = field(default_factory=list)
+    alpha: float = 0.5  # concentration of dirichlet: 0.1 leaves most nodes a few classes, 100 is close to iid
+    assignment: list[list[str]] = field(default_factory=list)  # of explicit: the classes of each node
 
     def __post_init__(self) -> None:
         choose(self.name, PARTITIONS, "partition")

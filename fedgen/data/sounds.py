@@ -1,13 +1,13 @@
-"""A small synthesised data set: 15 classes of sound from NumPy alone.
+"""Building blocks of sound, and a small synthesised data set: 15 classes from NumPy alone.
 
 Clips come in recordings of two: a recording decides the source (an animal's voice, an engine's size, the room), a clip
-decides what that source does (rhythm, length, level, noise). Classes overlap on purpose: their ranges of pitch, rhythm
-and noise touch, and every clip has a background.
+the rhythm, length, level and noise. Classes overlap on purpose: their ranges of pitch, rhythm and noise touch, and
+every clip has a background.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.random import RandomState
@@ -22,7 +22,7 @@ def seconds(duration: float) -> int:
     return max(1, int(duration * RATE))
 
 
-def curve(values: list[float], n: int) -> np.ndarray:
+def curve(values: Sequence[float] | np.ndarray, n: int) -> np.ndarray:
     """Return ``(n,)`` samples of the line through ``values``, evenly spaced."""
     return np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(values)), values)
 
@@ -30,7 +30,7 @@ def curve(values: list[float], n: int) -> np.ndarray:
 def wander(rng: RandomState, n: int, rate: float) -> np.ndarray:
     """Return a random curve ``(n,)`` of about unit deviation that turns about ``rate`` times a second."""
     knots = max(2, int(n / RATE * rate) + 2)
-    return curve(list(rng.standard_normal(knots)), n)
+    return curve(rng.standard_normal(knots), n)
 
 
 def drift(rng: RandomState, n: int, rate: float, depth: float) -> np.ndarray:
@@ -77,11 +77,16 @@ def resonate(signal: np.ndarray, centres: list[float], widths: list[float], floo
     gain = np.full_like(f, floor)
     for centre, width in zip(centres, widths, strict=True):
         gain += 1 / (1 + ((f - centre) / width) ** 2)
+    return filtered(signal, gain)
+
+
+def filtered(signal: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Return ``signal`` ``(n,)`` times ``gain`` ``(n // 2 + 1,)`` in frequency."""
     return np.fft.irfft(np.fft.rfft(signal) * gain, len(signal))
 
 
 def place(n: int, events: list[tuple[float, np.ndarray]]) -> np.ndarray:
-    """Return ``(n,)`` samples with each sound added at its start in seconds; what sticks out is cut off."""
+    """Return ``(n,)`` samples with each sound added at its start in seconds; the part after the end is cut off."""
     out = np.zeros(n)
     for start, sound in events:
         first = int(start * RATE)
@@ -98,9 +103,9 @@ def starts(rng: RandomState, duration: float, gap: float, jitter: float) -> list
     return times[:-1]
 
 
-def repeat(rng: RandomState, n: int, gap: float, jitter: float, sound: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return ``(n,)`` samples of ``sound``, made anew at each of `starts`."""
-    return place(n, [(start, sound()) for start in starts(rng, n / RATE, gap, jitter)])
+def repeat(rng: RandomState, n: int, gap: float, jitter: float, sound: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Return ``(n,)`` samples of ``sound``, made anew with its number at each of `starts`."""
+    return place(n, [(start, sound(i)) for i, start in enumerate(starts(rng, n / RATE, gap, jitter))])
 
 
 def unit(signal: np.ndarray) -> np.ndarray:
@@ -134,12 +139,11 @@ def dog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     pitch, rough = voice.uniform(300, 600), voice.uniform(0.3, 0.8)
     throat = [voice.uniform(500, 1100), voice.uniform(1200, 2500)]
 
-    def bark() -> np.ndarray:
+    def bark(_: int) -> np.ndarray:
         m = seconds(take.uniform(0.08, 0.35))
         tone = harmonics(pitch * take.uniform(0.85, 1.15) * curve([0.8, 1.2, 0.7], m), rolloff(20, 0.7))
-        return (
-            take.uniform(0.5, 1) * envelope(m, 0.02, 0.1) * resonate(tone + rough * noise(take, m), throat, [200, 400])
-        )
+        loud = take.uniform(0.5, 1) * envelope(m, 0.02, 0.1)
+        return loud * resonate(tone + rough * noise(take, m), throat, [200, 400])
 
     return repeat(take, n, take.uniform(0.25, 0.7), 0.4, bark)
 
@@ -162,7 +166,7 @@ def pig(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     pitch, throat = voice.uniform(50, 160), [voice.uniform(250, 700), voice.uniform(900, 1800)]
     squeals = voice.uniform(0, 0.4)
 
-    def grunt() -> np.ndarray:
+    def grunt(_: int) -> np.ndarray:
         high = take.uniform() < squeals
         m = seconds(take.uniform(0.1, 0.45))
         f0 = pitch * (take.uniform(5, 9) if high else 1) * drift(take, m, 15, 0.1)
@@ -176,7 +180,7 @@ def cow(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """A long low call that rises and falls."""
     pitch, throat = voice.uniform(90, 260), [voice.uniform(250, 500), voice.uniform(600, 1200)]
 
-    def moo() -> np.ndarray:
+    def moo(_: int) -> np.ndarray:
         m = seconds(take.uniform(0.7, 2.2))
         f0 = pitch * curve([0.8, take.uniform(0.9, 1.2), 1.1, take.uniform(0.6, 1)], m) * drift(take, m, 8, 0.02)
         tone = harmonics(f0, rolloff(25, 0.6)) + 0.15 * noise(take, m, high=3000)
@@ -189,7 +193,7 @@ def frog(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """Croaks: a resonance struck 15 to 70 times a second, in bursts."""
     centre, rate = voice.uniform(700, 1400), voice.uniform(20, 50)
 
-    def croak() -> np.ndarray:
+    def croak(_: int) -> np.ndarray:
         m = seconds(take.uniform(0.12, 0.6))
         pulses = np.clip(harmonics(rate * curve([1, take.uniform(0.8, 1.4)], m), np.ones(1)), 0, None) ** 4
         tone = noise(take, m, centre * 0.8, centre * 1.25) + harmonics(np.full(m, centre), rolloff(3, 1.5))
@@ -246,11 +250,10 @@ def chirping_birds(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
 
     def chirp(i: int) -> np.ndarray:
         m = seconds(length * take.uniform(0.7, 1.3))
-        f0 = np.clip(pitch * curve(list(song[i % 3]), m) * take.uniform(0.95, 1.05), 900, 7500)
+        f0 = np.clip(pitch * curve(song[i % 3], m) * take.uniform(0.95, 1.05), 900, 7500)
         return take.uniform(0.4, 1) * envelope(m, 0.01, 0.02) * harmonics(f0, np.array([1, 0.15]))
 
-    times = starts(take, n / RATE, length * take.uniform(1.2, 3), 0.4)
-    return place(n, [(start, chirp(i)) for i, start in enumerate(times)])
+    return repeat(take, n, length * take.uniform(1.2, 3), 0.4, chirp)
 
 
 def helicopter(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
@@ -258,10 +261,9 @@ def helicopter(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     rate, sharp = voice.uniform(8, 24), voice.uniform(2, 8)
     beat = np.clip(harmonics(rate * drift(take, n, 1, 0.03), np.ones(1)), 0, None) ** sharp
     blades = beat * noise(take, n, 30, voice.uniform(400, 2500), voice.uniform(0.3, 1))
-    turbine = noise(take, n, voice.uniform(300, 2000), 8000, 0.3) + harmonics(
-        np.full(n, voice.uniform(300, 2500)), np.ones(1)
-    )
-    return unit(blades) + voice.uniform(0.05, 0.5) * turbine
+    hiss = noise(take, n, voice.uniform(300, 2000), 8000, 0.3)
+    whine = harmonics(np.full(n, voice.uniform(300, 2500)), np.ones(1))
+    return unit(blades) + voice.uniform(0.05, 0.5) * (hiss + whine)
 
 
 def chainsaw(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
@@ -276,11 +278,8 @@ def chainsaw(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
 
 def siren(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """A tone that wails, yelps, or alternates between two pitches."""
-    low, ratio, period = (
-        voice.uniform(350, 900),
-        voice.uniform(1.5, 2),
-        voice.choice([0.4, 1.2, 3]) * voice.uniform(0.8, 1.25),
-    )
+    low, ratio = voice.uniform(350, 900), voice.uniform(1.5, 2)
+    period = voice.choice([0.4, 1.2, 3]) * voice.uniform(0.8, 1.25)
     turn = np.sin(2 * np.pi * (np.arange(n) / RATE / period + take.uniform()))
     turn = np.sign(turn) if voice.uniform() < 0.3 else turn
     tone = harmonics(low * ratio ** (0.5 + 0.5 * turn), rolloff(10, voice.uniform(0.5, 1)))
@@ -291,12 +290,10 @@ def car_horn(voice: RandomState, take: RandomState, n: int) -> np.ndarray:
     """One or two steady tones, honked."""
     pitch, second = voice.uniform(360, 460), voice.choice([0, 1.2, 1.26, 1.26])
 
-    def honk() -> np.ndarray:
+    def honk(_: int) -> np.ndarray:
         m = seconds(take.choice([0.3, 0.6, 1.5]) * take.uniform(0.7, 1.5))
-        tone = harmonics(np.full(m, pitch), rolloff(16, 0.5))
-        return envelope(m, 0.015, 0.04) * (
-            tone + bool(second) * harmonics(np.full(m, pitch * second), rolloff(16, 0.5))
-        )
+        one, two = (harmonics(np.full(m, f0), rolloff(16, 0.5)) for f0 in (pitch, pitch * second))
+        return envelope(m, 0.015, 0.04) * (one + bool(second) * two)
 
     return resonate(repeat(take, n, take.uniform(0.5, 1.2), 0.3, honk), [voice.uniform(1500, 2500)], [700], 0.2)
 
@@ -317,4 +314,4 @@ GROUPED: dict[str, list[Sound]] = {
     "mechanical": [helicopter, chainsaw, siren, car_horn, engine],
 }
 GROUPS = {group: [sound.__name__ for sound in sounds] for group, sounds in GROUPED.items()}
-SOUNDS: dict[str, Sound] = {sound.__name__: sound for sounds in GROUPED.values() for sound in sounds}
+SOUNDS = {sound.__name__: sound for sounds in GROUPED.values() for sound in sounds}

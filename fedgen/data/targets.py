@@ -1,4 +1,4 @@
-"""Text-conditioning targets: what an adapter has to give for a clip of a class."""
+"""Text-conditioning targets: the outputs that an adapter learns for the clips of each class."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def embed(label: str, template: str, tokens: int, width: int) -> Tensor:
     """Return a prompt's embedding ``(max(tokens, 1), width)``, unit norm per token.
 
     A prompt is the weighted sum of one random direction per word, so prompts that share words are near. Each token
-    position sees the sum through its own gains and adds a direction of its own, as positions of a text encoder do.
+    position multiplies the sum by gains of its own and adds a direction of its own, as in a text encoder.
     """
     weighted = [(word, TEMPLATE_WEIGHT) for word in words(template)] + [(word, 1.0) for word in words(label)]
     prompt = np.sum([weight * _direction(word, width) for word, weight in weighted], axis=0)  # (width,)
@@ -77,16 +77,9 @@ def words(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The text embeddings of every class.
+    """The text embeddings of every class, by name (``clip``, ``t5``, ``text``)."""
 
-    Attributes
-    ----------
-    values : Mapping[str, Tensor]
-        By name (``clip``, ``t5``, ``text``): for each global class id a vector ``(C, width)`` or a token sequence
-        ``(C, tokens, width)``.
-    """
-
-    values: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]  # by global class id: vectors (C, width) or token sequences (C, tokens, width)
 
     @property
     def sizes(self) -> dict[str, tuple[int, ...]]:
@@ -97,19 +90,11 @@ class Conditions:
         return min((len(value) for value in self.values.values()), default=0)
 
     def select(self, names: Sequence[str]) -> Conditions:
-        """Return only the embeddings that ``names`` lists, in that order; all of them if it is empty.
-
-        Raises
-        ------
-        ConfigError
-            The target has no embedding of a name.
-        """
+        """Return the embeddings ``names`` in that order, all of them if it is empty; `ConfigError` if one is unknown."""
         for name in names:
             if name not in self.values:
-                known = ", ".join(self.values) or "none"
-                raise ConfigError(
-                    f"generator.conditions names {name!r}, the target has {known}.{suggestion(name, self.values)}"
-                )
+                known = f"{', '.join(self.values) or 'none'}.{suggestion(name, self.values)}"
+                raise ConfigError(f"generator.conditions names {name!r}, the target has {known}")
         return Conditions({name: self.values[name] for name in names or self.values})
 
     def pooled(self) -> Tensor:
@@ -120,30 +105,21 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Targets:
-    """One target per class and head.
+    """One target per class and head; vectors of ``words`` have unit norm, those of ``clip_t5`` the pipeline's."""
 
-    Attributes
-    ----------
-    classes : list[str]
-        Class names, by global id.
-    heads : dict[str, Tensor]
-        By head name: ``(C, width)``, or ``(C, tokens, width)``, float32. Vectors of ``words`` have unit norm, those of
-        ``clip_t5`` are as the pipelines take them.
-    """
-
-    classes: list[str]
-    heads: dict[str, Tensor]
+    classes: list[str]  # names by global id
+    heads: dict[str, Tensor]  # by name: (C, width) or (C, tokens, width), float32
 
     def fingerprint(self) -> list[list[float]]:
-        """Return values of every class's target by head, ``(C, heads * 8)``: other targets have others.
+        """Return 8 values of every class's target by head, ``(C, heads * 8)``, which tell targets apart.
 
-        They are the first of the last token, at unit norm: CLIP's first token is the same for all prompts.
+        They are the first values of the last token, at unit norm: CLIP's first token is the same for all prompts.
         """
         last = [value if value.dim() == 2 else value[:, -1] for _, value in sorted(self.heads.items())]  # (C, width)
         return torch.cat([functional.normalize(value, dim=1)[:, :8] for value in last], dim=1).tolist()
 
     def conditions(self) -> Conditions:
-        """Return what generators may be conditioned on: every head's target of every class."""
+        """Return the conditions of generators: every head's target of every class."""
         return Conditions(self.heads)
 
 

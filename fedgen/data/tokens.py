@@ -17,18 +17,10 @@ FLOAT_LIMIT = 4 * 2**30  # bytes up to which the CPU keeps tokens in float32: co
 
 
 class TokenSource(Protocol):
-    """Labelled token sequences, real or synthetic, read in batches.
+    """Labelled token sequences, real or synthetic, read in batches."""
 
-    Attributes
-    ----------
-    labels : Tensor
-        Global class ids, shape ``(N,)``, int64, on the CPU.
-    shape : tuple[int, int]
-        ``(S, D)``: tokens of a sequence and width of a token.
-    """
-
-    labels: Tensor
-    shape: tuple[int, int]
+    labels: Tensor  # global class ids (N,), int64, on the CPU
+    shape: tuple[int, int]  # (S, D): tokens of a sequence and width of a token
 
     def __len__(self) -> int: ...
 
@@ -41,24 +33,13 @@ class TokenSource(Protocol):
 class FactoredTokens:
     """A batch of token sequences of low rank, ``positions @ core @ channels.T``, never multiplied out.
 
-    A linear map of the tokens costs a small share of what it costs on dense ones: see `project`.
-
-    Attributes
-    ----------
-    positions : Tensor
-        ``(P, S, A)``: a basis of the sequence for each of ``P`` origins.
-    channels : Tensor
-        ``(P, D, C)``: a basis of the token width for each origin.
-    cores : Tensor
-        ``(B, A, C)``.
-    origins : Tensor
-        ``(B,)``, int64: the origin of each sequence.
+    A linear map of the tokens (`project`) costs a small share of the map of dense ones.
     """
 
-    positions: Tensor
-    channels: Tensor
-    cores: Tensor
-    origins: Tensor
+    positions: Tensor  # (P, S, A): a basis of the sequence for each of P origins
+    channels: Tensor  # (P, D, C): a basis of the token width for each origin
+    cores: Tensor  # (B, A, C)
+    origins: Tensor  # (B,), int64: the origin of each sequence
 
     @classmethod
     def alike(cls, positions: Tensor, channels: Tensor, cores: Tensor) -> FactoredTokens:
@@ -67,7 +48,7 @@ class FactoredTokens:
         return cls(positions[None], channels[None], cores, origins)
 
     def project(self, weight: Tensor) -> Tensor:
-        """Return what ``weight`` ``(w, D)`` makes of the tokens: ``(B, S, w)``."""
+        """Return the tokens mapped by ``weight`` ``(w, D)``: ``(B, S, w)``."""
         narrow = (weight @ self.channels).transpose(1, 2)  # (P, C, w)
         if len(self.positions) == 1:
             return self.positions[0] @ (self.cores @ narrow[0])
@@ -111,17 +92,9 @@ def held_as(values: int, device: torch.device) -> torch.dtype:
 
 
 class MappedTokens:
-    """Clips of an embedding store, read from its files batch by batch: the same values, held nowhere.
+    """The clips ``indices`` ``(N,)`` of an embedding store, read from its files batch by batch and held nowhere.
 
-    Parameters
-    ----------
-    store : Store
-    indices : np.ndarray
-        Which clips of the store, ``(N,)``.
-    device : torch.device or str
-        Where batches go, in half precision; there they become float32.
-    rows : int, optional
-        Most sequences that `batches` reads at once; as many as it is asked for by default.
+    Batches go to ``device`` in half precision and become float32 there. `batches` reads at most ``rows`` at once.
     """
 
     def __init__(
@@ -141,17 +114,7 @@ class MappedTokens:
 
 
 class LazyTokens:
-    """A source that is opened when its first batch is read; its labels are known before.
-
-    Parameters
-    ----------
-    labels : Tensor
-        Global class ids ``(N,)``.
-    shape : tuple[int, int]
-        ``(S, D)``.
-    open : Callable
-        Returns the source.
-    """
+    """A source of known ``labels`` ``(N,)`` and ``shape`` ``(S, D)`` that ``open`` returns for the first batch."""
 
     def __init__(self, labels: Tensor, shape: tuple[int, int], open: Callable[[], TokenSource]) -> None:
         self.labels, self.shape, self._open = labels.long().cpu(), shape, open
