@@ -90,7 +90,7 @@ class Conditions:
         return min((len(value) for value in self.values.values()), default=0)
 
     def select(self, names: Sequence[str]) -> Conditions:
-        """Return the embeddings ``names`` in that order, all of them if it is empty; `ConfigError` if one is unknown."""
+        """Return the embeddings ``names`` in that order, all if it is empty; `ConfigError` if one is unknown."""
         for name in names:
             if name not in self.values:
                 known = f"{', '.join(self.values) or 'none'}.{suggestion(name, self.values)}"

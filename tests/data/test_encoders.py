@@ -1,11 +1,17 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from fedgen.data.encoders import open_encoder
+from fedgen.data.clip_t5 import TEXT_ENCODERS
+from fedgen.data.datasets import READERS
+from fedgen.data.encoders import ENCODER_CLASSES, FrozenEncoder, open_encoder
+from fedgen.data.partition import PARTITIONERS
 from fedgen.data.patches import LogMel, PatchEncoder
-from fedgen.data.settings import EncoderSettings
+from fedgen.data.settings import DATASETS, ENCODERS, PARTITIONS, PIPELINES, PRETRAINED, EncoderSettings
 from fedgen.errors import ConfigError
 
 
@@ -77,3 +83,17 @@ def test_bad_settings_name_value_and_key(bad: dict[str, int], message: str) -> N
 
 
 PINNED = [-0.04403094, 0.0005563, -0.02518926]
+
+
+def test_every_choice_of_the_settings_has_a_class() -> None:
+    assert tuple(ENCODER_CLASSES) == ENCODERS
+    assert tuple(name for name, made in ENCODER_CLASSES.items() if issubclass(made, FrozenEncoder)) == PRETRAINED
+    assert tuple(READERS) == DATASETS
+    assert sorted(PARTITIONERS) == sorted(PARTITIONS)
+    assert sorted(TEXT_ENCODERS) == sorted(PIPELINES)
+
+
+def test_settings_import_neither_torch_nor_numpy() -> None:
+    heavy = "{'torch', 'numpy', 'scipy', 'soundfile', 'transformers'}"
+    program = f"import sys, fedgen.data.settings; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

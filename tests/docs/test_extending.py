@@ -80,7 +80,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_everything_takes_three_steps() -> None:
     assert re.findall(r"^\*\*(\d)\.\*\*", PAGE, re.MULTILINE) == ["1", "2", "3"] * 4
-    assert len(blocks()) == 12
+    assert len(blocks()) == 13
 
 
 @pytest.mark.slow
