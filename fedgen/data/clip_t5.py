@@ -60,17 +60,9 @@ TEXT_ENCODERS = {"sd": [_CLIP("last_hidden_state")], "flux": [_CLIP("pooler_outp
 
 @dataclass(frozen=True)
 class TextEncoders:
-    """Encodes prompts; each text encoder is loaded once, for all of them, and freed before the next.
+    """Encodes prompts on ``device``; each text encoder is loaded once, for all of them, and freed before the next."""
 
-    Attributes
-    ----------
-    settings : TargetSettings
-        Of ``target.source=clip_t5``.
-    device : torch.device or str
-        Where the text encoders compute.
-    """
-
-    settings: TargetSettings
+    settings: TargetSettings  # of target.source=clip_t5
     device: torch.device | str = "cpu"
 
     @property
@@ -85,13 +77,7 @@ class TextEncoders:
         return find(self.settings.pipeline, self.settings.revision, KEY, files)
 
     def check(self, prompts: list[str]) -> None:
-        """Find all files, which are fetched if need be, and check the length of prompts; no weights are loaded.
-
-        Raises
-        ------
-        DataError
-            Files are missing, or a prompt is longer than its encoder takes.
-        """
+        """Find all files, which are fetched if need be; `DataError` if some are missing or a prompt is too long."""
         for spec in self.specs:
             self._tokenizer(spec, prompts)
 

@@ -24,55 +24,26 @@ from fedgen.errors import ConfigError, DataError, choose, require
 
 @dataclass(frozen=True)
 class Clip:
-    """One labelled clip.
+    """One labelled clip."""
 
-    Attributes
-    ----------
-    name : str
-        Unique within the data set.
-    label : int
-        Global class id: the index into the data set's classes.
-    fold : int
-        1-based; clips of one recording share a fold.
-    recording : str
-        The recording that the clip was cut from.
-    """
-
-    name: str
-    label: int
-    fold: int
-    recording: str
+    name: str  # unique within the data set
+    label: int  # global class id: the index into the data set's classes
+    fold: int  # from 1; clips of one recording share a fold
+    recording: str  # the recording that the clip was cut from
 
 
 @dataclass
 class Dataset:
-    """Labelled clips and their audio.
+    """Labelled clips and their audio."""
 
-    Attributes
-    ----------
-    name : str
-        The data set's name in the configuration.
-    classes : list[str]
-        Class names; a class's index is its global id.
-    clips : list[Clip]
-        Every clip, in a fixed order.
-    load : Callable
-        From a clip to its mono waveform ``(samples,)``, float32, and its rate in Hz; `DataError` names the clip.
-    sizes : Sequence[int]
-        Bytes of the clips' files, if they have files.
-    facts : Mapping
-        Other settings that decide the audio; plain JSON.
-    groups : dict[str, list[str]]
-        Named groups of classes; empty if the data set has none.
-    """
-
-    name: str
-    classes: list[str]
-    clips: list[Clip]
+    name: str  # in the configuration
+    classes: list[str]  # a class's index is its global id
+    clips: list[Clip]  # in a fixed order
     load: Callable[[Clip], tuple[np.ndarray, int]]
-    sizes: Sequence[int] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    groups: dict[str, list[str]] = field(default_factory=dict)
+    """Returns the mono waveform ``(samples,)``, float32, and its rate in Hz; `DataError` names the clip."""
+    sizes: Sequence[int] = ()  # bytes of the clips' files, if they have files
+    facts: Mapping[str, Any] = field(default_factory=dict)  # other settings that decide the audio; plain JSON
+    groups: dict[str, list[str]] = field(default_factory=dict)  # named groups of classes, possibly none
 
     def identity(self) -> dict[str, Any]:
         """Return name, facts, number of clips, and a digest of classes, clips and file sizes; not their folder."""
@@ -148,13 +119,6 @@ def held_back(labels: Sequence[int], recordings: Sequence[str], share: float, se
 
     Controls come from the same folds as the training clips, so that an attack can tell them apart only by the training.
     The share, from 0 to below 1, is rounded; at least one recording of a class is left to train on.
-
-    Parameters
-    ----------
-    labels, recordings : Sequence
-        Class id and recording of each clip, ``(N,)``.
-    share : float
-    seed : int
     """
     chosen: set[str] = set()
     for label in sorted(set(labels)):
@@ -197,14 +161,16 @@ def read_esc50(settings: DataSettings) -> Dataset:
 def read_folder(settings: DataSettings) -> Dataset:
     """Return the clips of ``root/class/clip.{wav,ogg,flac}``, classes in alphabetical order, in folds by `deal`."""
     root = _root(settings, "class/clip.{wav,ogg,flac}")
-    found = {sub.name: _sound_files(sub) for sub in sorted(root.iterdir()) if sub.is_dir() and sub.name[0] != "."}
+    found: dict[str, list[str]] = {path.name: [] for path in sorted(root.glob("[!.]*")) if path.is_dir()}
+    for name, names in found.items():
+        names += sorted(path.name for path in (root / name).glob("[!.]*") if path.suffix.lower() in EXTENSIONS)
     if not found:
         raise DataError(f"data.root={settings.root} holds no folders: data=folder expects class/clip.{{wav,ogg,flac}}")
     classes = chosen(list(found), settings.classes)
     for name in classes:
         if not found[name]:
             raise DataError(f"class {name} has no clip: {root / name} holds no {', '.join(EXTENSIONS)} file")
-    files = [(label, f"{name}/{path.name}") for label, name in enumerate(classes) for path in found[name]]
+    files = [(label, f"{name}/{file}") for label, name in enumerate(classes) for file in found[name]]
     labels, recordings = [label for label, _ in files], [recording_of(name) for _, name in files]
     folds = deal(labels, recordings, settings.folds, settings.seed)
     clips = [
@@ -212,10 +178,6 @@ def read_folder(settings: DataSettings) -> Dataset:
         for (label, name), fold, recording in zip(files, folds, recordings, strict=True)
     ]
     return audio_files("folder", classes, clips, {clip.name: root / clip.name for clip in clips})
-
-
-def _sound_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.name[0] != ".")
 
 
 def _esc50_rows(path: Path) -> list[dict[str, str]]:

@@ -35,19 +35,9 @@ FRAME = 400  # samples of the first frame of AST's extractor
 
 
 class Encoder(Protocol):
-    """A frozen map from waveforms to token sequences of one shape.
+    """A frozen map from mono waveforms of one sample rate, in Hz, to token sequences of one shape ``(S, D)``."""
 
-    Attributes
-    ----------
-    name : str
-        The encoder's name in the configuration.
-    shape : tuple[int, int]
-        ``(S, D)`` of a clip's token sequence.
-    sample_rate : int
-        The rate in Hz that waveforms must have.
-    """
-
-    name: str
+    name: str  # in the configuration
 
     @property
     def shape(self) -> tuple[int, int]: ...  # noqa: D102

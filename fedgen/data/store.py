@@ -39,41 +39,19 @@ log = logging.getLogger(__name__)
 
 
 class Store:
-    """A complete embedding store, read memory-mapped.
-
-    Attributes
-    ----------
-    path : Path
-        The store's folder.
-    classes : list[str]
-        Class names; a class's index is its global id.
-    groups : dict[str, list[str]]
-        Named groups of classes.
-    names : list[str]
-        Clip names.
-    recordings : list[str]
-        The recording that each clip was cut from.
-    labels, folds : np.ndarray
-        Global class ids and 1-based folds, each ``(N,)``, int64.
-    shape : tuple[int, int]
-        ``(S, D)`` of a clip's tokens.
-    identity : dict
-        Origin of the tokens: ``{"data": ..., "encoder": ...}``, without the revision of the encoder's model.
-    encoder : dict
-        The encoder's identity, with the revision if the store has one.
-    """
+    """A complete embedding store, read memory-mapped."""
 
     def __init__(self, path: Path, index: dict[str, Any]) -> None:
         self.path, self._index = path, index
-        self.encoder: dict[str, Any] = index["identity"]["encoder"]
+        self.encoder: dict[str, Any] = index["identity"]["encoder"]  # with its revision, if known
         self.identity: dict[str, Any] = {**index["identity"], "encoder": content(self.encoder)}
-        self.classes: list[str] = index["classes"]
+        self.classes: list[str] = index["classes"]  # by global id
         self.groups: dict[str, list[str]] = index["groups"]
         self.names = [clip["name"] for clip in index["clips"]]
         self.recordings = [str(clip["recording"]) for clip in index["clips"]]
-        self.labels = np.array([clip["label"] for clip in index["clips"]], dtype=np.int64)
-        self.folds = np.array([clip["fold"] for clip in index["clips"]], dtype=np.int64)
-        self.shape = (int(index["shape"][0]), int(index["shape"][1]))
+        self.labels = np.array([clip["label"] for clip in index["clips"]], dtype=np.int64)  # (N,)
+        self.folds = np.array([clip["fold"] for clip in index["clips"]], dtype=np.int64)  # (N,), from 1
+        self.shape = (int(index["shape"][0]), int(index["shape"][1]))  # (S, D) of a clip's tokens
 
     def __len__(self) -> int:
         return len(self.names)
@@ -107,10 +85,7 @@ class Store:
         return np.flatnonzero((self.folds == self._known(test_fold)) & (self.labels >= 0))
 
     def under(self, classes: Sequence[str]) -> Store:
-        """Return the same clips under the ids that ``classes`` give their names.
-
-        Clips of classes that are not among them get the label -1, and are neither trained nor tested on.
-        """
+        """Return the same clips under the ids of ``classes``; clips of other classes get the label -1: unused."""
         ids = {name: label for label, name in enumerate(classes)}
         clips = [{**clip, "label": ids.get(self.classes[clip["label"]], -1)} for clip in self._index["clips"]]
         groups = {group: [name for name in names if name in ids] for group, names in self.groups.items()}
@@ -163,14 +138,7 @@ def store_folder(settings: DataSettings, dataset: Dataset, encoder: Encoder) -> 
 
 
 def open_store(folder: Path, expected: dict[str, Any] | None = None) -> Store:
-    """Return the store in ``folder``.
-
-    Parameters
-    ----------
-    folder : Path
-        A folder that `prepare` filled.
-    expected : dict, optional
-        The identity (see `identity_of`) that the store must have.
+    """Return the store in ``folder``, which must have the identity ``expected`` (see `identity_of`), if given.
 
     Raises
     ------
@@ -186,9 +154,8 @@ def open_store(folder: Path, expected: dict[str, Any] | None = None) -> Store:
     if missing:
         raise DataError(f"the store {folder} is not complete, {missing} shards are missing: finish it with {PREPARE}")
     for shard in index["shards"]:
-        file = folder / shard["file"]
-        if not file.is_file() or file.stat().st_size != shard["bytes"]:
-            raise DataError(f"{file} is missing or damaged; {PREPARE} writes it again")
+        if not _there(folder, shard):
+            raise DataError(f"{folder / shard['file']} is missing or damaged; {PREPARE} writes it again")
     return Store(folder, index)
 
 
@@ -282,8 +249,13 @@ def _shard_count(index: dict[str, Any]) -> int:
 
 def _intact(folder: Path, shard: dict[str, Any]) -> bool:
     """Return whether the shard's file is there and has its checksum."""
+    return _there(folder, shard) and digest(folder / shard["file"]) == shard["sha256"]
+
+
+def _there(folder: Path, shard: dict[str, Any]) -> bool:
+    """Return whether the shard's file is there and has its size."""
     file = folder / shard["file"]
-    return file.is_file() and file.stat().st_size == shard["bytes"] and digest(file) == shard["sha256"]
+    return file.is_file() and bool(file.stat().st_size == shard["bytes"])
 
 
 def _check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

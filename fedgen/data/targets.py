@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +17,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedgen.data.clip_t5 import TextEncoders
+from fedgen.data.files import digest, home, locked
 from fedgen.data.seeds import stream
-from fedgen.data.settings import TargetSettings
-from fedgen.data.target_cache import TargetCache
-from fedgen.errors import ConfigError, DataError, suggestion
+from fedgen.data.settings import TargetSettings, name_of
+from fedgen.data.tensors import exact_digest, load_tensors, save_tensors
+from fedgen.errors import CheckpointError, ConfigError, DataError, suggestion
 
+log = logging.getLogger(__name__)
+
+CACHE_FORMAT = 2
+PREPARE = "`fedgen prepare` with the same target"
 TEMPLATE_WEIGHT = 0.25  # of a word of the template; a word of the class weighs 1
 POSITION_WEIGHT = 0.3  # of what a token position adds to every prompt
 
@@ -121,6 +129,96 @@ class Targets:
     def conditions(self) -> Conditions:
         """Return the conditions of generators: every head's target of every class."""
         return Conditions(self.heads)
+
+
+class TargetCache:
+    """Targets of prompts by one choice of text encoders: they run once; nodes, servers and sweeps read their outputs.
+
+    The folder, below ``$FEDGEN_HOME/targets``, has one safetensors file a prompt. Each file holds its origin: the
+    settings, and digests of the text encoders' files. It can be copied to machines that have no text encoders.
+    """
+
+    def __init__(self, settings: TargetSettings) -> None:
+        self.facts = {
+            "format": CACHE_FORMAT,
+            "source": settings.source,
+            "target": settings.name,
+            "model": name_of(settings.pipeline),
+            "revision": settings.revision,
+            "t5_tokens": settings.t5_tokens if settings.name == "flux" else None,
+            "precision": settings.precision,
+        }
+        code = digest(json.dumps(self.facts, sort_keys=True))[:8]
+        self.folder = home() / "targets" / f"{settings.name}-{self.facts['model']}-{code}"
+
+    def read(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Return the targets of ``prompts`` by head, ``(N, width)`` or ``(N, tokens, width)``, float32.
+
+        `DataError`: some are missing or damaged, or not all are of the same text encoders.
+        """
+        missing = [prompt for prompt in prompts if not self._file(prompt).is_file()]
+        if missing:
+            shown = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
+            raise DataError(
+                f"{self.folder} lacks the targets of {shown} ({len(missing)} of {len(prompts)}): make them with "
+                f"{PREPARE}, on this machine, or copy the folder from one that has them"
+            )
+        found = [self._load(prompt) for prompt in prompts]
+        if any(maker != found[0][0] for maker, _ in found):
+            raise DataError(f"{self.folder} holds targets of several text encoders: delete it and use {PREPARE}")
+        return {head: torch.stack([tensors[head] for _, tensors in found]) for head in found[0][1]}
+
+    def missing(self, prompts: list[str], encoders: TextEncoders) -> tuple[list[str], dict[str, Any]]:
+        """Return the prompts whose targets are missing or damaged, and the maker of their targets.
+
+        `DataError`: the other targets are of other text encoders, or as `TextEncoders.check`.
+        """
+        makers, missing = [], []
+        for prompt in prompts:
+            try:
+                makers.append(self._load(prompt)[0])
+            except DataError:
+                missing.append(prompt)
+        if not missing:
+            return [], {}
+        encoders.check(missing)
+        maker = {**self.facts, "digests": encoders.digests()}
+        if any(other != maker for other in makers):
+            raise DataError(
+                f"{self.folder} holds targets of other text encoders than {encoders.folder}: delete it, or give "
+                "the model's folder another name and set target.model"
+            )
+        return missing, maker
+
+    def fill(self, prompts: list[str], encoders: TextEncoders) -> None:
+        """Encode the targets that `missing` returns; the next call continues an interrupted one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder):
+            todo, maker = self.missing(prompts, encoders)
+            if not todo:  # another process has made them meanwhile
+                return
+            for file in filter(Path.exists, map(self._file, todo)):
+                log.warning("%s is damaged, or of other targets: it is written again", file)
+            log.info("encoding %d prompts into %s", len(todo), self.folder)
+            for prompt, tensors in encoders.encode(todo):
+                facts = {"maker": maker, "prompt": prompt, "sha256": exact_digest(tensors)}
+                save_tensors(self._file(prompt), tensors, facts)
+
+    def _file(self, prompt: str) -> Path:
+        return self.folder / f"{digest(prompt)[:16]}.safetensors"
+
+    def _load(self, prompt: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the maker of a prompt's targets, and these by head."""
+        file = self._file(prompt)
+        try:
+            tensors, facts = load_tensors(file)
+        except CheckpointError as error:
+            raise DataError(f"{file} cannot be read ({error}); {PREPARE} writes it again") from error
+        maker = facts.get("maker")
+        whole = facts.get("prompt") == prompt and facts.get("sha256") == exact_digest(tensors)
+        if not whole or not isinstance(maker, dict) or maker | self.facts != maker:
+            raise DataError(f"{file} is damaged, or belongs to other targets; {PREPARE} writes it again")
+        return maker, tensors
 
 
 def open_targets(classes: list[str], settings: TargetSettings) -> Targets:

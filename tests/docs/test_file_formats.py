@@ -20,7 +20,7 @@ from fedgen.cli import main
 from fedgen.client_app import app as client_app
 from fedgen.config.compose import load_config, to_yaml
 from fedgen.data.settings import TargetSettings
-from fedgen.data.target_cache import TargetCache
+from fedgen.data.targets import TargetCache
 from fedgen.runtimes.local import LocalGrid, run_server
 from fedgen.server_app import app as server_app
 
