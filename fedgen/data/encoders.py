@@ -95,7 +95,7 @@ class FrozenEncoder(ABC):
     @property
     def sample_rate(self) -> int:
         """The rate in Hz of the feature extractor."""
-        return int(self.extractor.sampling_rate)
+        return int(self._extractor.sampling_rate)
 
     def asked(self) -> dict[str, str | int]:
         """Return the part of the identity that follows from the settings; a model in a folder has no revision."""
@@ -116,13 +116,11 @@ class FrozenEncoder(ABC):
         return find(self.model, self.revision, KEY, FILES)
 
     @cached_property
-    def config(self) -> Any:
-        """The model's configuration."""
+    def _config(self) -> Any:
         return load_part(f"{self.family}Config", self.folder, KEY)
 
     @cached_property
-    def extractor(self) -> Any:
-        """The feature extractor."""
+    def _extractor(self) -> Any:
         return load_part(f"{self.family}FeatureExtractor", self.folder, KEY)
 
     @cached_property
@@ -130,7 +128,7 @@ class FrozenEncoder(ABC):
         return load_model(f"{self.family}Model", self.folder, self.dtype, self.device, KEY)
 
     def _features(self, waveforms: list[np.ndarray], name: str) -> Tensor:
-        given = self.extractor(waveforms, sampling_rate=self.sample_rate, return_tensors="pt")
+        given = self._extractor(waveforms, sampling_rate=self.sample_rate, return_tensors="pt")
         return given[name].to(self.device, self.dtype)
 
 
@@ -151,7 +149,7 @@ class AstEncoder(FrozenEncoder):
         return hidden[:, :1] if self.tokens == "cls" else hidden
 
     def _all_tokens(self) -> tuple[int, int]:
-        config, extractor = self.config, self.extractor
+        config, extractor = self._config, self._extractor
         ours, theirs = (extractor.num_mel_bins, extractor.max_length), (config.num_mel_bins, config.max_length)
         if ours != theirs:
             raise DataError(f"{KEY}={self.model}: its extractor gives {ours} mel bins and frames, not {theirs}")
@@ -172,7 +170,7 @@ class ClapEncoder(FrozenEncoder):
     name, default, family = "clap", "laion/clap-htsat-unfused", "Clap"
 
     def _encode(self, waveforms: list[np.ndarray]) -> Tensor:
-        cut = [waveform[: self.extractor.nb_max_samples] for waveform in waveforms]
+        cut = [waveform[: self._extractor.nb_max_samples] for waveform in waveforms]
         features = self._features(cut, "input_features")
         long = torch.zeros(len(waveforms), 1, dtype=torch.bool, device=self.device)
         found = self._model.audio_model(features, is_longer=long)
@@ -181,7 +179,7 @@ class ClapEncoder(FrozenEncoder):
         return found.last_hidden_state.flatten(2).transpose(1, 2)
 
     def _all_tokens(self) -> tuple[int, int]:
-        audio = self.config.audio_config
+        audio = self._config.audio_config
         side = audio.spec_size // audio.patch_stride[0] // 2 ** (len(audio.depths) - 1)
         return side * side, audio.patch_embeds_hidden_size * 2 ** (len(audio.depths) - 1)
 

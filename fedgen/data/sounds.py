@@ -1,8 +1,8 @@
-"""Building blocks of sound, and a small synthesised data set: 15 classes from NumPy alone.
+"""Synthesised sounds from NumPy alone: building blocks, the 15 voices of a small data set, and random recipes.
 
-Clips come in recordings of two: a recording decides the source (an animal's voice, an engine's size, the room), a clip
-the rhythm, length, level and noise. Classes overlap on purpose: their ranges of pitch, rhythm and noise touch, and
-every clip has a background.
+Clips of a voice come in recordings of two: a recording decides the source (an animal's voice, an engine's size, the
+room), a clip the rhythm, length, level and noise. Classes overlap on purpose: their ranges of pitch, rhythm and noise
+touch, and every clip has a background. Recipes are any number of classes, each with clips that vary as recordings do.
 """
 
 from __future__ import annotations
@@ -315,3 +315,112 @@ GROUPED: dict[str, list[Sound]] = {
 }
 GROUPS = {group: [sound.__name__ for sound in sounds] for group, sounds in GROUPED.items()}
 SOUNDS = {sound.__name__: sound for sounds in GROUPED.values() for sound in sounds}
+
+
+LENGTH = 5.0  # seconds of a recipe's clip
+SAMPLES = seconds(LENGTH)
+SPREAD = 0.1  # of a quantity within a class, as a share of its range
+SOURCES = [(1, 0), (1, 1), (1, 1), (0, 1), (0, 1)]  # tone and noise
+LEVELS = 0.01, 0.4  # of full scale: -40 to -8 decibels
+
+
+class Recipe:
+    """Draws the quantities of one clip: near those of its class, which ``label`` alone decides."""
+
+    def __init__(self, label: int, take: int) -> None:
+        self.kind, self.take = stream("public", label), stream("public", label, take)
+
+    def pick(self, low: float, high: float) -> float:
+        """Return a quantity between ``low`` and ``high``, evenly distributed on a logarithmic scale over classes."""
+        place = abs(self.kind.uniform() + SPREAD * self.take.standard_normal())
+        return float(low * (high / low) ** min(place, 2 - place))
+
+    def chance(self, share: float) -> bool:
+        """Return whether the class has a property that a ``share`` of all classes has."""
+        return bool(self.kind.uniform() < share)
+
+
+def recipe_sound(label: int, take: int) -> np.ndarray:
+    """Return clip ``take`` of class ``label``: ``(samples,)``, float32 in -1..1, 5 s at 16 kHz.
+
+    One or two sources, a fifth of them clipped softly, in a room, over the noise of the place, through a microphone, at
+    some level. Some clips end early in digital silence, as in data sets of clips of one length.
+    """
+    recipe = Recipe(label, take)
+    sound = source(recipe)
+    if recipe.chance(0.5):
+        sound = sound + recipe.pick(0.1, 1) * source(recipe)
+    drive, overdriven = recipe.pick(0.5, 6), recipe.chance(0.2)
+    sound = np.tanh(drive * sound) if overdriven else sound
+    sound = recorded(recipe, reverberant(recipe, sound))
+    sound *= recipe.pick(*LEVELS) * np.exp(0.3 * recipe.take.standard_normal())
+    if recipe.chance(0.5) and recipe.take.uniform() < 0.7:
+        sound[seconds(recipe.take.uniform(0.3, LENGTH)) :] = 0
+    return np.clip(sound, -1, 1).astype(np.float32)
+
+
+def source(recipe: Recipe) -> np.ndarray:
+    """Return a tone, a noise or both: steady or in events, swelling, pulsed, glided and through resonances."""
+    pick, take = recipe.pick, recipe.take
+    loud, bend = events(recipe) if recipe.chance(0.65) else (np.ones(SAMPLES), np.ones(SAMPLES))
+    loud = loud * np.exp(pick(0.05, 0.8) * wander(take, SAMPLES, pick(0.3, 12)))
+    depth, rate, sharp = pick(0.3, 4) * recipe.chance(0.35), pick(2, 90), pick(1, 6)
+    pulse = (0.5 + 0.5 * np.sin(2 * np.pi * np.cumsum(bend) * rate / RATE)) ** sharp
+    tonal, noisy = SOURCES[recipe.kind.randint(len(SOURCES))]
+    pitch = pick(50, 4500) * bend * np.exp(pick(0.002, 0.1) * wander(take, SAMPLES, pick(2, 40)))
+    sound = tonal * bright(np.clip(pitch, 20, 7800), pick(0.05, 0.95))
+    if noisy:
+        low, rough = pick(30, 3000), pick(0.03, 1) if tonal else 1
+        sound = sound + rough * noise(take, SAMPLES, low, min(8000.0, low * pick(1.5, 60)), pick(0.05, 1.2))
+    sound *= loud * np.exp(depth * (pulse - 1))
+    centres = [pick(150, 6000) for _ in range(recipe.kind.randint(0, 4))]
+    if centres:
+        sound = resonate(sound, centres, [centre * pick(0.01, 0.6) for centre in centres], pick(0.02, 0.5))
+    return unit(sound)
+
+
+def events(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Return loudness and relative pitch ``(samples,)`` of events from clicks to calls, regular or not."""
+    pick, take = recipe.pick, recipe.take
+    loud, bend = np.zeros(SAMPLES), np.ones(SAMPLES)
+    length, jitter, attack = pick(0.005, 2), pick(0.03, 0.8), pick(0.003, 0.5)
+    decay, uneven = pick(0.5, 8), pick(0.05, 1)
+    glide = 1 + recipe.chance(0.7) * pick(0.02, 0.5) * recipe.kind.uniform(-1, 1, 4)
+    for start in starts(take, LENGTH, max(0.01, length * pick(1, 12)), jitter):
+        first = int(start * RATE)
+        n = min(seconds(length * np.exp(0.2 * take.standard_normal())), SAMPLES - first)
+        event = envelope(n, attack * n / RATE, n / RATE / 5)
+        event = event * np.exp(-decay * np.arange(n) / n + uneven * take.standard_normal())
+        loud[first : first + n] = np.maximum(loud[first : first + n], event)
+        bend[first : first + n] = curve(glide, n) * np.exp(0.04 * take.standard_normal())
+    return loud, bend
+
+
+def bright(pitch: np.ndarray, ratio: float) -> np.ndarray:
+    """Return a tone ``(n,)`` of ``pitch`` ``(n,)`` in Hz, each partial ``ratio`` times as strong as the one below it.
+
+    The sum over all partials in closed form: Moorer, "The synthesis of complex audio spectra by means of discrete
+    summation formulas", JAES 1976.
+    """
+    phase = 2 * np.pi * np.cumsum(pitch) / RATE
+    return unit(np.sin(phase) / (1 + ratio**2 - 2 * ratio * np.cos(phase)))
+
+
+def reverberant(recipe: Recipe, sound: np.ndarray) -> np.ndarray:
+    """Return ``sound`` ``(samples,)``, in half of all classes with the reverberation of a room."""
+    last, wet, used = recipe.pick(0.05, 1.5), recipe.pick(0.1, 1.5), recipe.chance(0.5)
+    if not used:
+        return unit(sound)
+    tail = recipe.take.standard_normal(SAMPLES) * np.exp(-np.log(1000) * np.arange(SAMPLES) / RATE / last)
+    return unit(sound) + wet * unit(filtered(sound, np.fft.rfft(tail)))
+
+
+def recorded(recipe: Recipe, sound: np.ndarray) -> np.ndarray:
+    """Return ``sound`` ``(samples,)`` at unit level, over noise that swells, and in half of all classes low-passed."""
+    air = noise(recipe.take, SAMPLES, high=recipe.pick(500, 8000), slope=recipe.pick(0.2, 1.5))
+    air *= drift(recipe.take, SAMPLES, 2, 0.2)
+    sound = unit(sound) + air / 10 ** (recipe.pick(5, 60) / 20)
+    cut, order = recipe.pick(1500, 8000), recipe.kind.choice([4, 12, 40])
+    if recipe.chance(0.5):
+        sound = filtered(sound, 1 / (1 + (np.fft.rfftfreq(SAMPLES, 1 / RATE) / cut) ** order))
+    return unit(sound)

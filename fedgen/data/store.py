@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from fedgen.data.audio import resample
 from fedgen.data.datasets import Dataset
 from fedgen.data.encoders import Encoder
-from fedgen.data.files import digest, home, locked, save_json
+from fedgen.data.files import digest, home, locked, save_json, write_atomically
 from fedgen.data.plain import mismatches
 from fedgen.data.pretrained import REVISION, USUAL_REVISION, content
 from fedgen.data.progress import RoundsBar
@@ -212,14 +211,9 @@ def _encode(dataset: Dataset, encoder: Encoder, folder: Path, index: dict[str, A
 
 def _write_shard(folder: Path, number: int, tokens: Tensor) -> dict[str, Any]:
     """Write tokens ``(n, S, D)`` as shard ``number`` and return its entry in the index."""
-    file = folder / f"shard_{number:05d}.safetensors"
-    temporary = file.with_suffix(".tmp")
-    save_file({"tokens": tokens.contiguous()}, temporary)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    entry = {"file": file.name, "bytes": temporary.stat().st_size, "sha256": digest(temporary)}
-    os.replace(temporary, file)
-    return entry
+    name, written = f"shard_{number:05d}.safetensors", save({"tokens": tokens.contiguous()})
+    write_atomically(folder / name, written)
+    return {"file": name, "bytes": len(written), "sha256": digest(written)}
 
 
 def _new_index(identity: dict[str, Any], encoder: Encoder, **named: Any) -> dict[str, Any]:

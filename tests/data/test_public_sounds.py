@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from fedgen.data.encoders import open_encoder
-from fedgen.data.public import SAMPLES, PublicTokens, recipe_sound
+from fedgen.data.public import PublicTokens
 from fedgen.data.settings import EncoderSettings
-from fedgen.data.sounds import SOUNDS
+from fedgen.data.sounds import SAMPLES, SOUNDS, recipe_sound
 
 
 @pytest.fixture(scope="module")
