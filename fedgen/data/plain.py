@@ -133,7 +133,7 @@ def _fault(name: object) -> str | None:
     return f"holds U+{ord(unseen[0]):04X}, which does not print" if unseen else None
 
 
-def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """Return the keys on which two identities differ, in words: ``stride is 10, not 16``."""
-    keys = [key for key in dict.fromkeys([*found, *expected]) if found.get(key) != expected.get(key)]
-    return [f"{key} is {found.get(key)!r}, not {expected.get(key)!r}" for key in keys]
+def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any], whose: str = "this run") -> list[str]:
+    """Return a phrase for each entry of ``expected`` that ``found`` does not have."""
+    pairs = [(name, found.get(name), value) for name, value in expected.items()]
+    return [f"{name} is {theirs}, {whose} has {ours}" for name, theirs, ours in pairs if theirs != ours]

@@ -259,7 +259,7 @@ def _check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any
         there, here = found.get(part, {}), expected.get(part, {})
         if REVISION not in there or REVISION not in here:
             there, here = content(there), content(here)
-        differ += [f"{part}.{words}" for words in mismatches(there, here)]
+        differ += [f"{part}.{words}" for words in mismatches(there, {**dict.fromkeys(there), **here})]
     if differ:
         raise DataError(
             f"the store {folder} was made by other data or another encoder: {', '.join(differ)}. "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fedgen.data.tensors import exact_digest as exact_digest
 from fedgen.errors import DataError
 
 
@@ -19,15 +19,6 @@ def join(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     """Return the tensors of one part of a joined state."""
     return {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
-
-
-def exact_digest(state: Mapping[str, Tensor]) -> str:
-    """Return what tells tensors of other names, types, shapes or values apart, to the last bit."""
-    digest = hashlib.sha256()
-    for name, value in state.items():
-        digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def length_of(state: Mapping[str, Tensor], name: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -17,11 +16,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fedgen.config.settings import Config
-from fedgen.data.files import write_atomically
+from fedgen.data.files import digest, write_atomically
 from fedgen.data.progress import RoundsBar
 from fedgen.data.seeds import seeded
+from fedgen.data.tensors import exact_digest
 from fedgen.errors import choose, require
-from fedgen.models.states import exact_digest
 from fedgen.render.conditioning import Condition, Conditioning
 from fedgen.render.pipelines import KINDS, ImagePipeline, PipelineFiles, Sampling, diffusion
 from fedgen.render.settings import UNASKED, RenderSettings
@@ -212,4 +211,4 @@ def save(file: Path, picture: Image.Image, facts: dict[str, Any]) -> None:
 def folder_name(name: str) -> str:
     """Return a folder's name for a class, whatever a data set or a node calls it."""
     plain = re.sub(r"[^\w.-]", "_", name).lstrip(".")[:LONGEST]
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return plain if plain == name else f"{plain}-{digest(name)[:6]}"
