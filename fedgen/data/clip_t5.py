@@ -89,12 +89,8 @@ class TextEncoders:
     def encode(self, prompts: list[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield each prompt with its embeddings by head, ``(width,)`` or ``(tokens, width)``, float32, on the CPU.
 
-        Results of all encoders but the last are held until the last has its own.
-
-        Raises
-        ------
-        DataError
-            Files are missing or damaged, or a prompt is longer than its encoder takes.
+        Outputs of all encoders but the last are held until the last has its own. Errors are those of `check`, and
+        `DataError` if a model is damaged.
         """
         *first, last = self.specs
         held = {}

@@ -51,8 +51,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for abandoned in _abandoned(path):
-            abandoned.unlink(missing_ok=True)
+        for other in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+            if not psutil.pid_exists(int(other.name.split(".")[-2])):  # its process is dead
+                other.unlink(missing_ok=True)
         try:
             write_synced(temporary, content)
             os.replace(temporary, path)
@@ -111,9 +112,3 @@ def readable(folder: Path) -> Iterator[None]:
             yield
     else:  # a copy, or a folder that this user may only read
         yield
-
-
-def _abandoned(path: Path) -> list[Path]:
-    """Return the temporary files of ``path`` whose processes are dead."""
-    found = path.parent.glob(f".{escape(path.name)}.*.tmp")
-    return [temporary for temporary in found if not psutil.pid_exists(int(temporary.name.split(".")[-2]))]

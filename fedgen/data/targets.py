@@ -244,12 +244,12 @@ def check_targets(classes: list[str], settings: TargetSettings) -> None:
 
 
 def prepare_targets(classes: list[str], settings: TargetSettings, device: torch.device | str = "cpu") -> Targets:
-    """Encode the prompts that are missing on this machine on ``device``, and return the targets of ``classes``.
+    """Encode the missing prompts on ``device`` and return the targets of ``classes``.
 
     Raises
     ------
     DataError
-        As `open_targets`; files of the text encoders are missing; or a prompt is longer than they take.
+        As `open_targets` and `TextEncoders.check`.
     """
     _check_words(classes)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedgen.data.encoders import open_encoder
-from fedgen.data.files import home, locked
+from fedgen.data.files import digest, home, locked
 from fedgen.data.pretrained import content
 from fedgen.data.public import open_public, public_identity
 from fedgen.data.seeds import stream
@@ -161,7 +160,7 @@ def public_space(
     wanted, noise = identity.pop("components"), identity.pop("noise")
     identity |= {"output_length": lengths.output, "upsampling": lengths.upsampling}
     text = json.dumps(identity, sort_keys=True)
-    file = home() / "codecs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+    file = home() / "codecs" / f"{digest(text)[:32]}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     with locked(file.parent):
         try:
