@@ -8,7 +8,7 @@ from test_readme import APART, FORM, PAGES, commands
 
 ROOT = Path(__file__).parents[2]
 TOOLS = "fedgen|flwr|make|python|hf"
-NAME = re.compile(r"\w+ (?:(?:checkpoints|node|supernode) \w+|\w+)")  # in running text, without arguments
+NAME = re.compile(r"\w+ (?:(?:node|supernode) \w+|\w+)")  # in running text, without arguments
 OWN_TESTS = {  # pages whose commands a test of their own runs, or composes where a download would be needed
     "deployment.md": "tests/whole/test_deployment.py",
     "encoders.md": "tests/data/test_prepare_models.py",
@@ -19,7 +19,7 @@ OWN_TESTS = {  # pages whose commands a test of their own runs, or composes wher
 LISTED = {  # by regular expression: which test does the same
     r"make (demo|test|install|docs)": ".ci/run, tests/whole, tests/docs/test_site.py",
     r"(make simulation|fedgen simulate|flwr run|flwr list).*": "tests/runtimes/",
-    r"python benchmarks/\w+\.py.*": "tests/benchmarks, small",
+    r"python benchmarks/\w+\.py.*": "tests/benchmarks",
     r"fedgen run .*\bexperiment=.*|fedgen compare runs/esc10.*": "tests/whole, tests/runtimes",
     r"fedgen run tracking=wandb .*": "tests/report/test_trackers.py",
     r"fedgen migrate .*": "tests/config/migrate/test_migrate_command.py",
@@ -58,7 +58,7 @@ def test_the_tests_that_are_named_are_there() -> None:
     for page, test in OWN_TESTS.items():
         assert page in (ROOT / test).read_text(encoding="utf-8")
     for reason in LISTED.values():
-        assert all((ROOT / name).is_file() for name in re.findall(r"(?:tests|\.ci)/[\w/.]+", reason))
+        assert all((ROOT / name).exists() for name in re.findall(r"(?:tests|\.ci)/[\w/.]+", reason))
 
 
 @pytest.mark.parametrize("name", sorted({c.split()[1] for _, c in found() if c.startswith("python benchmarks/")}))

@@ -90,7 +90,7 @@ def test_a_federation_with_all_four(extended: Path) -> None:
     given = [word for line in lines for word in shlex.split(line) if not word.startswith("mode=")]
     assert len(lines) == 4
     words = [word.replace("path/to/UrbanSound8K", str(extended / "sounds")) for word in given]
-    words += ["mode=one_shot", "hydra.run.dir=run", *SMALL]
+    words += ["hydra.run.dir=run", *SMALL]
     done = subprocess.run(
         [sys.executable, "-c", "import sys; from fedgen.cli import main; sys.exit(main(sys.argv[1:]))", "run", *words],
         cwd=extended,

@@ -120,7 +120,7 @@ def runs(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("formats")
 
     def start(name: str, *overrides: str, app: Callable[[Message, Context], Message] = client_app) -> None:
-        config = replace(load_config([*tiny_overrides, "mode=one_shot", *overrides]), run_dir=str(folder / name))
+        config = replace(load_config([*tiny_overrides, *overrides]), run_dir=str(folder / name))
         values = {"config": to_yaml(config)}
         run_server(server_app, LocalGrid(app, config.partition.nodes, values), values)  # type: ignore[arg-type]
 
@@ -129,7 +129,7 @@ def runs(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) ->
         sweep = [f"hydra.sweep.dir={folder}/sweep", "rounds=2", "evaluation.quality=true", "checkpoint.frequency=1"]
         sweep += ["evaluation.controls=0.5"]  # of four clips a class a tenth is none
         given = [text for text in tiny_overrides if text.split("=")[0] not in ("rounds", "evaluation.quality")]
-        assert main(["run", "-m", "mode=one_shot", "evaluation.gate=warn", *given, *sweep]) == 0
+        assert main(["run", "-m", "evaluation.gate=warn", *given, *sweep]) == 0
         for command in ("evaluate", "report"):
             assert main([command, str(folder / "sweep" / "0")]) == 0
         patch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
