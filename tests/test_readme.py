@@ -34,7 +34,7 @@ SMALL = [
 ]  # after what the command says, unless it says otherwise
 APART = ("README.md", "generators.md", "privacy.md")  # each command is a test of its own
 PAGES = ("quickstart", "choosing", "checkpoints", "evaluation", "reports", "security")
-BEFORE = {"reports.md": ["fedgen run hydra.run.dir=runs/demo/combined"]}  # what `make demo` leaves
+DEMO = r"runs/demo/\w+"  # what `make demo` leaves
 ELSEWHERE = ("experiment=", "/srv/", "runs/esc10", "../shared", "tracking=wandb")  # other tests run these
 SHORTER = {  # fewer rounds and jobs; five clips a class make three folds
     "rounds=10": "rounds=2",
@@ -115,7 +115,8 @@ def test_the_command_works(command: str, folder: Path) -> None:
 @pytest.mark.usefixtures("page_folder")
 @pytest.mark.parametrize("page", [f"{page}.md" for page in PAGES])
 def test_the_commands_of_the_page_work_one_after_the_other(page: str) -> None:
-    for command in [*BEFORE.get(page, []), *of_page(page)]:
+    demo = dict.fromkeys(re.findall(DEMO, " ".join(of_page(page))))
+    for command in [*(f"fedgen run hydra.run.dir={folder}" for folder in demo), *of_page(page)]:
         run(command)
 
 
