@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fedgen.data.tokens import TokenSource, batches
 from fedgen.errors import DataError
-from fedgen.models.bases import Bases, CodecSettings, Lengths, signed
+from fedgen.models.bases import Bases, signed
 from fedgen.models.moments import Moments
+from fedgen.models.settings import CodecSettings, Lengths
 
 NATIVE = Lengths()  # the encoder's own length, whatever it is
 SMALLEST = 1e-6  # deviation below which a value does not vary

@@ -21,8 +21,8 @@ from fedgen.data.settings import EncoderSettings
 from fedgen.data.tensors import load_tensors, save_tensors
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import CheckpointError, DataError
-from fedgen.models.bases import Lengths
-from fedgen.models.codec import NATIVE, Codec, CodecSettings
+from fedgen.models.codec import NATIVE, Codec
+from fedgen.models.settings import CodecSettings, Lengths
 from fedgen.models.states import check_tensors, exact_digest, join, length_of, part_of
 
 TOLERANCE = 0.05  # between two sketches; processors round differently, other sounds give another codec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,10 +11,11 @@ from torch.nn import functional
 
 from fedgen.data.seeds import seeded
 from fedgen.data.tokens import FactoredTokens, TokenSource, batches
-from fedgen.errors import DataError, require
-from fedgen.models.bases import Bases, CodecSettings, Lengths
+from fedgen.errors import DataError
+from fedgen.models.bases import Bases
 from fedgen.models.codec import Codec
 from fedgen.models.moments import Moments
+from fedgen.models.settings import CodecSettings, Lengths, ProjectionSettings
 from fedgen.models.states import check_tensors, exact_digest, length_of
 
 DECODED = 64  # samples that are decoded at a time for statistics
@@ -231,30 +231,6 @@ def class_counts(labels: Tensor) -> dict[int, int]:
     """Return how often each class id occurs in ``labels``."""
     classes, counts = labels.unique(return_counts=True)
     return dict(zip(classes.tolist(), counts.tolist(), strict=True))
-
-
-@dataclass(frozen=True)
-class ProjectionSettings:
-    """Size of the bases that clips are projected on before adapters train on them.
-
-    Parameters
-    ----------
-    positions, channels : int
-        Basis vectors of the sequence and of a token, limited by what the clips have; 0: adapters train on the tokens.
-    """
-
-    positions: int = 96
-    channels: int = 48
-
-    def __post_init__(self) -> None:
-        for name in ("positions", "channels"):
-            value = getattr(self, name)
-            require(value >= 0, f"adapter.projection.{name}={value} must be at least 0")
-
-    @property
-    def used(self) -> bool:
-        """Whether clips are projected at all."""
-        return self.positions > 0 and self.channels > 0
 
 
 class ProjectedTokens:

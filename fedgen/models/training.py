@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,9 +15,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from fedgen.data.tokens import FactoredSource, FactoredTokens, TokenSource, rows_at_once
-from fedgen.errors import choose, require
 from fedgen.models.adapters import Adapters
 from fedgen.models.memory import BatchLimit
+from fedgen.models.settings import TrainingSettings
 from fedgen.models.states import load_optimizer_tensors, optimizer_tensors
 
 
@@ -41,86 +40,6 @@ class Schedule:
         if now < rising:
             return (now + 1) / rising
         return 0.5 * (1 + math.cos(math.pi * (now - rising) / max(1, total - rising)))
-
-
-GLOBAL_TRAINING = ("none", "supervised", "distil")
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How adapters are trained.
-
-    Parameters
-    ----------
-    epochs : int
-        Passes over the data in one call.
-    lr, weight_decay : float
-        AdamW (Loshchilov and Hutter, ICLR 2019); the rate falls along a cosine after a linear warm-up.
-    batch_size : int
-    warmup : float
-        Share of all steps with a rising learning rate.
-    clip : float
-        Largest gradient norm.
-    mse_weight : float
-        Weight of the squared error, relative to the targets' mean square so that it does not depend on their scale.
-    contrastive_weight : float
-        Weight of the cross-entropy over the cosines to every class's target. Every node knows all targets, so this
-        term keeps classes apart that a node has no clip of.
-    temperature : float
-        Cosines are divided by it before the cross-entropy.
-    """
-
-    key: ClassVar[str] = "adapter.training"  # where the settings stand in the configuration
-
-    epochs: int = 4
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    batch_size: int = 32
-    warmup: float = 0.05
-    clip: float = 1.0
-    mse_weight: float = 1.0
-    contrastive_weight: float = 1.0
-    temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"{self.key}.{name}={value} must be at least 1")
-        for name in ("lr", "clip", "temperature"):
-            value = getattr(self, name)
-            require(value > 0, f"{self.key}.{name}={value} must be above 0")
-        for name in ("weight_decay", "mse_weight", "contrastive_weight"):
-            value = getattr(self, name)
-            require(value >= 0, f"{self.key}.{name}={value} must be at least 0")
-        require(0 <= self.warmup < 1, f"{self.key}.warmup={self.warmup} must be at least 0 and below 1")
-        weights = self.mse_weight + self.contrastive_weight
-        require(weights > 0, f"{self.key}.mse_weight and {self.key}.contrastive_weight are both 0: nothing to learn")
-
-
-@dataclass(frozen=True)
-class GlobalTrainingSettings(TrainingSettings):
-    """How the server trains the global adapters on the pool of synthetic samples.
-
-    Parameters
-    ----------
-    name : str
-        ``none``, ``supervised`` (synthetic tokens to class targets) or ``distil`` (also to what the nodes' adapters
-        make of the tokens).
-    teacher_weight : float
-        ``distil``: share of the loss that is the distance to the teachers, the rest is that of ``supervised``.
-    """
-
-    key: ClassVar[str] = "global_training"
-
-    name: str = "supervised"
-    epochs: int = 1
-    teacher_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        choose(self.name, GLOBAL_TRAINING, "global_training")
-        weight = self.teacher_weight
-        require(0 < weight <= 1, f"global_training.teacher_weight={weight} must be above 0 and at most 1")
-        super().__post_init__()
 
 
 def sample_losses(

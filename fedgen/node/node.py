@@ -18,8 +18,9 @@ from fedgen.config.settings import Config, NodeConfig
 from fedgen.data.plain import check_names
 from fedgen.data.tokens import LazyTokens, TokenSource
 from fedgen.errors import CheckpointError, DataError, choose
-from fedgen.models.generators.bank import Bank, GranularitySettings, History, last_losses, slots
+from fedgen.models.generators.bank import Bank, History, last_losses, slots
 from fedgen.models.samples import PooledTokens, ProjectedTokens, SyntheticTokens
+from fedgen.models.settings import GranularitySettings
 from fedgen.models.training import Schedule, train_adapters
 from fedgen.node.state import NodeState
 from fedgen.runs.checkpoint import has_bank, load_bank, save_bank

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.bases import Lengths
-from fedgen.models.codec import Codec, CodecSettings
+from fedgen.models.codec import Codec
+from fedgen.models.settings import CodecSettings, Lengths
 
 SETTINGS = CodecSettings(channels=4, positions=3, components=8)
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from fedgen.config.settings import Config
 from fedgen.data.tokens import FactoredTokens, TensorTokens
 from fedgen.errors import ConfigError
-from fedgen.models.adapters import Adapters, AdapterSettings, build_adapters
-from fedgen.models.training import GlobalTrainingSettings, Teachers, train_adapters
+from fedgen.models.adapters import Adapters, build_adapters
+from fedgen.models.settings import AdapterSettings, GlobalTrainingSettings
+from fedgen.models.training import Teachers, train_adapters
 
 Tiny = Callable[..., Config]
 

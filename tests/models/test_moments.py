@@ -6,8 +6,9 @@ from torch import Tensor
 
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError
-from fedgen.models.bases import Bases, CodecSettings, Lengths
+from fedgen.models.bases import Bases
 from fedgen.models.moments import Moments
+from fedgen.models.settings import CodecSettings, Lengths
 
 
 def source(tokens: Tensor) -> TensorTokens:

@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedgen.data.plain import check_names
 from fedgen.data.seeds import seeded
 from fedgen.data.targets import Conditions
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import ConfigError, DataError, choose, require
 from fedgen.models.codec import Codec
-from fedgen.models.generators import KINDS, Generator, GeneratorSettings, Part, open_generator
+from fedgen.models.generators import KINDS, Generator, Part, open_generator
 from fedgen.models.generators.marginals import Marginals
 from fedgen.models.memory import BatchLimit
 from fedgen.models.public import PublicSpace
 from fedgen.models.samples import SyntheticTokens
+from fedgen.models.settings import GeneratorSettings, GranularitySettings
 from fedgen.models.states import exact_digest, join, part_of
 from fedgen.models.training import Schedule
-
-GRANULARITIES = ("unified", "per_class", "per_group")
-
-
-@dataclass(frozen=True)
-class GranularitySettings:
-    """How classes share generators: all in one, one each, or one for each named group of classes."""
-
-    name: str = "unified"
-    groups: dict[str, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        choose(self.name, GRANULARITIES, "granularity")
-        members = [name for names in self.groups.values() for name in names]
-        twice = sorted({name for name in members if members.count(name) > 1})
-        check_names([*self.groups, *members], "granularity.groups")
-        require(not twice, f"granularity.groups names {', '.join(twice)} more than once")
 
 
 def slots(granularity: GranularitySettings, classes: list[str]) -> dict[str, list[str]]:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedgen.data.seeds import seeded
-from fedgen.models.generators.base import GeneratorTraining, Part
+from fedgen.models.generators.base import Part
 from fedgen.models.generators.density import ClassGaussians, ClassStatistics, class_widths
 from fedgen.models.generators.loop import Batch, Job, OptimStep, Recipe, hold_out
 from fedgen.models.generators.neural import NeuralGenerator
 from fedgen.models.generators.vae import LinearCondition, linear, mlp
+from fedgen.models.settings import GANTraining
 
 DRAWS = 64  # codes that every validation maps anew to the classes
 
@@ -181,7 +182,7 @@ class GANGenerator(NeuralGenerator):
         return self.model.generator(codes, classes, tables)[0] * self.deviation + self.mean
 
 
-def discriminator_losses(model: GANNetwork, batch: Batch, training: GeneratorTraining) -> Tensor:
+def discriminator_losses(model: GANNetwork, batch: Batch, training: GANTraining) -> Tensor:
     """Return mean score of real minus made, gradient penalty on real, and what is minimised ``(3,)``."""
     seen = _seen(model.generator(batch.noise["codes"], batch.rows["classes"], batch.tables), batch, training)
 
@@ -197,7 +198,7 @@ def discriminator_losses(model: GANNetwork, batch: Batch, training: GeneratorTra
     return torch.stack([real - made.mean(dim=1), penalty, loss]) @ batch.share
 
 
-def generator_losses(model: GANNetwork, batch: Batch, training: GeneratorTraining) -> Tensor:
+def generator_losses(model: GANNetwork, batch: Batch, training: GANTraining) -> Tensor:
     """Return adversarial loss, energy scores of features and of latents, and what is minimised ``(4,)``."""
     made = model.generator(batch.noise["codes"], batch.rows["classes"], batch.tables)
     scores, layers = model.discriminator(_seen(made, batch, training), batch.rows["classes"], batch.tables)
@@ -234,7 +235,7 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
     return ((one - other).square().sum(dim=-1) + 1e-8).sqrt()
 
 
-def _seen(made: Tensor, batch: Batch, training: GeneratorTraining) -> Tensor:
+def _seen(made: Tensor, batch: Batch, training: GANTraining) -> Tensor:
     """Return what the discriminator sees of each row ``(b, 1 + fakes, k)``: the real one, then ``made``, with noise."""
     values = torch.cat([batch.rows["values"][:, None], made], dim=1)
     return values + training.noise * batch.noise["input"] if "input" in batch.noise else values

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fedgen.data.seeds import seeded
 from fedgen.errors import DataError
-from fedgen.models.generators.base import GeneratorTraining
 from fedgen.models.memory import BatchLimit
+from fedgen.models.settings import NeuralTraining
 from fedgen.models.states import join, live_tensors, load_optimizer_tensors, part_of
 from fedgen.models.training import Schedule
 
@@ -100,7 +100,7 @@ class Job:
 def train(
     job: Job,
     recipe: Recipe,
-    training: GeneratorTraining,
+    training: NeuralTraining,
     schedule: Schedule | None = None,
     limit: BatchLimit | None = None,
 ) -> list[dict[str, float]]:
@@ -131,7 +131,7 @@ class _Loop:
     """A training in progress: the losses of each epoch, and the best weights so far."""
 
     def __init__(
-        self, job: Job, recipe: Recipe, training: GeneratorTraining, schedule: Schedule, limit: BatchLimit
+        self, job: Job, recipe: Recipe, training: NeuralTraining, schedule: Schedule, limit: BatchLimit
     ) -> None:
         self.job, self.recipe, self.training, self.schedule, self.limit = job, recipe, training, schedule, limit
         self.model = job.model.to(job.device)

@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from fedgen.data.seeds import seeded
 from fedgen.data.targets import Conditions
-from fedgen.models.generators.base import GeneratorTraining
 from fedgen.models.generators.density import ClassGaussians, variance_within
 from fedgen.models.generators.loop import Batch, OptimStep, Recipe
 from fedgen.models.generators.neural import NeuralGenerator
+from fedgen.models.settings import VAETraining
 
 
 class ConditionEncoder(nn.Module):
@@ -273,7 +273,7 @@ class MultimodalVAEGenerator(VAEGenerator):
         return FusedConditions(shapes, self.settings.embedding)
 
 
-def vae_losses(model: VAENetwork, batch: Batch, training: GeneratorTraining) -> Tensor:
+def vae_losses(model: VAENetwork, batch: Batch, training: VAETraining) -> Tensor:
     """Return similarity, reconstruction, divergence and what is minimised ``(4,)``.
 
     Noise goes on the input, not on the target; without noise everything is deterministic. The similarity, a mean

@@ -13,7 +13,8 @@ import torch
 from small_banks import COMBINATIONS, base_name, draw, open_bank, source
 
 from fedgen.models.generators import KINDS
-from fedgen.models.generators.bank import GRANULARITIES, Bank
+from fedgen.models.generators.bank import Bank
+from fedgen.models.settings import GRANULARITIES
 from fedgen.models.training import Schedule
 from fedgen.runs.checkpoint import load_tensors, save_bank
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from toy_latents import CONDITIONS, SIZE, clusters
 
 from fedgen.data.seeds import seeded
-from fedgen.models.generators import Generator, GeneratorSettings, GeneratorTraining, Part, open_generator
+from fedgen.models.generators import Generator, Part, open_generator
 from fedgen.models.generators.density import ClassGaussians
 from fedgen.models.generators.gan import (
     GANGenerator,
@@ -18,6 +18,7 @@ from fedgen.models.generators.gan import (
     held_out_energy,
 )
 from fedgen.models.generators.loop import Batch, Recipe, train
+from fedgen.models.settings import GeneratorSettings, GeneratorTraining
 from fedgen.models.training import Schedule
 
 TRAINING = GeneratorTraining(epochs=5, batch_size=16, lr=5e-3, validation=0.3)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fedgen.errors import DataError
-from fedgen.models.generators import GeneratorTraining
 from fedgen.models.generators.loop import Batch, Job, OptimStep, Recipe, train
 from fedgen.models.memory import BatchLimit
+from fedgen.models.settings import GeneratorTraining
 from fedgen.models.training import Schedule
 
 TRAINING = GeneratorTraining(epochs=4, batch_size=8, lr=1e-2, validation=0.0)

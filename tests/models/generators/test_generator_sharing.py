@@ -9,12 +9,13 @@ from toy_latents import CONDITIONS, SIZE, clusters
 
 from fedgen.data.seeds import seeded
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.generators import KINDS, Generator, GeneratorSettings, GeneratorTraining, open_generator
+from fedgen.models.generators import KINDS, Generator, open_generator
 from fedgen.models.generators.density import ClassStatistics
 from fedgen.models.generators.gaussian import GaussianGenerator
 from fedgen.models.generators.loop import Batch
 from fedgen.models.generators.neural import NeuralGenerator
 from fedgen.models.generators.vae import VAEGenerator, vae_losses
+from fedgen.models.settings import GeneratorSettings, GeneratorTraining
 from fedgen.models.training import Schedule
 
 TRAINING = GeneratorTraining(epochs=3, batch_size=8, lr=5e-3, noise=0.1)

@@ -9,9 +9,10 @@ from torch import Tensor
 from toy_latents import CONDITIONS, SIZE, clusters
 
 from fedgen.data.targets import Conditions
-from fedgen.models.generators import GeneratorSettings, GeneratorTraining, open_generator
+from fedgen.models.generators import open_generator
 from fedgen.models.generators.loop import Batch
 from fedgen.models.generators.vae import AttentionPool, FusedConditions, VAEGenerator, vae_losses
+from fedgen.models.settings import GeneratorSettings, GeneratorTraining
 
 TRAINING = GeneratorTraining(epochs=30, batch_size=16, lr=5e-3, validation=0.0)
 KINDS = ["vae", "conditioned_vae", "multimodal_vae"]
