@@ -13,7 +13,7 @@ from torch.nn import functional
 from fedgen.data.seeds import seeded
 from fedgen.models.generators.base import Part
 from fedgen.models.generators.density import ClassGaussians, ClassStatistics, class_widths
-from fedgen.models.generators.loop import Batch, Job, OptimStep, Recipe, hold_out
+from fedgen.models.generators.loop import Batch, OptimStep, TrainingSpec, TrainState, hold_out
 from fedgen.models.generators.neural import NeuralGenerator
 from fedgen.models.generators.vae import LinearCondition, linear, mlp
 from fedgen.models.settings import GANTraining
@@ -128,7 +128,7 @@ class GANGenerator(NeuralGenerator):
         nn.init.zeros_(self.model.generator.last.weight)
 
     @property
-    def recipe(self) -> Recipe:
+    def spec(self) -> TrainingSpec:
         """The discriminator's step, then the generator's, on the same codes."""
         training, size = self.settings.training, self.size
 
@@ -144,9 +144,9 @@ class GANGenerator(NeuralGenerator):
             OptimStep(judge, ("score_gap", "gradient_penalty", "discriminator_loss"), part="discriminator"),
             OptimStep(make, ("adversarial", "feature_matching", "energy", "loss"), part="generator"),
         )
-        return Recipe(steps, noise, validation=held_out_energy)
+        return TrainingSpec(steps, noise, validation=held_out_energy)
 
-    def _job(self, part: Part, shared: bool) -> Job:
+    def _job(self, part: Part, shared: bool) -> TrainState:
         """Add the class Gaussians and the codes of validation; the start is the first that later epochs must beat."""
         job, labels = super()._job(part, shared), part.labels.cpu()
         held, rows = hold_out(job.count, 0.0 if shared else self.settings.training.validation, part.split_seed)

@@ -13,7 +13,7 @@ from fedgen.data.targets import Conditions
 from fedgen.errors import DataError
 from fedgen.models.generators.base import Generator, Part
 from fedgen.models.generators.density import ClassGaussians
-from fedgen.models.generators.loop import Job, Recipe, train
+from fedgen.models.generators.loop import TrainingSpec, TrainState, train
 from fedgen.models.memory import BatchLimit
 from fedgen.models.states import MOMENTS, average, check_optimizer_tensors, check_tensors, join, part_of
 from fedgen.models.training import Schedule
@@ -22,7 +22,7 @@ from fedgen.models.training import Schedule
 class NeuralGenerator(Generator):
     """A network that is trained on centred latents of unit mean variance, and a density that its samples start from.
 
-    A kind says which network (`build`), how it learns (`recipe`), what of the classes is fitted to the trained network
+    A kind says which network (`build`), how it learns (`spec`), what of the classes is fitted to the trained network
     (`settle`) and how samples are drawn (`sample`). What it is conditioned on are the ``embeddings`` of its classes:
     fitting and sampling both read them through `classes_of`.
 
@@ -62,7 +62,7 @@ class NeuralGenerator(Generator):
 
     @property
     @abstractmethod
-    def recipe(self) -> Recipe:
+    def spec(self) -> TrainingSpec:
         """How the network learns from rows ``values`` ``(b, k)`` and ``classes`` ``(b, C)``: see `classes_of`."""
 
     @property
@@ -97,12 +97,12 @@ class NeuralGenerator(Generator):
 
     def _train(self, part: Part, schedule: Schedule | None, limit: BatchLimit | None) -> list[dict[str, float]]:
         job = self._job(part, shared=schedule is not None)
-        losses = train(job, self.recipe, self.settings.training, schedule, limit)
+        losses = train(job, self.spec, self.settings.training, schedule, limit)
         self.moments = job.moments
         self.model.cpu()
         return losses
 
-    def _job(self, part: Part, shared: bool) -> Job:
+    def _job(self, part: Part, shared: bool) -> TrainState:
         """Return what training needs; an untrained generator is initialised unless nodes share it."""
         if not self.initialised:
             self.initialise(part.seed)
@@ -113,7 +113,7 @@ class NeuralGenerator(Generator):
         rows = {"values": self.standardised(part.latents), "classes": classes}
         resumed = bool(self.moments) and not shared
         split_seed = None if shared else part.split_seed
-        return Job(self.model, rows, part.seed, split_seed, tables, self.moments, resumed)
+        return TrainState(self.model, rows, part.seed, split_seed, tables, self.moments, resumed)
 
     def standardised(self, latents: Tensor) -> Tensor:
         """Return ``latents`` ``(N, k)`` as the network sees them."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from fedgen.data.seeds import seeded
 from fedgen.data.targets import Conditions
 from fedgen.models.generators.density import ClassGaussians, variance_within
-from fedgen.models.generators.loop import Batch, OptimStep, Recipe
+from fedgen.models.generators.loop import Batch, OptimStep, TrainingSpec
 from fedgen.models.generators.neural import NeuralGenerator
 from fedgen.models.settings import VAETraining
 
@@ -189,7 +189,7 @@ class VAEGenerator(NeuralGenerator):
         return None
 
     @property
-    def recipe(self) -> Recipe:
+    def spec(self) -> TrainingSpec:
         """Reconstruction and divergence in one step, on codes and inputs with noise."""
         training, size, latents = self.settings.training, self.size, self.settings.latents
         names = self.model.condition.names if self.model.condition else ()
@@ -205,7 +205,7 @@ class VAEGenerator(NeuralGenerator):
 
         losses = partial(vae_losses, training=training)
         step = OptimStep(losses, ("similarity", "reconstruction", "kl", "loss"))
-        return Recipe((step,), noise, validation=losses)
+        return TrainingSpec((step,), noise, validation=losses)
 
     @torch.no_grad()
     def settle(self, latents: Tensor, labels: Tensor) -> None:

@@ -17,7 +17,7 @@ from fedgen.models.generators.gan import (
     generator_losses,
     held_out_energy,
 )
-from fedgen.models.generators.loop import Batch, Recipe, train
+from fedgen.models.generators.loop import Batch, TrainingSpec, train
 from fedgen.models.settings import GeneratorSettings, GeneratorTraining
 from fedgen.models.training import Schedule
 
@@ -45,7 +45,7 @@ def draw(generator: Generator, label: int = 1, count: int = 50) -> Tensor:
 def batch(generator: GANGenerator, noise: bool = True) -> Batch:
     """What a step on 15 clips sees; without ``noise``, what validation sees."""
     job = generator._job(Part(*clusters([5, 5, 5]), seed=0), shared=False)
-    drawn = generator.recipe.noise(15, torch.Generator().manual_seed(0)) if noise else {}
+    drawn = generator.spec.noise(15, torch.Generator().manual_seed(0)) if noise else {}
     return Batch(job.rows, job.tables, drawn, torch.full((15,), 1 / 15), torch.tensor(1.0))
 
 
@@ -181,8 +181,8 @@ def test_each_network_has_a_gradient_of_its_own_and_it_is_clipped(number: int) -
     """The moments of a training of one step are a tenth of its gradients."""
     generator = gan()
     job = generator._job(Part(*clusters([5, 5, 5]), seed=0), shared=True)
-    step = generator.recipe.steps[number]
-    train(job, Recipe((step,), generator.recipe.noise), replace(TRAINING, epochs=1, clip=1e-3))
+    step = generator.spec.steps[number]
+    train(job, TrainingSpec((step,), generator.spec.noise), replace(TRAINING, epochs=1, clip=1e-3))
     own = {name: value for name, value in job.moments.items() if name.startswith("exp_avg.")}
     assert all(name.startswith(f"exp_avg.{step.part}.") for name in own)
     others = [value for name, value in job.model.named_parameters() if not name.startswith(f"{step.part}.")]
