@@ -231,7 +231,7 @@ class Bank:
             raise DataError(f"no shared state for {', '.join(missing)}; there is one for {', '.join(sorted(states))}")
         chosen = {key: self._shared(states[key], 0) for key in classes}
         for key, part in parts.items():
-            chosen[key].settle(part.latents, part.labels)
+            chosen[key].finalize(part.latents, part.labels)
         self.marginals = self._marginals(chosen, parts)
         self.generators, self.classes = chosen, classes
 

@@ -1,4 +1,4 @@
-"""What every generator of latents is: fit, sample, state."""
+"""The interface of every generator of latents: fit, sample, state."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fedgen.models.training import Schedule
 
 
 class Part(NamedTuple):
-    """What one generator learns from."""
+    """Training data of one generator."""
 
     latents: Tensor  # (N, k), on the device to train on
     labels: Tensor  # global class ids (N,), on the CPU
     seed: int  # of weights, order and noise
-    split_seed: int = 0  # of the choice of rows that are held out: they stay held out if it is the same in later calls
+    split_seed: int = 0  # of the choice of rows that are held out: the same in every call
 
 
 @dataclass(eq=False, repr=False)
@@ -37,15 +37,15 @@ class Generator(ABC):
     size : int
         Coefficients ``k`` of a latent vector.
     conditions : Conditions, optional
-        What the target has for each global class id. Given once: fitting and sampling use the same.
+        Embeddings of the target for each global class id; fitting and sampling use the same.
     within : Tensor, optional
         Covariance of public sounds within classes ``(k, k)``, for ``generator.covariance=public``.
 
     Raises
     ------
     ConfigError
-        The kind is conditioned and there are no conditions, or lacks one that ``settings.conditions`` names; or the
-        kind sees none and ``settings.conditions`` names some.
+        A conditioned kind gets no conditions, or lacks one of ``settings.conditions``; or an unconditioned kind gets
+        ``settings.conditions``.
     """
 
     kind: ClassVar[str]
@@ -64,7 +64,7 @@ class Generator(ABC):
 
     @classmethod
     def select(cls, settings: GeneratorSettings, conditions: Conditions | None) -> Conditions | None:
-        """Return what generators of this kind see of ``conditions``, None for unconditioned ones."""
+        """Return the conditions that generators of this kind see, None for unconditioned ones."""
         if not cls.conditioned:
             names = ", ".join(settings.conditions)
             text = f"generator.conditions=[{names}], but generator.kind={cls.kind} sees none: it must be []"
@@ -76,11 +76,11 @@ class Generator(ABC):
 
     @abstractmethod
     def forget(self) -> None:
-        """Become what a generator is before anything is learned: without weights, statistics and densities."""
+        """Drop weights, statistics and densities."""
 
     @abstractmethod
     def initialise(self, seed: int) -> None:
-        """Become untrained: fresh weights from ``seed``; what was learned, and the optimiser's state, is forgotten."""
+        """Draw fresh weights from ``seed``; everything learned, and the optimiser's state, is dropped."""
 
     @abstractmethod
     def fit(
@@ -103,28 +103,21 @@ class Generator(ABC):
         """
 
     @abstractmethod
-    def settle(self, latents: Tensor, labels: Tensor) -> None:
-        """Fit what is the node's own, such as the density of its classes' codes, to the current weights."""
+    def finalize(self, latents: Tensor, labels: Tensor) -> None:
+        """Fit the node's own parts, such as the density of its classes' codes, to the current weights."""
 
     @abstractmethod
     def sample(self, label: int, count: int, generator: torch.Generator, absent: Sequence[str] = ()) -> Tensor:
-        """Draw ``count`` latents ``(count, k)`` of class ``label`` with ``generator``, both on the CPU.
+        """Draw ``count`` latents ``(count, k)`` of global class id ``label`` with ``generator``, both on the CPU.
 
-        Parameters
-        ----------
-        label : int
-            Global class id.
-        count : int
-        generator : torch.Generator
-        absent : Sequence[str]
-            Conditions to do without, for kinds that can.
+        ``absent`` are conditions to do without, for kinds that can.
 
         Raises
         ------
         DataError
             The generator is not fitted, or not to this class.
         ConfigError
-            The kind cannot do without a condition of that name.
+            The kind cannot do without a condition of ``absent``.
         """
 
     def refuse_absent(self, absent: Sequence[str], names: Sequence[str] = ()) -> None:
@@ -135,11 +128,11 @@ class Generator(ABC):
 
     @abstractmethod
     def shared_state(self) -> dict[str, Tensor]:
-        """Return what nodes that share the generator exchange, by name, on the CPU in float32 and int64."""
+        """Return the tensors that nodes with shared generators exchange, by name, on the CPU in float32 and int64."""
 
     @abstractmethod
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `shared_state` gave; `settle` makes the generator whole.
+        """Load `shared_state`; `finalize` completes the generator.
 
         Raises
         ------
@@ -150,12 +143,12 @@ class Generator(ABC):
     @classmethod
     @abstractmethod
     def merge(cls, states: Sequence[dict[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-        """Return one shared state made of several, ``weights`` being their clips."""
+        """Return one shared state made of several, weighted by their numbers of clips."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Return everything that defines the generator, by name, including what training needs to go on."""
+        """Return everything that defines the generator and its training, by name."""
 
     @abstractmethod
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Become the generator that `state` came from; on any error stay as before."""
+        """Load `state`; on any error the generator is as before."""

@@ -159,7 +159,7 @@ class GANGenerator(NeuralGenerator):
         job.tables |= {name: value.to(job.device) for name, value in tables.items()}
         return replace(job, resumed=not shared)
 
-    def settle(self, latents: Tensor, labels: Tensor) -> None:
+    def finalize(self, latents: Tensor, labels: Tensor) -> None:
         """Fit the class Gaussians that samples start from."""
         self.density = self._density(self.standardised(latents), labels)
 

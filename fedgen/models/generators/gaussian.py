@@ -63,7 +63,7 @@ class GaussianGenerator(Generator):
         self.statistics += own
         return [_loss(ClassStatistics.measure(latents, labels))]
 
-    def settle(self, latents: Tensor, labels: Tensor) -> None:
+    def finalize(self, latents: Tensor, labels: Tensor) -> None:
         """Take the densities from the shared statistics; nothing of them is the node's own."""
         if not len(self.statistics.classes):
             raise DataError("the generator has no shared statistics to settle on")

@@ -23,7 +23,7 @@ class NeuralGenerator(Generator):
     """A network that is trained on centred latents of unit mean variance, and a density that its samples start from.
 
     A kind says which network (`build`), how it learns (`spec`), what of the classes is fitted to the trained network
-    (`settle`) and how samples are drawn (`sample`). What it is conditioned on are the ``embeddings`` of its classes:
+    (`finalize`) and how samples are drawn (`sample`). What it is conditioned on are the ``embeddings`` of its classes:
     fitting and sampling both read them through `classes_of`.
 
     Attributes
@@ -84,9 +84,9 @@ class NeuralGenerator(Generator):
     def fit(
         self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0, limit: BatchLimit | None = None
     ) -> list[dict[str, float]]:
-        """Train on ``latents`` ``(N, k)`` and settle; a generator that was trained goes on, its ramps being over."""
+        """Train on ``latents`` ``(N, k)`` and finalize; a generator that was trained goes on, its ramps being over."""
         losses = self._train(Part(latents, labels, seed, split_seed), None, limit)
-        self.settle(latents, labels)
+        self.finalize(latents, labels)
         return losses
 
     def fit_shared(

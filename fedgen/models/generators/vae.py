@@ -208,7 +208,7 @@ class VAEGenerator(NeuralGenerator):
         return TrainingSpec((step,), noise, validation=losses)
 
     @torch.no_grad()
-    def settle(self, latents: Tensor, labels: Tensor) -> None:
+    def finalize(self, latents: Tensor, labels: Tensor) -> None:
         """Fit the density of the classes' codes, and the noise that samples of these classes lack."""
         values = self.standardised(latents)
         codes, _ = self.model.to(latents.device).encode(values, self._condition(labels, latents.device))

@@ -57,7 +57,7 @@ def test_before_training_it_is_the_map_of_the_class_gaussians() -> None:
     generator = gan()
     generator.initialise(seed=0)
     latents, labels = clusters()
-    generator.settle(latents, labels)
+    generator.finalize(latents, labels)
     gaussians = ClassGaussians.fit(latents, labels, shrinkage=0.0)
     for label in range(3):
         expected = gaussians.sample(label, 50, torch.Generator().manual_seed(9))
@@ -82,7 +82,7 @@ def test_held_out_clips_are_not_in_the_gaussians_that_they_judge() -> None:
         order = torch.randperm(90, generator=seeded(0, "validation"))[90 - kept :]
         expected = torch.stack([latents[order][labels[order] == label].mean(dim=0) for label in range(3)])
         torch.testing.assert_close(job.tables["means"], expected)
-        generator.settle(latents, labels)
+        generator.finalize(latents, labels)
         torch.testing.assert_close(generator.require_density().means, ClassGaussians.fit(latents, labels).means)
 
 
@@ -207,13 +207,13 @@ def test_nodes_share_networks_and_optimisers_and_no_gaussian() -> None:
     sender, receiver = gan(), gan()
     sender.initialise(seed=0)
     sender.fit_shared(latents, labels, 0, Schedule())
-    sender.settle(latents, labels)
+    sender.finalize(latents, labels)
     state = sender.shared_state()
     networks = {f"model.{name}" for name in sender.model.state_dict()}
     assert {name for name in state if not name.startswith("optimizer.")} == networks
     assert all(any(name.endswith(weight[6:]) for weight in networks) for name in state)
     receiver.load_shared_state(state)
-    receiver.settle(latents + 5, labels)
+    receiver.finalize(latents + 5, labels)
     torch.testing.assert_close(draw(receiver), draw(sender) + 5)
 
 
