@@ -24,14 +24,7 @@ DRAWS = 64  # codes that every validation maps anew to the classes
 class GeneratorNetwork(nn.Module):
     """From codes to samples: the map of the class's Gaussian, which a network scales and shifts in every coefficient.
 
-    Parameters
-    ----------
-    size : int
-        Coefficients ``k`` of a latent vector, and of a code.
-    width : int
-        Hidden width.
-    condition : LinearCondition
-        Embeds the classes.
+    ``size`` are the coefficients ``k`` of a latent vector and of a code.
     """
 
     def __init__(self, size: int, width: int, condition: LinearCondition) -> None:
@@ -98,7 +91,7 @@ class GANGenerator(NeuralGenerator):
     Untrained it is the `gaussian` kind. With few clips the adversarial loss alone finds little that is true of other
     clips, so the generator also matches the distribution of the discriminator's features and of the latents, and the
     energy score of held-out clips decides which epoch counts, the untrained one among them. In training the Gaussians
-    are those of the other clips; afterwards they are those of all. They stay with the node.
+    are those of the other clips, afterwards those of all. They stay with the node.
 
     References
     ----------
@@ -146,18 +139,18 @@ class GANGenerator(NeuralGenerator):
         )
         return TrainingSpec(steps, noise, validation=held_out_energy)
 
-    def _job(self, part: Part, shared: bool) -> TrainState:
-        """Add the class Gaussians and the codes of validation; the start is the first that later epochs must beat."""
-        job, labels = super()._job(part, shared), part.labels.cpu()
-        held, rows = hold_out(job.count, 0.0 if shared else self.settings.training.validation, part.split_seed)
+    def _train_state(self, part: Part, shared: bool) -> TrainState:
+        """Add the class Gaussians and the codes of validation; the untrained model is the first candidate."""
+        state, labels = super()._train_state(part, shared), part.labels.cpu()
+        held, rows = hold_out(state.count, 0.0 if shared else self.settings.training.validation, part.split_seed)
         alone = held[~torch.isin(labels[held], labels[rows])]  # their classes have no other clips
         rows = torch.cat([rows, alone])
-        values = job.rows["values"]
-        density = self._density(values[rows.to(job.device)], labels[rows])
+        values = state.rows["values"]
+        density = self._density(values[rows.to(state.device)], labels[rows])
         draws = torch.randn(DRAWS, self.size, generator=seeded(part.split_seed, "validation codes"))
         tables = {"means": density.means, "factors": density.factors[density.factor_of], "draws": draws}
-        job.tables |= {name: value.to(job.device) for name, value in tables.items()}
-        return replace(job, resumed=not shared)
+        state.tables |= {name: value.to(state.device) for name, value in tables.items()}
+        return replace(state, resumed=not shared)
 
     def finalize(self, latents: Tensor, labels: Tensor) -> None:
         """Fit the class Gaussians that samples start from."""
@@ -183,7 +176,7 @@ class GANGenerator(NeuralGenerator):
 
 
 def discriminator_losses(model: GANNetwork, batch: Batch, training: GANTraining) -> Tensor:
-    """Return mean score of real minus made, gradient penalty on real, and what is minimised ``(3,)``."""
+    """Return mean score of real minus made, gradient penalty on real, and the minimised loss ``(3,)``."""
     seen = _seen(model.generator(batch.noise["codes"], batch.rows["classes"], batch.tables), batch, training)
 
     def score(values: Tensor) -> Tensor:
@@ -199,7 +192,7 @@ def discriminator_losses(model: GANNetwork, batch: Batch, training: GANTraining)
 
 
 def generator_losses(model: GANNetwork, batch: Batch, training: GANTraining) -> Tensor:
-    """Return adversarial loss, energy scores of features and of latents, and what is minimised ``(4,)``."""
+    """Return adversarial loss, energy scores of features and of latents, and the minimised loss ``(4,)``."""
     made = model.generator(batch.noise["codes"], batch.rows["classes"], batch.tables)
     scores, layers = model.discriminator(_seen(made, batch, training), batch.rows["classes"], batch.tables)
     adversarial = -scores[:, 1:].mean(dim=1)

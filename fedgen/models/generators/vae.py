@@ -33,7 +33,7 @@ class ConditionEncoder(nn.Module):
         tables : dict[str, Tensor]
             Conditions of the ``C`` classes by name.
         absent : Tensor, optional
-            Which of ``names`` each row does without ``(B, len(names))``, boolean.
+            Conditions of ``names`` that each row does without ``(B, len(names))``, boolean.
         """
         raise NotImplementedError
 
@@ -52,12 +52,10 @@ class LinearCondition(ConditionEncoder):
 
 
 class FusedConditions(ConditionEncoder):
-    """Each condition encoded apart, then summed; what is absent is replaced by a vector that is learned for it.
+    """Each condition encoded apart, then summed; an absent one is replaced by a vector that is learned for it.
 
     A sum of linear layers is one linear layer over all inputs side by side: with nothing absent, fusing loses nothing
-    against `LinearCondition`. The learned stand-ins keep its scale when something is absent, which a mean of what is
-    present would not, and let the network know what it does without. Experts with a variance each (a product of
-    experts) would model how sure each condition is of the codes; here every class has one known value of each.
+    against `LinearCondition`. The learned stand-ins keep the scale of the sum when something is absent.
 
     Parameters
     ----------
@@ -85,14 +83,7 @@ class FusedConditions(ConditionEncoder):
 
 
 class AttentionPool(nn.Module):
-    """One vector from a token sequence: projected tokens, weighted by a learned query and by their position.
-
-    Parameters
-    ----------
-    tokens, inputs : int
-        Shape of a sequence ``(T, w)``.
-    width : int
-    """
+    """One vector from a token sequence ``(T, w)``: projected tokens, weighted by a learned query and by position."""
 
     def __init__(self, tokens: int, inputs: int, width: int) -> None:
         super().__init__()
@@ -121,16 +112,10 @@ FILL = 256  # samples of a class that tell how much variance decoding loses
 
 
 class VAENetwork(nn.Module):
-    """Encoder and decoder of two hidden layers each; the embedded condition enters both.
+    """Encoder and decoder of two hidden layers each; the embedded condition, if any, enters both.
 
-    Parameters
-    ----------
-    size : int
-        Coefficients ``k`` of a latent vector.
-    width, latents : int
-        Hidden width and length of the codes.
-    condition : ConditionEncoder, optional
-        Embeds the classes; without it they are not seen.
+    ``size`` are the coefficients ``k`` of a latent vector, ``width`` and ``latents`` the hidden width and the length of
+    the codes.
     """
 
     def __init__(self, size: int, width: int, latents: int, condition: ConditionEncoder | None = None) -> None:
@@ -141,17 +126,7 @@ class VAENetwork(nn.Module):
         self.decoder = mlp(latents + extra, width, size)
 
     def embed(self, classes: Tensor, tables: dict[str, Tensor], absent: Tensor | None = None) -> Tensor:
-        """Return the condition of each row ``(B, e)``; of no width for unconditioned kinds.
-
-        Parameters
-        ----------
-        classes : Tensor
-            One-hot class of each row ``(B, C)``.
-        tables : dict[str, Tensor]
-            Embeddings of the ``C`` classes.
-        absent : Tensor, optional
-            Which of the embeddings each row does without ``(B, n)``, boolean.
-        """
+        """Return the condition of each row as `ConditionEncoder` does; of no width for unconditioned kinds."""
         return classes[:, :0] if self.condition is None else self.condition(classes, tables, absent)
 
     def encode(self, values: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,8 +143,8 @@ class VAEGenerator(NeuralGenerator):
     """MLP VAE on centred latents of unit mean variance, with ex-post density.
 
     The loss is the mean squared error over elements plus beta times the divergence summed over codes. After training,
-    class Gaussians are fitted to the posterior means; samples are decoded from them, and each coefficient gets, as
-    noise, what its variance within classes then lacks of the data's. Codes from the prior would cover a third of it.
+    class Gaussians are fitted to the posterior means. Samples are decoded from them, with noise that restores each
+    coefficient's variance within classes: codes from the prior would cover a third of it.
 
     References
     ----------
@@ -274,10 +249,9 @@ class MultimodalVAEGenerator(VAEGenerator):
 
 
 def vae_losses(model: VAENetwork, batch: Batch, training: VAETraining) -> Tensor:
-    """Return similarity, reconstruction, divergence and what is minimised ``(4,)``.
+    """Return similarity (a mean cosine, only reported), reconstruction, divergence and the minimised loss ``(4,)``.
 
-    Noise goes on the input, not on the target; without noise everything is deterministic. The similarity, a mean
-    cosine, is only reported.
+    Noise goes on the input, not on the target; without noise everything is deterministic.
     """
     values, noise = batch.rows["values"], batch.noise  # (b, k)
     condition = model.embed(batch.rows["classes"], batch.tables, noise.get("absent"))
