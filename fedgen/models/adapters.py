@@ -18,7 +18,7 @@ WIDE = 1024  # channels
 
 
 class TokenProjection(nn.Module):
-    """Narrow every token and add what its place in the sequence means.
+    """Narrow every token and add an embedding of its position.
 
     Sequences of another length than the one trained on get linearly interpolated position embeddings.
     """

@@ -1,4 +1,4 @@
-"""Clips by what they are in a low-rank basis of their own: a thousand numbers each instead of a million."""
+"""Sources of token sequences in low-rank bases: synthetic samples, projected clips, and pools of both."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class SyntheticTokens:
         return rows if self._scale is None else rows * self._scale
 
     def at(self, chosen: Tensor) -> SyntheticTokens:
-        """Return the samples that a mask or indices ``chosen`` name, with their noise from its start."""
+        """Return the samples at a mask or indices ``chosen``, with their noise from its start."""
         values = self._values[chosen.to(self._values.device)]
         return SyntheticTokens(self.codec, values, self.labels[chosen], self.seed, values.device, self._scale)
 
@@ -99,13 +99,13 @@ class SyntheticTokens:
         return SyntheticTokens(self.codec, self._values, self.labels, self.seed, device, self._scale)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the samples as tensors by name, to be saved beside the seed; the codec is everybody's."""
+        """Return the samples as tensors by name, to be saved beside the seed; the codec is public."""
         scale = {} if self._scale is None else {"latent-scale": self._scale}
         return {"latents": self._values, "labels": self.labels, **scale}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], codec: Codec, seed: int) -> SyntheticTokens:
-        """Rebuild the samples that `state` came from, on the CPU, with their noise from its start.
+        """Rebuild the samples of `state` on the CPU, with their noise from its start.
 
         Raises
         ------
@@ -124,18 +124,9 @@ class SyntheticTokens:
         return class_counts(self.labels)
 
     def statistics(self, per_class: int = 4) -> dict[str, float | dict[int, int]]:
-        """Return what a node reports of what it generated, from tokens decoded for this alone.
+        """Return mean, std, min and max of decoded tokens, and ``counts``, the samples of each class id.
 
-        Parameters
-        ----------
-        per_class : int
-            Most samples of a class that are decoded: the first.
-
-        Returns
-        -------
-        dict
-            ``mean``, ``std``, ``min`` and ``max`` of the decoded tokens' values (left out where there is no sample),
-            and ``counts``, the number of samples of each class id.
+        The first ``per_class`` samples of each class are decoded for this alone; without samples there are only counts.
         """
         if not len(self):
             return {"counts": {}}
@@ -234,10 +225,10 @@ def class_counts(labels: Tensor) -> dict[int, int]:
 
 
 class ProjectedTokens:
-    """A `TokenSource` of real clips, projected on the bases of a codec.
+    """A `TokenSource` of real clips, projected on bases of their own.
 
-    Nothing is drawn and nothing is left out but what the bases do not hold. A linear layer on such tokens costs a small
-    share of what it costs on the tokens themselves (see `FactoredTokens`), and all clips of a node fit into memory.
+    A linear layer on such tokens costs a small share of its cost on the tokens themselves (see `FactoredTokens`), and
+    all clips of a node fit into memory.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Distillation: learn from what the nodes' adapters make of samples, each of them asked about its own classes."""
+"""Training of adapters on targets, and distillation from the nodes' adapters."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def sample_losses(
     Raises
     ------
     ValueError
-        If an output's shape is not its target's: broadcasting would silently learn the batch mean.
+        An output's shape is not its target's: broadcasting would silently learn the batch mean.
     """
     losses = {}
     for name, output in outputs.items():
@@ -118,7 +118,7 @@ def train_adapters(
     teachers: Teachers | None = None,
     teacher_weight: float = 0.5,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Train ``adapters`` in place and return the last epoch's mean losses and AdamW's state.
+    """Train ``adapters`` in place.
 
     Parameters
     ----------
@@ -130,16 +130,16 @@ def train_adapters(
         ``{head: (C, *shape)}``, the target of every class.
     settings : TrainingSettings
     seed : int
-        Order of the batches and dropout.
+        Of the order of the batches and of dropout.
     optimizer_state : dict[str, Tensor], optional
-        What an earlier call returned: moments go on where they were.
+        Returned by an earlier call: moments go on where they were.
     schedule : Schedule, optional
         Place of this call in a training of several calls; alone by default.
     proximal_mu : float
         Weight of half the squared distance to the weights at the start (FedProx, Li et al., MLSys 2020).
     limit : BatchLimit, optional
-        Samples that one backward pass takes: a whole batch by default. Less needs less memory and gives the same up to
-        rounding, and to what dropout draws. It is halved when memory runs out.
+        Samples in one backward pass: a whole batch by default. Smaller limits need less memory for the same result, up
+        to rounding and dropout. It is halved when memory runs out.
     teachers : Teachers, optional
         Adapters to learn from as well.
     teacher_weight : float
@@ -148,7 +148,7 @@ def train_adapters(
     Returns
     -------
     losses : dict[str, float]
-        ``loss`` and ``{head}_loss``, means over the last epoch; empty if nothing was trained.
+        ``loss`` and ``{head}_loss``, means over the last epoch.
     optimizer_state : dict[str, Tensor]
         AdamW's moments and step counts by parameter name, on the CPU.
     """
@@ -196,7 +196,7 @@ def contribution(
     teacher_weight: float,
     indices: Tensor,
 ) -> Tensor:
-    """Return what the samples at ``indices`` add to the losses of their batch of ``count``: each head's, and their sum.
+    """Return the part of a batch of ``count`` in its losses: each head's, and their sum.
 
     On a GPU the adapters compute in bfloat16, whose range is that of float32; losses are taken in float32.
     """
@@ -226,7 +226,7 @@ def pull(adapters: Adapters, anchor: list[Tensor], mu: float) -> None:
 
 
 class Teachers:
-    """The nodes' adapters as teachers; of a sample, those count that have clips of its class, weighted by their clips.
+    """The nodes' adapters as teachers; a sample counts those with clips of its class, weighted by their clips.
 
     Parameters
     ----------
@@ -242,7 +242,7 @@ class Teachers:
     References
     ----------
     Lin et al., "Ensemble Distillation for Robust Model Fusion in Federated Learning", NeurIPS 2020; there all teachers
-    count alike, here none is asked about a class that it has never seen.
+    count alike.
     """
 
     def __init__(
@@ -263,19 +263,10 @@ class Teachers:
 
     @torch.no_grad()
     def outputs(self, tokens: Tensor | FactoredTokens, labels: Tensor) -> dict[str, Tensor]:
-        """Return the teachers' mean output for each sample.
+        """Return the teachers' mean output for each sample, ``{head: (B, *shape)}``, float32.
 
-        Parameters
-        ----------
-        tokens : Tensor or FactoredTokens
-            ``(B, S, D)`` on the adapters' device.
-        labels : Tensor
-            Class ids ``(B,)``, on the CPU.
-
-        Returns
-        -------
-        dict[str, Tensor]
-            ``{head: (B, *shape)}``, float32; NaN where no teacher has clips of the class.
+        It is NaN where no teacher has clips of the class. ``tokens`` ``(B, S, D)`` are on the adapters' device,
+        ``labels`` ``(B,)`` on the CPU.
         """
         means: dict[str, Tensor] = {}
         weights = self.shares[:, labels]  # (T, B)
