@@ -1,4 +1,4 @@
-"""What a run's samples are worth, and what all that its nodes sent gives away."""
+"""Value of a run's samples, and leakage of everything that its nodes sent."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Counts = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class Assessment:
-    """What samples are worth, and what was sent gives away.
+    """Results of the audit and of the measures of samples.
 
     Attributes
     ----------
     results : dict
         JSON values: ``samples``, ``gate`` unless it is off, ``utility`` and ``fidelity`` if they were asked for.
     records : Site, optional
-        Everyone's clips, the held-out ones and all samples, for a picture, where this machine has them.
+        Records for the scatter plot, if this machine has the clips.
     classes : list[str]
         Class names by id.
     report : Report, optional
@@ -62,7 +62,7 @@ class Assessment:
 def assess(
     task: Task, sent: Mapping[int, Sent], pool: Mapping[int, SyntheticTokens], nodes: Counts, quality: Sequence[str]
 ) -> Assessment | None:
-    """Audit what every node sent, and measure its samples; None if nothing was sent, or nothing is to be looked at.
+    """Audit the messages of every node, and measure its samples; None without samples, or if neither is asked for.
 
     Parameters
     ----------
@@ -73,9 +73,9 @@ def assess(
     pool : Mapping[int, SyntheticTokens]
         The last samples by node.
     nodes : Counts
-        What the nodes said they train on.
+        The nodes' own counts of training clips.
     quality : Sequence[str]
-        Probes that utility and fidelity are measured with; nothing but the audit if empty.
+        Probes that utility and fidelity are measured with; the audit alone if empty.
     """
     pool = {node: samples.to(task.device) for node, samples in sorted(pool.items()) if len(samples)}
     if not pool or (task.config.gate == "off" and not quality):
@@ -91,7 +91,7 @@ def assess(
 
 
 def clips_of(task: Task) -> dict[int, Clips]:
-    """Return the clips of the nodes that this machine would deal them, by number."""
+    """Return the clips of each node by number, as this machine would deal them."""
     return {node: Clips(*task.split_controls(share)) for node, share in enumerate(task.shares)}
 
 
@@ -107,7 +107,7 @@ def _audited(task: Task, sent: Mapping[int, Sent], nodes: Counts) -> tuple[Repor
 
 
 def _is_here(task: Task, node: int, nodes: Counts) -> bool:
-    """Say whether a node's clips are those that this machine would deal it, as far as their numbers tell."""
+    """Return whether a node's clips are those that this machine would deal it, judged by their counts."""
     if node >= len(task.parts):
         return False
     said = nodes.get(str(node), {})

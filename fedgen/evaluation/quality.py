@@ -1,4 +1,4 @@
-"""What synthetic data are worth: utility and fidelity, overall and by class, as JSON values."""
+"""Value of synthetic data: utility and fidelity, overall and by class, as JSON values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST = 2000  # records of a cloud: fidelity takes distances between all pairs
 
 @dataclass(frozen=True)
 class Site:
-    """What was trained on, what was never seen of the same classes, and what was generated."""
+    """Training records, held-out records of the same classes, and synthetic records."""
 
     train: Records
     held_out: Records
@@ -31,7 +31,7 @@ class Site:
 
 @dataclass(frozen=True)
 class AdapterTask:
-    """What the adapter probe needs: targets ``{head: (C, *shape)}``, untrained adapters, and how to train them."""
+    """Inputs of the adapter probe: targets ``{head: (C, *shape)}``, equal untrained adapters, and settings."""
 
     targets: dict[str, Tensor]
     new_adapters: Callable[[], Adapters]
@@ -39,7 +39,7 @@ class AdapterTask:
 
 
 def segments_of(*sources: TokenSource) -> int:
-    """Return how many segments all of ``sources`` can be cut into."""
+    """Return the number of segments that all of ``sources`` can be cut into."""
     return min(SEGMENTS, *(source.shape[0] for source in sources))
 
 
@@ -70,10 +70,10 @@ def utility_report(
 
 
 def fidelity_report(site: Site, classes: list[str], seed: int) -> dict[str, Any]:
-    """Return how like held-out records as many synthetic records are as there are real ones to train on.
+    """Return the similarity of synthetic records, as many as there are real ones, to held-out records.
 
-    ``synthetic`` and, for comparison, the ``real`` training records are held against the held-out ones; ``classifier``
-    says how well synthetic records are told from the training records.
+    ``synthetic`` and, for comparison, the ``real`` training records are compared with the held-out ones; ``classifier``
+    is the accuracy of telling synthetic from training records.
     """
     return {**_compared(site, seed), "per_class": _compared_by_class(site, classes, seed)}
 

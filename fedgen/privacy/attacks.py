@@ -25,7 +25,7 @@ def all_scores(
     shadows: int = 16,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Return the scores ``(N,)`` of every attack that has something to look at, by name; nan where it has not.
+    """Return the scores ``(N,)`` of every attack by name; nan where it does not apply.
 
     Parameters
     ----------
@@ -98,15 +98,15 @@ def density(clips: Tensor, samples: Tensor, _: int) -> Tensor:
 
 
 def density_ratio(clips: Tensor, samples: Tensor, members: int) -> Tensor:
-    """Return `density` less the log density ``(n,)`` under the population's Gaussian, which whitening made white."""
+    """Return `density` less the log density ``(n,)`` under the population's whitened Gaussian."""
     return density(clips, samples, members) + 0.5 * clips.square().sum(dim=1)
 
 
 def class_mean(clips: Tensor, samples: Tensor, members: int) -> Tensor:
-    """Return the best linear estimate ``(n,)`` of who is in the samples' mean.
+    """Return the best linear estimate ``(n,)`` of membership from the samples' mean.
 
     The inner product of a clip with the samples' mean (Homer et al. 2008; Dwork et al., "Robust traceability from
-    trace amounts", FOCS 2015), with what the other candidates may have added taken out of it.
+    trace amounts", FOCS 2015), less the possible additions of the other candidates.
     """
     return _unmixed(clips @ clips.T, (clips @ samples.T).mean(dim=1), members, len(samples))
 
@@ -141,10 +141,10 @@ def _unmixed(gram: Tensor, cross: Tensor, members: int, samples: int) -> Tensor:
 
 
 def projection(candidates: Candidates, release: Release) -> dict[str, Tensor]:
-    """Return, for each matrix that was sent, how much of a clip lies in the space that it spans ``(N,)``.
+    """Return the share of a clip in the row or column space of each sent matrix, as a score ``(N,)`` by name.
 
-    What was fitted to few clips spans them. A matrix speaks for every view of the clips that is as wide as one of its
-    sides; one that spans the whole space says nothing and is left out.
+    A matrix fitted to few clips spans them. It is compared with every view of the clips that is as wide as one of its
+    sides; one that spans the whole space is left out.
     """
     views, found = {"latents": candidates.latents, **candidates.views}, {}
     rows = release.rows(candidates)
@@ -171,12 +171,10 @@ def _spanned(matrix: Tensor) -> Tensor | None:
 
 
 def loss(before: Tensor, after: Tensor) -> dict[str, Tensor]:
-    """Return two scores ``(N,)`` by the loss of adapters: minus the loss after training, and how far training took it.
+    """Return two scores ``(N,)``: minus the loss of adapters after training, and the decrease of the loss by training.
 
-    Parameters
-    ----------
-    before, after : Tensor
-        Loss of each candidate ``(rounds, N)`` under the adapters that a node was sent, and under those of its reply;
-        nan for clips of other nodes (Yeom et al. 2018; the difference calibrates each clip, Watson et al. 2022).
+    ``before`` and ``after`` ``(rounds, N)`` are losses of each candidate under the adapters that a node was sent, and
+    under those of its reply; nan for clips of other nodes (Yeom et al. 2018; the decrease calibrates each clip, Watson
+    et al. 2022).
     """
     return {"loss": -after.double().sum(dim=0), "loss_drop": (before - after).double().sum(dim=0)}

@@ -1,4 +1,4 @@
-"""What an attacker holds: clips that may have been trained on, and what nodes sent."""
+"""The attacker's evidence: clips that may have been trained on, and everything that nodes sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Draw = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Candidates:
-    """Clips of which the attacker must say whether they were trained on.
+    """Clips whose membership the attacker must tell.
 
     Attributes
     ----------
@@ -26,9 +26,9 @@ class Candidates:
     labels, nodes : Tensor
         Class id and node of each clip ``(N,)``: of a control, the node that would have trained on it.
     members : Tensor
-        ``(N,)``, bool: trained on, or a control. Attacks use no more of it than counts, which are sent.
+        ``(N,)``, bool: trained on, or a control. Attacks use its counts alone, which are sent.
     recordings : Tensor, optional
-        What each clip was cut from ``(N,)``, int64; members are drawn by recording. By default every clip has its own.
+        Recording of each clip ``(N,)``, int64; members are drawn by recording. By default every clip has its own.
     views : Mapping[str, Tensor]
         Other vectors of the clips ``(N, F)``, such as whole cores and mean tokens, for matrices of that width.
     others, other_labels : Tensor, optional
@@ -82,7 +82,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class GaussianFit:
-    """How a run fits class Gaussians, as every party knows it.
+    """How a run fits class Gaussians: a public setting.
 
     Attributes
     ----------
@@ -101,16 +101,16 @@ class GaussianFit:
 
 @dataclass(frozen=True)
 class Release:
-    """What left one node, or several that pool or average what they send.
+    """Everything sent by one node, or by several that pool or average their replies.
 
     Attributes
     ----------
     nodes : tuple[int, ...]
-        Whose clips it was made from.
+        Nodes whose clips it was made from.
     latents, labels : Tensor
-        All samples that were sent ``(M, k)``, ``(M,)``; several rounds make one tensor.
+        All samples of all rounds ``(M, k)``, ``(M,)``.
     matrices : Mapping[str, Tensor]
-        Whatever else was sent that has rows and columns.
+        Everything else that has rows and columns.
     draw : Draw, optional
         Lets the attacker fit shadow generators.
     gaussian : GaussianFit, optional

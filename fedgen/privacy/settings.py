@@ -1,4 +1,4 @@
-"""What decides whether, and how much, a node's clips are protected: the configuration group ``privacy``."""
+"""Settings of ``privacy`` and ``evaluation``. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ PROBES = ("pooled", "segments", "adapter")
 
 @dataclass(frozen=True)
 class PrivacySettings:
-    """Whether a node's clips are protected by differential privacy, and how much.
+    """Whether, and how much, a node's clips are protected by differential privacy.
 
     Parameters
     ----------
     name : str
         ``none`` or ``dp``.
     epsilon, delta : float, optional
-        What a node's release may spend; ``dp`` needs both, and ``delta`` below one over the node's clips.
+        Budget of a node's release; ``dp`` needs both, and ``delta`` below one over the node's clips.
     clip : float
         Largest norm of a clip's whitened latents, in units of the root mean square of public sounds within classes.
     components : int, optional
         Leading whitened coefficients whose means are read; the others' are those of public sounds.
         By default as many as the budget affords for the node's clips a class.
     seed : int, optional
-        Of the noise, for simulations alone: who knows it can take the noise away. By default the operating system's
+        Of the noise, for simulations alone: whoever knows it can remove the noise. By default the operating system's
         entropy makes noise that nobody can repeat.
     """
 
@@ -68,18 +68,7 @@ class PrivacySettings:
         return self.epsilon, self.delta
 
     def check(self, generator: GeneratorSettings, sharing: str) -> None:
-        """Refuse what a private release cannot serve.
-
-        Parameters
-        ----------
-        generator : GeneratorSettings
-        sharing : str
-            ``sharing.name``.
-
-        Raises
-        ------
-        ConfigError
-        """
+        """Raise `ConfigError` for a generator, or a ``sharing.name``, that a private release cannot serve."""
         if not self.used:
             return
         kind = generator.kind
@@ -94,14 +83,14 @@ class PrivacySettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is measured at the end of a run, and what no attack may do.
+    """Measures at the end of a run, and the limit of every attack.
 
     Parameters
     ----------
     quality : bool
         Whether fidelity and utility are measured at the end of a run; `fedgen evaluate` always does.
     probes : list[str]
-        Classifiers that utility is measured with at the end of a run; `fedgen evaluate` takes all.
+        Classifiers that measure utility at the end of a run; `fedgen evaluate` takes all.
     gate : str
         ``fail``: a run that leaks ends with an error; ``warn`` only says so; ``off`` does not look; ``auto``: ``fail``
         where the run claims privacy, ``warn`` elsewhere.
