@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -141,33 +140,10 @@ class SyntheticTokens:
         return {**dict(zip(("mean", "std", "min", "max"), values, strict=True)), "counts": self.counts()}
 
 
-class Part(Protocol):
-    """A source of tokens that are factors in one pair of bases, ``(S, A)`` and ``(D, C)``."""
-
-    labels: Tensor
-    shape: tuple[int, int]
-
-    @property
-    def positions(self) -> Tensor:
-        """``(S, A)``."""
-        ...
-
-    @property
-    def channels(self) -> Tensor:
-        """``(D, C)``."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def factors(self, indices: Tensor) -> FactoredTokens:
-        """Return the sequences at ``indices`` ``(B,)`` as factors."""
-        ...
-
-
 class PooledTokens:
     """Several sources of factored tokens, such as the samples of several nodes, as one."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[SyntheticTokens | ProjectedTokens]) -> None:
         self.parts = [part for part in parts if len(part)]
         shapes = {part.shape for part in self.parts}
         if len(shapes) != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from sklearn.covariance import ledoit_wolf
@@ -45,7 +46,7 @@ def all_scores(
         own = {**sample_scores(candidates, release, whitening), **projection(candidates, release)}
         if release.draw is not None and shadows > 1:
             measured = torch.stack([own[name] for name in SCORES], dim=1)
-            drawn = ShadowScores(candidates, release, whitening)
+            drawn = partial(_shadow_scores, candidates, release.nodes, whitening)
             own["likelihood_ratio"] = likelihood_ratio(candidates, release, measured, drawn, shadows, seed)
         if release.gaussian is not None:
             own["posterior"] = gaussian_posterior(candidates, release, whitening)
@@ -56,16 +57,12 @@ def all_scores(
     return {name: scores for name, scores in found.items() if not scores.isnan().all()}
 
 
-class ShadowScores:
-    """Scores every candidate by samples in place of those of a release: a callable of latents and labels."""
-
-    def __init__(self, candidates: Candidates, release: Release, whitening: Tensor) -> None:
-        self._candidates, self._nodes, self._whitening = candidates, release.nodes, whitening
-
-    def __call__(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Return ``(N, len(SCORES))``."""
-        found = sample_scores(self._candidates, Release(self._nodes, latents, labels), self._whitening)
-        return torch.stack([found[name] for name in SCORES], dim=1)
+def _shadow_scores(
+    candidates: Candidates, nodes: tuple[int, ...], whitening: Tensor, latents: Tensor, labels: Tensor
+) -> Tensor:
+    """Return the scores ``(N, len(SCORES))`` of every candidate by samples in place of those of a release."""
+    found = sample_scores(candidates, Release(nodes, latents, labels), whitening)
+    return torch.stack([found[name] for name in SCORES], dim=1)
 
 
 def sample_scores(candidates: Candidates, release: Release, whitening: Tensor) -> dict[str, Tensor]:

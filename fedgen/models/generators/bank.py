@@ -148,13 +148,11 @@ class Bank:
         """
         classes, parts = self._parts(source, seed)
         chosen = {key: self.generators.get(key) or self.new_generator() for key in classes}
-        keeping = self.marginals if self.settings.marginals else {}  # a generator that stays what it is keeps its own
-        before = {key: exact_digest(chosen[key].state()) for key in classes if key in keeping}
+        before = {key: exact_digest(chosen[key].state()) for key in classes if key in self.marginals}
         losses = self._train(chosen, parts)
-        same = {key for key in before if exact_digest(chosen[key].state()) == before[key]}
-        changed = {key: part for key, part in parts.items() if key not in same}
-        kept = {key: marginals for key, marginals in self.marginals.items() if key not in changed}
-        self.marginals = kept | self._marginals(chosen, changed)
+        same = {key for key in before if exact_digest(chosen[key].state()) == before[key]}  # these keep their marginals
+        self.marginals = {key: value for key, value in self.marginals.items() if key in same or key not in parts}
+        self.marginals |= self._marginals(chosen, {key: part for key, part in parts.items() if key not in same})
         self.generators |= chosen
         self.classes |= classes
         return losses

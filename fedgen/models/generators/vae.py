@@ -17,14 +17,18 @@ from fedgen.models.generators.neural import NeuralGenerator
 from fedgen.models.settings import VAETraining
 
 
-class ConditionEncoder(nn.Module):
-    """From the conditions of classes to one vector for each row."""
+class LinearCondition(nn.Module):
+    """One linear layer over one vector a class."""
 
-    width: int  # of that vector
     names: tuple[str, ...] = ()  # of the conditions that a row can do without
 
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.layer = linear(inputs, width)
+
     def forward(self, classes: Tensor, tables: dict[str, Tensor], absent: Tensor | None) -> Tensor:
-        """Return a vector for each row ``(B, width)``.
+        """Return a vector for each row ``(B, width)``: each class is embedded once, then spread over the rows.
 
         Parameters
         ----------
@@ -35,23 +39,10 @@ class ConditionEncoder(nn.Module):
         absent : Tensor, optional
             Conditions of ``names`` that each row does without ``(B, len(names))``, boolean.
         """
-        raise NotImplementedError
-
-
-class LinearCondition(ConditionEncoder):
-    """One linear layer over one vector a class."""
-
-    def __init__(self, inputs: int, width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.layer = linear(inputs, width)
-
-    def forward(self, classes: Tensor, tables: dict[str, Tensor], absent: Tensor | None) -> Tensor:
-        """Embed each class once, then spread over the rows."""
         return classes @ self.layer(tables["pooled"])
 
 
-class FusedConditions(ConditionEncoder):
+class FusedConditions(nn.Module):
     """Each condition encoded apart, then summed; an absent one is replaced by a vector that is learned for it.
 
     A sum of linear layers is one linear layer over all inputs side by side: with nothing absent, fusing loses nothing
@@ -98,6 +89,9 @@ class AttentionPool(nn.Module):
         return (weights[:, None] @ values).squeeze(1)
 
 
+Condition = LinearCondition | FusedConditions
+
+
 def linear(inputs: int, outputs: int) -> nn.Linear:
     """Return a layer without drawing from the global random state; `NeuralGenerator.initialise` fills it."""
     return nn.utils.skip_init(nn.Linear, inputs, outputs)
@@ -118,7 +112,9 @@ class VAENetwork(nn.Module):
     the codes.
     """
 
-    def __init__(self, size: int, width: int, latents: int, condition: ConditionEncoder | None = None) -> None:
+    def __init__(
+        self, size: int, width: int, latents: int, condition: LinearCondition | FusedConditions | None = None
+    ) -> None:
         super().__init__()
         extra = condition.width if condition else 0
         self.condition = condition
@@ -126,7 +122,7 @@ class VAENetwork(nn.Module):
         self.decoder = mlp(latents + extra, width, size)
 
     def embed(self, classes: Tensor, tables: dict[str, Tensor], absent: Tensor | None = None) -> Tensor:
-        """Return the condition of each row as `ConditionEncoder` does; of no width for unconditioned kinds."""
+        """Return the condition of each row as `LinearCondition` does; of no width for unconditioned kinds."""
         return classes[:, :0] if self.condition is None else self.condition(classes, tables, absent)
 
     def encode(self, values: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +155,7 @@ class VAEGenerator(NeuralGenerator):
         """Return encoder and decoder."""
         return VAENetwork(self.size, self.settings.width, self.settings.latents, self.condition_encoder())
 
-    def condition_encoder(self) -> ConditionEncoder | None:
+    def condition_encoder(self) -> Condition | None:
         """Return the layers that embed the classes' conditions; None for an unconditioned kind."""
         return None
 

@@ -44,7 +44,7 @@ def draw(generator: Generator, label: int = 1, count: int = 50) -> Tensor:
 
 def batch(generator: GANGenerator, noise: bool = True) -> Batch:
     """What a step on 15 clips sees; without ``noise``, what validation sees."""
-    job = generator._job(Part(*clusters([5, 5, 5]), seed=0), shared=False)
+    job = generator._train_state(Part(*clusters([5, 5, 5]), seed=0), shared=False)
     drawn = generator.spec.noise(15, torch.Generator().manual_seed(0)) if noise else {}
     return Batch(job.rows, job.tables, drawn, torch.full((15,), 1 / 15), torch.tensor(1.0))
 
@@ -78,7 +78,7 @@ def test_held_out_clips_are_not_in_the_gaussians_that_they_judge() -> None:
     for share, kept in ((0.3, 63), (0.0, 90)):
         generator = gan(replace(TRAINING, validation=share))
         generator.initialise(seed=0)
-        job = generator._job(Part(latents, labels, seed=0), shared=False)
+        job = generator._train_state(Part(latents, labels, seed=0), shared=False)
         order = torch.randperm(90, generator=seeded(0, "validation"))[90 - kept :]
         expected = torch.stack([latents[order][labels[order] == label].mean(dim=0) for label in range(3)])
         torch.testing.assert_close(job.tables["means"], expected)
@@ -89,7 +89,7 @@ def test_held_out_clips_are_not_in_the_gaussians_that_they_judge() -> None:
 def test_a_class_whose_clips_are_all_held_out_has_a_gaussian_all_the_same() -> None:
     latents, labels = clusters([12, 1, 1])
     for split_seed in range(12):  # each clip is held out in some of the splits
-        job = gan(replace(TRAINING, validation=0.5))._job(Part(latents, labels, 0, split_seed), shared=False)
+        job = gan(replace(TRAINING, validation=0.5))._train_state(Part(latents, labels, 0, split_seed), shared=False)
         assert job.tables["means"].shape == (3, SIZE)
 
 
@@ -180,7 +180,7 @@ def test_validation_repeats_exactly_and_uses_nothing_random() -> None:
 def test_each_network_has_a_gradient_of_its_own_and_it_is_clipped(number: int) -> None:
     """The moments of a training of one step are a tenth of its gradients."""
     generator = gan()
-    job = generator._job(Part(*clusters([5, 5, 5]), seed=0), shared=True)
+    job = generator._train_state(Part(*clusters([5, 5, 5]), seed=0), shared=True)
     step = generator.spec.steps[number]
     train(job, TrainingSpec((step,), generator.spec.noise), replace(TRAINING, epochs=1, clip=1e-3))
     own = {name: value for name, value in job.moments.items() if name.startswith("exp_avg.")}
