@@ -49,14 +49,21 @@ def linear_probe(train: Records, held_out: Records, synthetic: Records, pooled: 
     return Utility(float(right.mean()), float(reference.mean()), classes)
 
 
+@dataclass(frozen=True)
+class AdapterTask:
+    """Inputs of the adapter probe: targets ``{head: (C, *shape)}``, equal untrained adapters, and settings."""
+
+    targets: dict[str, Tensor]
+    new_adapters: Callable[[], Adapters]
+    settings: TrainingSettings
+
+
 def adapter_probe(
     train: TokenSource,
     held_out: TokenSource,
     synthetic: TokenSource,
-    targets: dict[str, Tensor],
+    task: AdapterTask,
     classes: list[str],
-    new_adapters: Callable[[], Adapters],
-    settings: TrainingSettings,
     seed: int,
 ) -> Utility:
     """Measure utility by the project's own task: adapters trained from the same start, and their zero-shot accuracy.
@@ -67,10 +74,10 @@ def adapter_probe(
     largest = max(len(train), len(synthetic))
     scores = []
     for source in (synthetic, train):
-        adapters = new_adapters()
-        epochs = max(1, round(settings.epochs * largest / len(source)))
-        train_adapters(adapters, source, targets, replace(settings, epochs=epochs), seed)
-        scores.append(zero_shot(adapters, held_out, targets, classes))
+        adapters = task.new_adapters()
+        epochs = max(1, round(task.settings.epochs * largest / len(source)))
+        train_adapters(adapters, source, task.targets, replace(task.settings, epochs=epochs), seed)
+        scores.append(zero_shot(adapters, held_out, task.targets, classes))
     numbers = {name: number for number, name in enumerate(classes)}
     per_class = {numbers[name]: share for name, share in scores[0].per_class.items()}
     return Utility(scores[0].accuracy, scores[1].accuracy, per_class)

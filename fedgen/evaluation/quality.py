@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedgen.data.seeds import seeded
 from fedgen.data.tokens import TokenSource
 from fedgen.evaluation.features import SEGMENTS, Records
 from fedgen.evaluation.fidelity import measure_fidelity
-from fedgen.evaluation.probes import Utility, adapter_probe, linear_probe, two_sample
-from fedgen.models.adapters import Adapters
-from fedgen.models.training import TrainingSettings
+from fedgen.evaluation.probes import AdapterTask, Utility, adapter_probe, linear_probe, two_sample
 
 MOST = 2000  # records of a cloud: fidelity takes distances between all pairs
 
@@ -27,15 +24,6 @@ class Site:
     train: Records
     held_out: Records
     synthetic: Records
-
-
-@dataclass(frozen=True)
-class AdapterTask:
-    """Inputs of the adapter probe: targets ``{head: (C, *shape)}``, equal untrained adapters, and settings."""
-
-    targets: dict[str, Tensor]
-    new_adapters: Callable[[], Adapters]
-    settings: TrainingSettings
 
 
 def segments_of(*sources: TokenSource) -> int:
@@ -60,7 +48,7 @@ def utility_report(
         if probe != "adapter":
             found[probe] = linear_probe(site.train, site.held_out, site.synthetic, probe == "pooled")
         elif task is not None:
-            found[probe] = adapter_probe(*sources, task.targets, classes, task.new_adapters, task.settings, seed)
+            found[probe] = adapter_probe(*sources, task, classes, seed)
     return {
         "utility": {
             probe: {**asdict(value), "per_class": {classes[label]: x for label, x in value.per_class.items()}}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -105,6 +105,29 @@ def reproducible(seed: int, device: torch.device) -> Iterator[torch.Generator]:
         yield torch.Generator().manual_seed(seed)
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Circumstances of one call of `train_adapters`.
+
+    Attributes
+    ----------
+    schedule : Schedule
+        Place of the call in a training of several calls.
+    proximal_mu : float
+        Weight of half the squared distance to the weights at the start (FedProx, Li et al., MLSys 2020).
+    limit : BatchLimit
+        Samples in one backward pass: a whole batch by default. Smaller limits need less memory for the same result, up
+        to rounding and dropout. It is halved when memory runs out.
+    teachers : Teachers, optional
+        Adapters to learn from as well.
+    """
+
+    schedule: Schedule = Schedule()
+    proximal_mu: float = 0.0
+    limit: BatchLimit = field(default_factory=BatchLimit)
+    teachers: Teachers | None = None
+
+
 def train_adapters(
     adapters: Adapters,
     source: TokenSource,
@@ -112,11 +135,7 @@ def train_adapters(
     settings: TrainingSettings,
     seed: int,
     optimizer_state: dict[str, Tensor] | None = None,
-    schedule: Schedule | None = None,
-    proximal_mu: float = 0.0,
-    limit: BatchLimit | None = None,
-    teachers: Teachers | None = None,
-    teacher_weight: float = 0.5,
+    options: TrainingOptions | None = None,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Train ``adapters`` in place.
 
@@ -133,17 +152,7 @@ def train_adapters(
         Of the order of the batches and of dropout.
     optimizer_state : dict[str, Tensor], optional
         Returned by an earlier call: moments go on where they were.
-    schedule : Schedule, optional
-        Place of this call in a training of several calls; alone by default.
-    proximal_mu : float
-        Weight of half the squared distance to the weights at the start (FedProx, Li et al., MLSys 2020).
-    limit : BatchLimit, optional
-        Samples in one backward pass: a whole batch by default. Smaller limits need less memory for the same result, up
-        to rounding and dropout. It is halved when memory runs out.
-    teachers : Teachers, optional
-        Adapters to learn from as well.
-    teacher_weight : float
-        Share of the loss that is the distance to the teachers.
+    options : TrainingOptions, optional
 
     Returns
     -------
@@ -152,6 +161,7 @@ def train_adapters(
     optimizer_state : dict[str, Tensor]
         AdamW's moments and step counts by parameter name, on the CPU.
     """
+    options = options or TrainingOptions()
     device = next(adapters.parameters()).device
     targets = {name: value.to(device) for name, value in targets.items()}
     optimizer = torch.optim.AdamW(
@@ -159,9 +169,8 @@ def train_adapters(
     )
     if optimizer_state:
         load_optimizer_tensors(adapters, optimizer, optimizer_state)
-    anchor = [p.detach().clone() for p in adapters.parameters()] if proximal_mu else []
+    anchor = [p.detach().clone() for p in adapters.parameters()] if options.proximal_mu else []
     steps = settings.epochs * math.ceil(len(source) / settings.batch_size)
-    schedule, limit = schedule or Schedule(), limit or BatchLimit()
     means: list[float] = []
     adapters.train()
     with reproducible(seed, device) as generator:
@@ -169,15 +178,13 @@ def train_adapters(
             sums = torch.zeros(len(adapters.heads) + 1, device=device)
             batches = torch.randperm(len(source), generator=generator).split(settings.batch_size)
             for position, indices in enumerate(batches):
-                rate = schedule.rate(epoch * len(batches) + position, steps, settings.warmup)
+                rate = options.schedule.rate(epoch * len(batches) + position, steps, settings.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = settings.lr * rate
-                share = partial(
-                    contribution, adapters, source, targets, settings, len(indices), teachers, teacher_weight
-                )
-                sums += limit.backward(indices, share, optimizer.zero_grad) * len(indices)
+                share = partial(contribution, adapters, source, targets, settings, options.teachers, len(indices))
+                sums += options.limit.backward(indices, share, optimizer.zero_grad) * len(indices)
                 if anchor:
-                    pull(adapters, anchor, proximal_mu)
+                    pull(adapters, anchor, options.proximal_mu)
                 torch.nn.utils.clip_grad_norm_(adapters.parameters(), settings.clip)
                 optimizer.step()
             means = (sums / len(source)).tolist()
@@ -191,9 +198,8 @@ def contribution(
     source: TokenSource,
     targets: dict[str, Tensor],
     settings: TrainingSettings,
-    count: int,
     teachers: Teachers | None,
-    teacher_weight: float,
+    count: int,
     indices: Tensor,
 ) -> Tensor:
     """Return the part of a batch of ``count`` in its losses: each head's, and their sum.
@@ -207,8 +213,8 @@ def contribution(
         taught = teachers.losses(outputs, tokens, labels, targets) if teachers else None
     heads = target_losses(outputs, targets, labels.to(device, non_blocking=True), settings)
     losses = torch.stack(list(heads.values()))  # (H,)
-    if taught is not None:
-        losses = torch.lerp(losses, taught, teacher_weight)
+    if teachers and taught is not None:
+        losses = torch.lerp(losses, taught, teachers.weight)
     return torch.cat([losses, losses.sum(dim=0, keepdim=True)]) * (len(indices) / count)
 
 
@@ -238,6 +244,8 @@ class Teachers:
         Clips of each class id, by the node's number.
     classes : int
         Number of classes ``C``.
+    weight : float
+        Share of the loss that is the distance to the teachers.
 
     References
     ----------
@@ -251,7 +259,9 @@ class Teachers:
         states: Mapping[int, Mapping[str, Tensor]],
         counts: Mapping[int, Mapping[int, int]],
         classes: int,
+        weight: float = 0.5,
     ) -> None:
+        self.weight = weight
         self.adapters = deepcopy(adapters).eval()
         device = next(adapters.parameters()).device
         self.states = [{name: value.to(device) for name, value in state.items()} for state in states.values()]
