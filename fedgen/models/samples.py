@@ -21,20 +21,17 @@ DECODED = 64  # samples that are decoded at a time for statistics
 
 
 class SyntheticTokens:
-    """A `TokenSource` of generated samples.
+    """A `TokenSource` of generated samples, decoded on ``device``.
 
     Parameters
     ----------
     codec : Codec
         Decoder of the latents.
-    latents : Tensor
-        ``(N, k)``; with a ``scale``, whole numbers that it multiplies.
-    labels : Tensor
-        Global class ids ``(N,)``.
+    latents, labels : Tensor
+        ``(N, k)``; with a ``scale``, whole numbers that it multiplies. Global class ids ``(N,)``.
     seed : int
         Seed of the residual noise, which is drawn anew each time a sample is decoded.
     device : torch.device or str
-        Where samples are decoded.
     scale : Tensor, optional
         ``(k,)``: samples that came over the wire stay at a byte a coefficient.
     """

@@ -24,15 +24,8 @@ def check_ranges(
 ) -> None:
     """Raise `ConfigError` for the first value of ``settings`` that is out of range.
 
-    Parameters
-    ----------
-    settings : object
-    key : str
-        Where the settings stand in the configuration.
-    least : Mapping[str, float], optional
-        Lowest value by attribute.
-    positive, shares : Sequence[str]
-        Attributes above 0, and from 0 to below 1.
+    ``key`` is the place of the settings in the configuration, ``least`` the lowest value by attribute; attributes of
+    ``positive`` must be above 0, those of ``shares`` from 0 to below 1.
     """
     for name, low in (least or {}).items():
         value = getattr(settings, name)
@@ -231,10 +224,7 @@ class Lengths:
     def resolve(self, length: int) -> tuple[int, int]:
         """Return the tokens modelled ``L`` and made ``O`` where the encoder gives ``length`` ``S``.
 
-        Raises
-        ------
-        ConfigError
-            ``generator.training_length`` is longer than the encoder's sequence.
+        Raises `ConfigError` if ``generator.training_length`` is longer than the encoder's sequence.
         """
         training = self.training or length
         require(
