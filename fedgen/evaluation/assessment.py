@@ -25,27 +25,13 @@ Counts = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class Assessment:
-    """Results of the audit and of the measures of samples.
+    """Results of the audit and of the measures of samples."""
 
-    Attributes
-    ----------
-    results : dict
-        JSON values: ``samples``, ``gate`` unless it is off, ``utility`` and ``fidelity`` if they were asked for.
-    records : Site, optional
-        Records for the scatter plot, if this machine has the clips.
-    classes : list[str]
-        Class names by id.
-    report : Report, optional
-        Of the audit.
-    by_node : dict, optional
-        Audits that nodes made for themselves, as JSON values by number.
-    """
-
-    results: dict[str, Any]
-    records: Site | None
-    classes: list[str]
-    report: Report | None = None
-    by_node: dict[str, Any] | None = None
+    results: dict[str, Any]  # JSON: samples, gate unless it is off, utility and fidelity if they were asked for
+    records: Site | None  # for the scatter plot, if this machine has the clips
+    classes: list[str]  # names by id
+    report: Report | None = None  # of the audit
+    by_node: dict[str, Any] | None = None  # audits that nodes made for themselves, as JSON values by number
 
     @property
     def leak(self) -> LeakError | None:

@@ -29,22 +29,12 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Sent:
-    """Everything that one node sent, as an observer of all messages has it.
+    """Everything that one node sent, as an observer of all messages has it."""
 
-    Attributes
-    ----------
-    latents, labels : Tensor
-        Samples of all known rounds ``(M, k)``, ``(M,)``.
-    adapters : Sequence[tuple[Weights, Weights]]
-        Of each known round: the adapters that the node was sent, and those of its reply.
-    arrays : Mapping[str, Tensor]
-        Everything else.
-    """
-
-    latents: Tensor
-    labels: Tensor
-    adapters: Sequence[tuple[Weights, Weights]] = ()
-    arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    latents: Tensor  # samples of all known rounds (M, k)
+    labels: Tensor  # (M,)
+    adapters: Sequence[tuple[Weights, Weights]] = ()  # of each known round: sent to the node, and in its reply
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)  # everything else
 
 
 @dataclass(frozen=True)

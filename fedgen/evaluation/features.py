@@ -14,18 +14,10 @@ SEGMENTS = 4  # of a sequence: enough to hear an order, few enough that noise on
 
 @dataclass(frozen=True)
 class Records:
-    """Clips or samples in the measures' view.
+    """Clips or samples in the measures' view."""
 
-    Attributes
-    ----------
-    segments : Tensor
-        Mean token of each time segment, ``(N, G, D)``, float32, on the CPU.
-    labels : Tensor
-        Global class ids ``(N,)``.
-    """
-
-    segments: Tensor
-    labels: Tensor
+    segments: Tensor  # mean token of each time segment, (N, G, D), float32, on the CPU
+    labels: Tensor  # global class ids (N,)
 
     def __len__(self) -> int:
         return len(self.labels)

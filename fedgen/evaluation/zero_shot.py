@@ -16,27 +16,13 @@ from fedgen.models.adapters import Adapters
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of adapters on held-out clips.
+    """Scores of adapters on held-out clips."""
 
-    Attributes
-    ----------
-    accuracy : float
-        Share of clips whose output is nearest (cosine, mean over heads) to their own class's target.
-    balanced_accuracy : float
-        Mean over classes of ``per_class``.
-    per_class : dict[str, float]
-        Share of right clips of each class that has clips.
-    heads : dict[str, dict[str, float]]
-        For each head ``cosine`` to the own class's target and ``mse``, its mean squared error per element.
-    confusion : list[list[int]]
-        Clips of class ``row`` whose nearest target is class ``column``.
-    """
-
-    accuracy: float
-    balanced_accuracy: float
-    per_class: dict[str, float]
-    heads: dict[str, dict[str, float]]
-    confusion: list[list[int]]
+    accuracy: float  # share of clips whose output is nearest (cosine, mean over heads) to their own class's target
+    balanced_accuracy: float  # mean over classes of per_class
+    per_class: dict[str, float]  # share of right clips of each class that has clips
+    heads: dict[str, dict[str, float]]  # of each head: cosine to the own class's target, and mse per element
+    confusion: list[list[int]]  # clips of class `row` whose nearest target is class `column`
 
 
 @torch.no_grad()

@@ -21,25 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Consequences of ``memory``; the defaults are those of ``high``.
+    """Consequences of ``memory``; the defaults are those of ``high``."""
 
-    Attributes
-    ----------
-    level : str
-        ``high`` or ``low``.
-    mapped : bool
-        Whether tokens are read from the store's files batch by batch (`MappedTokens`) or held (`TensorTokens`).
-    rows, generator_rows : int, optional
-        Samples in one backward pass of adapters and of a generator; None: the whole batch.
-    clips : int, optional
-        Clips read at once by codecs and in evaluation; None: as many as they ask for.
-    """
-
-    level: str = "high"
-    mapped: bool = False
-    rows: int | None = None
-    generator_rows: int | None = None
-    clips: int | None = None
+    level: str = "high"  # high or low
+    mapped: bool = False  # tokens are read from the store's files batch by batch (MappedTokens), not held
+    rows: int | None = None  # samples in one backward pass of adapters; None: the whole batch
+    generator_rows: int | None = None  # the same of a generator
+    clips: int | None = None  # read at once by codecs and in evaluation; None: as many as they ask for
 
     def batch_limit(self) -> BatchLimit:
         """Return a fresh limit for one training of adapters."""

@@ -16,20 +16,11 @@ SKETCH = 64  # random directions in which position moments see the channels
 
 @dataclass
 class Moments:
-    """Uncentred second moments of tokens, summed over ``count`` clips.
+    """Uncentred second moments of tokens, summed over clips."""
 
-    Attributes
-    ----------
-    channels : Tensor
-        Sum over tokens of the outer product of their values, ``(D, D)``, float64.
-    positions : Tensor
-        Sum over channels of the outer product over positions, ``(S, S)``, float64.
-    count : int
-    """
-
-    channels: Tensor
-    positions: Tensor
-    count: int
+    channels: Tensor  # sum over tokens of the outer product of their values, (D, D), float64
+    positions: Tensor  # sum over channels of the outer product over positions, (S, S), float64
+    count: int  # number of clips
 
     @classmethod
     def measure(cls, source: TokenSource, batch_size: int = 64) -> Moments:

@@ -109,23 +109,13 @@ def reproducible(seed: int, device: torch.device) -> Iterator[torch.Generator]:
 class TrainingOptions:
     """Circumstances of one call of `train_adapters`.
 
-    Attributes
-    ----------
-    schedule : Schedule
-        Place of the call in a training of several calls.
-    proximal_mu : float
-        Weight of half the squared distance to the weights at the start (FedProx, Li et al., MLSys 2020).
-    limit : BatchLimit
-        Samples in one backward pass: a whole batch by default. Smaller limits need less memory for the same result, up
-        to rounding and dropout. It is halved when memory runs out.
-    teachers : Teachers, optional
-        Adapters to learn from as well.
+    A smaller limit needs less memory for the same result, up to rounding and dropout.
     """
 
-    schedule: Schedule = Schedule()
-    proximal_mu: float = 0.0
-    limit: BatchLimit = field(default_factory=BatchLimit)
-    teachers: Teachers | None = None
+    schedule: Schedule = Schedule()  # place of the call in a training of several calls
+    proximal_mu: float = 0.0  # weight of half the squared distance to the start (FedProx, Li et al., MLSys 2020)
+    limit: BatchLimit = field(default_factory=BatchLimit)  # samples in one backward pass: a whole batch by default
+    teachers: Teachers | None = None  # adapters to learn from as well
 
 
 def train_adapters(

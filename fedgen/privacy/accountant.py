@@ -22,24 +22,12 @@ from fedgen.errors import ConfigError
 
 @dataclass(frozen=True)
 class Mechanism:
-    """A sum over clips behind Gaussian noise.
+    """A sum over clips behind Gaussian noise."""
 
-    Attributes
-    ----------
-    name : str
-        Of the sum.
-    sensitivity : float
-        Largest addition of one clip to the sum (Euclidean norm), in latent units.
-    multiplier : float
-        Deviation of the noise over ``sensitivity``.
-    replacement : float
-        Largest change by replacing a clip by another of its class, over ``sensitivity``.
-    """
-
-    name: str
-    sensitivity: float
-    multiplier: float
-    replacement: float
+    name: str  # of the sum
+    sensitivity: float  # largest addition of one clip to the sum (Euclidean norm), in latent units
+    multiplier: float  # deviation of the noise over the sensitivity
+    replacement: float  # largest change by replacing a clip by another of its class, over the sensitivity
 
     @property
     def deviation(self) -> float:
@@ -49,26 +37,13 @@ class Mechanism:
 
 @dataclass(frozen=True)
 class Spent:
-    """Budget that a release has spent, for one clip.
+    """Budget that a release has spent, for one clip."""
 
-    Attributes
-    ----------
-    epsilon, delta : float
-        Of all mechanisms composed.
-    epsilon_of : dict[str, float]
-        Of each mechanism alone, at the same delta.
-    epsilon_replaced : float
-        Composed, at the same delta, where neighbours differ in one clip replaced by another of its class.
-    clips : int
-        Clips that were read.
-    mechanisms : tuple[Mechanism, ...]
-    """
-
-    epsilon: float
+    epsilon: float  # of all mechanisms composed
     delta: float
-    epsilon_of: dict[str, float]
-    epsilon_replaced: float
-    clips: int
+    epsilon_of: dict[str, float]  # of each mechanism alone, at the same delta
+    epsilon_replaced: float  # composed, where neighbours differ in one clip replaced by another of its class
+    clips: int  # that were read
     mechanisms: tuple[Mechanism, ...]
 
     @classmethod

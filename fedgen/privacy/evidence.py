@@ -82,47 +82,23 @@ class Candidates:
 
 @dataclass(frozen=True)
 class GaussianFit:
-    """How a run fits class Gaussians: a public setting.
+    """How a run fits class Gaussians: a public setting."""
 
-    Attributes
-    ----------
-    shrinkage : float
-        0 takes a class's own covariance, 1 the one tied over the classes of the release.
-    covariance : Tensor, optional
-        A public covariance ``(k, k)`` in place of both.
-    few : int
-        Clips below which a class takes the tied covariance alone.
-    """
-
-    shrinkage: float = 0.0
-    covariance: Tensor | None = None
-    few: int = 8
+    shrinkage: float = 0.0  # 0 takes a class's own covariance, 1 the one tied over the classes of the release
+    covariance: Tensor | None = None  # a public one (k, k) in place of both
+    few: int = 8  # clips below which a class takes the tied covariance alone
 
 
 @dataclass(frozen=True)
 class Release:
-    """Everything sent by one node, or by several that pool or average their replies.
+    """Everything sent by one node, or by several that pool or average their replies."""
 
-    Attributes
-    ----------
-    nodes : tuple[int, ...]
-        Nodes whose clips it was made from.
-    latents, labels : Tensor
-        All samples of all rounds ``(M, k)``, ``(M,)``.
-    matrices : Mapping[str, Tensor]
-        Everything else that has rows and columns.
-    draw : Draw, optional
-        Lets the attacker fit shadow generators.
-    gaussian : GaussianFit, optional
-        Where generators are class Gaussians: their likelihood is then known.
-    """
-
-    nodes: tuple[int, ...]
-    latents: Tensor
-    labels: Tensor
-    matrices: Mapping[str, Tensor] = field(default_factory=dict)
-    draw: Draw | None = None
-    gaussian: GaussianFit | None = None
+    nodes: tuple[int, ...]  # whose clips it was made from
+    latents: Tensor  # all samples of all rounds (M, k)
+    labels: Tensor  # (M,)
+    matrices: Mapping[str, Tensor] = field(default_factory=dict)  # everything else with rows and columns
+    draw: Draw | None = None  # lets the attacker fit shadow generators
+    gaussian: GaussianFit | None = None  # where generators are class Gaussians: their likelihood is then known
 
     def rows(self, candidates: Candidates) -> Tensor:
         """Return the candidates ``(n,)`` that it may have been made from."""

@@ -18,58 +18,31 @@ TOPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 0.9)  # shar
 
 @dataclass(frozen=True)
 class Figures:
-    """How well an attack tells members from controls.
+    """How well an attack tells members from controls."""
 
-    Attributes
-    ----------
-    auc : float
-        Chance that a member scores above a control of its node and class: 0.5 tells nothing.
-    error : float
-        Its standard error: that of DeLong et al. 1988 by recording, or that of drawing members at random if larger.
-    tpr_1, tpr_01 : float
-        Share of members found at 1 % and at 0.1 % false positives; with fewer controls than that, at none.
-    epsilon : float
-        Lower bound, at 95 % confidence, on the epsilon of any differential privacy of the release.
-    members, controls : int
-        Clips compared.
-    """
-
-    auc: float
+    auc: float  # chance that a member scores above a control of its node and class: 0.5 tells nothing
+    # standard error: that of DeLong et al. 1988 by recording, or that of drawing members at random if larger
     error: float
-    tpr_1: float
-    tpr_01: float
-    epsilon: float
-    members: int
+    tpr_1: float  # share of members found at 1 % false positives; with fewer controls than that, at none
+    tpr_01: float  # the same at 0.1 %
+    epsilon: float  # lower bound, at 95 % confidence, on the epsilon of any differential privacy of the release
+    members: int  # clips compared
     controls: int
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """Scores of one attack for one class on one node.
-
-    Attributes
-    ----------
-    node, label : int
-    rows, members : Tensor
-        Candidates ``(n,)`` and whether each was trained on, bool.
-    scores : Tensor
-        Standardised over the rows, blind to membership ``(n,)``.
-    auc : float
-    pairs : int
-        Members times controls.
-    influence, chance : Tensor
-        Contribution of each clip to the error of the AUC, estimated and by the draw of members alone ``(n,)``.
-    """
+    """Scores of one attack for one class on one node."""
 
     node: int
     label: int
-    rows: Tensor
-    members: Tensor
-    scores: Tensor
+    rows: Tensor  # candidates (n,)
+    members: Tensor  # whether each was trained on (n,), bool
+    scores: Tensor  # standardised over the rows, blind to membership (n,)
     auc: float
-    pairs: int
-    influence: Tensor
-    chance: Tensor
+    pairs: int  # members times controls
+    influence: Tensor  # estimated contribution of each clip to the error of the AUC (n,)
+    chance: Tensor  # the same by the draw of members alone (n,)
 
     @classmethod
     def of(cls, node: int, label: int, rows: Tensor, scores: Tensor, members: Tensor) -> Stratum:

@@ -53,23 +53,13 @@ class Release:
 
 @dataclass(frozen=True)
 class Plan:
-    """Division of the budget.
-
-    Attributes
-    ----------
-    means, widths : Mechanism
-    shapes : Mechanism or None
-    size : int
-        Leading whitened coefficients whose means are read.
-    shaped : int
-        Leading whitened coefficients of which classes have a shape, 0 without ``shapes``.
-    """
+    """Division of the budget."""
 
     means: Mechanism
     widths: Mechanism
     shapes: Mechanism | None
-    size: int
-    shaped: int
+    size: int  # leading whitened coefficients whose means are read
+    shaped: int  # leading whitened coefficients of which classes have a shape, 0 without shapes
 
     @classmethod
     def of(cls, settings: PrivacySettings, size: int, shaped: int, parts: int) -> Plan:

@@ -64,21 +64,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Report:
-    """All attacks on one run, the strongest first.
-
-    Attributes
-    ----------
-    attacks : list[Attack]
-    delta : float
-        Of the bounds on epsilon.
-    tests, part_tests : float
-        Effective number of independent tests of all attacks, overall, and by class and node.
-    """
+    """All attacks on one run, the strongest first."""
 
     attacks: list[Attack]
-    delta: float
-    tests: float
-    part_tests: float
+    delta: float  # of the bounds on epsilon
+    tests: float  # effective number of independent tests of all attacks, overall
+    part_tests: float  # the same by class and node
 
     def worst(self, part: str, standard_errors: float = ERRORS) -> Found | None:
         """Return the figure of a part (``overall``, ``class`` or ``node``) with the highest `lower` limit, or None."""
