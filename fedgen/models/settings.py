@@ -1,4 +1,7 @@
-"""Settings of adapters, codec and generators: dataclasses that check their values. Nothing here imports torch."""
+"""Settings of adapters, codec and generators: dataclasses that check their values, each key beside its default.
+
+Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
@@ -40,28 +43,16 @@ def check_ranges(
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """AdamW (Loshchilov and Hutter, ICLR 2019) on shuffled batches.
-
-    Parameters
-    ----------
-    epochs, batch_size : int
-        Passes over the data in one call, and samples of a batch.
-    lr, weight_decay : float
-        The learning rate falls along a cosine after a linear warm-up.
-    warmup : float
-        Share of all steps with a rising learning rate.
-    clip : float
-        Largest gradient norm.
-    """
+    """AdamW (Loshchilov and Hutter, ICLR 2019) on shuffled batches; the rate rises linearly, then falls along a cosine."""
 
     key: ClassVar[str]  # where the settings stand in the configuration
 
-    epochs: int = 1
+    epochs: int = 1  # passes over the data in one call
     batch_size: int = 32
     lr: float = 1e-3
     weight_decay: float = 0.05
-    warmup: float = 0.05
-    clip: float = 1.0
+    warmup: float = 0.05  # share of all steps with a rising learning rate
+    clip: float = 1.0  # largest gradient norm
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 1, "weight_decay": 0}
@@ -70,27 +61,13 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """Size of the adapters.
+    """Size of the adapters."""
 
-    Parameters
-    ----------
-    width : int
-        Channels that a token is projected to before pooling.
-    heads : int
-        Attention maps for each query of a target; each map pools all channels with weights of its own.
-    hidden : int
-        Width of the layer between pooling and output.
-    wide_hidden : int
-        Upper limit of ``hidden`` for heads of more than 1024 channels, such as T5's: they hold most of the weights.
-    dropout : float
-        Dropout on the pooled vector and the hidden layer, in training only.
-    """
-
-    width: int = 64
-    heads: int = 8
-    hidden: int = 512
-    wide_hidden: int = 384
-    dropout: float = 0.1
+    width: int = 64  # channels that a token is projected to before pooling
+    heads: int = 8  # attention maps for each query of a target; each map pools all channels with weights of its own
+    hidden: int = 512  # width of the layer between pooling and output
+    wide_hidden: int = 384  # upper limit of hidden for heads of more than 1024 channels, such as T5's
+    dropout: float = 0.1  # on the pooled vector and the hidden layer, in training only
 
     def __post_init__(self) -> None:
         check_ranges(self, "adapter", dict.fromkeys(("width", "heads", "hidden", "wide_hidden"), 1), shares=["dropout"])
@@ -98,25 +75,15 @@ class AdapterSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings(OptimSettings):
-    """How adapters are trained.
-
-    Parameters
-    ----------
-    mse_weight : float
-        Weight of the squared error, relative to the targets' mean square so that it does not depend on their scale.
-    contrastive_weight : float
-        Weight of the cross-entropy over the cosines to every class's target. Every node knows all targets, so this
-        term keeps classes apart that a node has no clip of.
-    temperature : float
-        Cosines are divided by it before the cross-entropy.
-    """
+    """How adapters are trained."""
 
     key: ClassVar[str] = "adapter.training"
 
     epochs: int = 4
-    mse_weight: float = 1.0
+    mse_weight: float = 1.0  # of the squared error, relative to the targets' mean square
+    # of the cross-entropy over cosines to all class targets: keeps absent classes apart
     contrastive_weight: float = 1.0
-    temperature: float = 0.1
+    temperature: float = 0.1  # cosines are divided by it before the cross-entropy
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,22 +94,14 @@ class TrainingSettings(OptimSettings):
 
 @dataclass(frozen=True)
 class GlobalTrainingSettings(TrainingSettings):
-    """How the server trains the global adapters on the pool of synthetic samples.
-
-    Parameters
-    ----------
-    name : str
-        ``none``, ``supervised`` (synthetic tokens to class targets) or ``distil`` (also to the outputs of the nodes'
-        adapters).
-    teacher_weight : float
-        ``distil``: share of the loss that is the distance to the teachers, the rest is that of ``supervised``.
-    """
+    """How the server trains the global adapters on the pool of synthetic samples."""
 
     key: ClassVar[str] = "global_training"
 
+    # none, supervised (samples to class targets) or distil (also to outputs of nodes' adapters)
     name: str = "supervised"
     epochs: int = 1
-    teacher_weight: float = 0.5
+    teacher_weight: float = 0.5  # distil: share of the loss that is the distance to the teachers
 
     def __post_init__(self) -> None:
         choose(self.name, GLOBAL_TRAINING, "global_training")
@@ -153,16 +112,10 @@ class GlobalTrainingSettings(TrainingSettings):
 
 @dataclass(frozen=True)
 class ProjectionSettings:
-    """Size of the bases that clips are projected on before adapters train on them.
+    """Size of the bases that clips are projected on before adapters train on them; 0: they train on the tokens."""
 
-    Parameters
-    ----------
-    positions, channels : int
-        Basis vectors of the sequence and of a token, limited by what the clips have; 0: adapters train on the tokens.
-    """
-
-    positions: int = 96
-    channels: int = 48
+    positions: int = 96  # basis vectors of the sequence, limited by the clips'
+    channels: int = 48  # basis vectors of a token, limited by the clips'
 
     def __post_init__(self) -> None:
         check_ranges(self, "adapter.projection", {"positions": 0, "channels": 0})
@@ -175,23 +128,13 @@ class ProjectionSettings:
 
 @dataclass(frozen=True)
 class CodecSettings:
-    """Sizes of the codec, each limited by the public sounds, and which sounds these are.
+    """Sizes of the codec, each limited by the public sounds, and which sounds these are."""
 
-    Parameters
-    ----------
-    channels, positions, components : int
-        Basis vectors of a token and of the sequence, and coefficients of a latent vector.
-    noise : bool
-        Whether samples get the noise that the components leave out.
-    public : str, optional
-        Folder of audio that anybody may know, one folder a class; synthesised sounds by default.
-    """
-
-    channels: int = 24
-    positions: int = 48
-    components: int = 128
-    noise: bool = True
-    public: str | None = None
+    channels: int = 24  # basis vectors of a token
+    positions: int = 48  # basis vectors of the sequence
+    components: int = 128  # coefficients of a latent vector
+    noise: bool = True  # whether samples get the noise that the components leave out
+    public: str | None = None  # folder of audio that anybody may know, class/clip.wav; synthesised sounds by default
 
     def __post_init__(self) -> None:
         check_ranges(self, "codec", dict.fromkeys(("channels", "positions", "components"), 1))
@@ -202,18 +145,11 @@ class Lengths:
     """Tokens of the sequences that are modelled and made; None: as many as the encoder gives.
 
     A sequence gets shorter by averaging neighbouring tokens, and longer by ``upsampling``.
-
-    Parameters
-    ----------
-    training, output : int, optional
-        Tokens of a sequence that the generator models, and tokens of a sample.
-    upsampling : str
-        ``linear``, ``nearest``, ``cubic`` (as `torch.nn.functional.interpolate` does them) or ``learned``.
     """
 
-    training: int | None = None
-    output: int | None = None
-    upsampling: str = "linear"
+    training: int | None = None  # tokens of a sequence that the generator models
+    output: int | None = None  # tokens of a sample
+    upsampling: str = "linear"  # linear, nearest, cubic (as torch.nn.functional.interpolate) or learned
 
     def __post_init__(self) -> None:
         for name in ("training", "output"):
@@ -236,25 +172,15 @@ class Lengths:
 
 @dataclass(frozen=True)
 class NeuralTraining(OptimSettings):
-    """How neural generators of every kind are trained.
-
-    Parameters
-    ----------
-    noise : float
-        Deviation of Gaussian noise on the input, never on the target.
-    validation : float
-        Share of the clips that early stopping is judged by.
-    patience : int
-        Epochs without improvement before training stops.
-    """
+    """How neural generators of every kind are trained."""
 
     key: ClassVar[str] = "generator.training"
 
     epochs: int = 100
     weight_decay: float = 1e-2
-    noise: float = 0.0
-    validation: float = 0.1
-    patience: int = 50
+    noise: float = 0.0  # deviation of Gaussian noise on the input, never on the target
+    validation: float = 0.1  # share of the clips that early stopping is judged by
+    patience: int = 50  # epochs without improvement before training stops
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -263,21 +189,11 @@ class NeuralTraining(OptimSettings):
 
 @dataclass(frozen=True)
 class VAETraining(NeuralTraining):
-    """What training of the variational autoencoders adds.
+    """Training of the variational autoencoders."""
 
-    Parameters
-    ----------
-    beta : float
-        Weight of the divergence from the prior.
-    beta_warmup : float
-        Share of all steps with a rising beta.
-    condition_dropout : float
-        ``multimodal_vae``: share of samples that do without a condition, each condition apart.
-    """
-
-    beta: float = 3e-5
-    beta_warmup: float = 0.4
-    condition_dropout: float = 0.1
+    beta: float = 3e-5  # weight of the divergence from the prior
+    beta_warmup: float = 0.4  # share of all steps with a rising beta
+    condition_dropout: float = 0.1  # multimodal_vae: share of samples that do without a condition, each apart
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -286,24 +202,12 @@ class VAETraining(NeuralTraining):
 
 @dataclass(frozen=True)
 class GANTraining(NeuralTraining):
-    """What training of the ``gan`` kind adds.
+    """Training of the ``gan`` kind."""
 
-    Parameters
-    ----------
-    fakes : int
-        Samples made of each clip's class, in each of its steps.
-    adversarial : float
-        Weight of deceiving the discriminator; 0: the distances alone count.
-    feature_matching : float
-        Weight of the distances to the clips, in the discriminator's features and in the latents.
-    gradient_penalty : float
-        Weight of the discriminator's squared slope at the clips (R1).
-    """
-
-    fakes: int = 4
-    adversarial: float = 0.1
-    feature_matching: float = 1.0
-    gradient_penalty: float = 1.0
+    fakes: int = 4  # samples made of each clip's class, in each of its steps
+    adversarial: float = 0.1  # weight of deceiving the discriminator; 0: the distances alone count
+    feature_matching: float = 1.0  # weight of distances to the clips, in the discriminator's features and in latents
+    gradient_penalty: float = 1.0  # weight of the discriminator's squared slope at the clips (R1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -318,43 +222,21 @@ class GeneratorTraining(VAETraining, GANTraining):
 
 @dataclass(frozen=True)
 class GeneratorSettings:
-    """Which generator, of what size.
+    """Which generator, of what size."""
 
-    Parameters
-    ----------
-    kind : str
-        See `fedgen.models.generators.KINDS`.
-    width, latents : int
-        Hidden width and latent size of neural kinds.
-    embedding : int
-        Width of a condition as conditioned kinds see it.
-    covariance : str
-        Of a class, for ``gaussian`` and ``gan``: ``clips``, or ``public``: that of public sounds within classes, as
-        wide as the class's clips in a few bands. ``public`` hides single clips better.
-    shrinkage : float
-        With ``clips``, share of the tied covariance in each class's, from 0 (own) to 1 (tied).
-    marginals : bool
-        Whether samples are mapped to the distribution of single values in the clips (see `marginals`).
-    conditions : list[str]
-        Embeddings of the target that conditioned kinds see, such as ``clip``; all of the target's if empty.
-    training_length, output_length : int, optional
-        Tokens of a sequence that the generator models (means of neighbours), and tokens of a sample; the encoder's by
-        default.
-    upsampling : str
-        How a sample gets from ``training_length`` to ``output_length``: see `Lengths`.
-    """
-
-    kind: str = "gaussian"
-    width: int = 512
-    latents: int = 64
-    embedding: int = 64
+    kind: str = "gaussian"  # see fedgen.models.generators.KINDS
+    width: int = 512  # hidden width of neural kinds
+    latents: int = 64  # latent size of neural kinds
+    embedding: int = 64  # width of a condition as conditioned kinds see it
+    # of a class, for gaussian and gan; public: that of public sounds, as wide as the clips in a few bands
     covariance: str = "clips"
-    shrinkage: float = 0.6
-    marginals: bool = True
-    conditions: list[str] = field(default_factory=list)
+    shrinkage: float = 0.6  # with clips: share of the tied covariance in each class's, from 0 (own) to 1 (tied)
+    marginals: bool = True  # map samples to the distribution of single values in the clips, channel by channel
+    conditions: list[str] = field(default_factory=list)  # of the target, for conditioned kinds, such as clip; []: all
+    # tokens that the generator models, means of neighbours; the encoder's by default
     training_length: int | None = None
-    output_length: int | None = None
-    upsampling: str = "linear"
+    output_length: int | None = None  # tokens of a sample; the encoder's by default
+    upsampling: str = "linear"  # from training_length to output_length: see Lengths
     training: GeneratorTraining = field(default_factory=GeneratorTraining)
 
     def __post_init__(self) -> None:

@@ -15,30 +15,15 @@ PROBES = ("pooled", "segments", "adapter")
 
 @dataclass(frozen=True)
 class PrivacySettings:
-    """Whether, and how much, a node's clips are protected by differential privacy.
+    """Whether, and how much, a node's clips are protected by differential privacy."""
 
-    Parameters
-    ----------
-    name : str
-        ``none`` or ``dp``.
-    epsilon, delta : float, optional
-        Budget of a node's release; ``dp`` needs both, and ``delta`` below one over the node's clips.
-    clip : float
-        Largest norm of a clip's whitened latents, in units of the root mean square of public sounds within classes.
-    components : int, optional
-        Leading whitened coefficients whose means are read; the others' are those of public sounds.
-        By default as many as the budget affords for the node's clips a class.
-    seed : int, optional
-        Of the noise, for simulations alone: whoever knows it can remove the noise. By default the operating system's
-        entropy makes noise that nobody can repeat.
-    """
-
-    name: str = "none"
-    epsilon: float | None = None
-    delta: float | None = None
-    clip: float = 1.2
+    name: str = "none"  # none or dp
+    epsilon: float | None = None  # budget of a node's release: dp needs it
+    delta: float | None = None  # the same, below one over the node's clips
+    clip: float = 1.2  # largest norm of a clip's whitened latents, in root mean squares of public sounds within classes
+    # leading whitened coefficients whose means are read; as many as the budget affords by default
     components: int | None = None
-    seed: int | None = None
+    seed: int | None = None  # of the noise, for simulations alone: whoever knows it can remove the noise
 
     def __post_init__(self) -> None:
         choose(self.name, PRIVACY, "privacy")
@@ -83,39 +68,18 @@ class PrivacySettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Measures at the end of a run, and the limit of every attack.
+    """Measures at the end of a run, and the limit of every attack."""
 
-    Parameters
-    ----------
-    quality : bool
-        Whether fidelity and utility are measured at the end of a run; `fedgen evaluate` always does.
-    probes : list[str]
-        Classifiers that measure utility at the end of a run; `fedgen evaluate` takes all.
-    gate : str
-        ``fail``: a run that leaks ends with an error; ``warn`` only says so; ``off`` does not look; ``auto``: ``fail``
-        where the run claims privacy, ``warn`` elsewhere.
-    max_auc : float
-        Limit of the AUC of the strongest attack.
-    standard_errors : float
-        By how many standard errors a single attack must be above the limit to fail, and more the more there are:
-        1.645 keeps false alarms at 5 % whatever their number; 0 takes estimates as they are.
-    controls : float
-        Share of the recordings of a class that a node does not train on, so that attacks can be judged; none with
-        ``off`` and in runs without samples.
-    min_controls : int
-        Fewest controls that suffice to pass.
-    shadows : int
-        Fits of a node's generators to random clips, which attacks compare with; 0: none.
-    """
-
-    quality: bool = True
+    quality: bool = True  # measure fidelity and utility; `fedgen evaluate` always does
+    # classifiers of utility, also adapter; `fedgen evaluate` takes all
     probes: list[str] = field(default_factory=lambda: ["pooled", "segments"])
-    gate: str = "auto"
-    max_auc: float = 0.60
+    gate: str = "auto"  # fail, warn or off: what a leak does; auto: fail where the run claims privacy, warn elsewhere
+    max_auc: float = 0.60  # limit of the AUC of the strongest attack
+    # above the limit, for a failure: 1.645 keeps false alarms at 5 %; 0: estimates as they are
     standard_errors: float = 1.645
-    controls: float = 0.1
-    min_controls: int = 30
-    shadows: int = 8
+    controls: float = 0.1  # share of a class's recordings that a node does not train on, to judge attacks by
+    min_controls: int = 30  # fewest controls that suffice to pass
+    shadows: int = 8  # fits of a node's generators to random clips, for attacks to compare with; 0: none
 
     def __post_init__(self) -> None:
         choose(self.gate, GATES, "evaluation.gate")
