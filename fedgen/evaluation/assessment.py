@@ -50,18 +50,8 @@ def assess(
 ) -> Assessment | None:
     """Audit the messages of every node, and measure its samples; None without samples, or if neither is asked for.
 
-    Parameters
-    ----------
-    task : Task
-        Of this machine, which must have the nodes' clips: where a node has others, nothing is judged.
-    sent : Mapping[int, Sent]
-        By node.
-    pool : Mapping[int, SyntheticTokens]
-        The last samples by node.
-    nodes : Counts
-        The nodes' own counts of training clips.
-    quality : Sequence[str]
-        Probes that utility and fidelity are measured with; the audit alone if empty.
+    ``task`` is that of this machine, which must have the nodes' clips: where ``nodes``, their own counts, differ from
+    them, nothing is judged. ``pool`` holds the last samples by node; ``quality`` are probes, the audit alone if empty.
     """
     pool = {node: samples.to(task.device) for node, samples in sorted(pool.items()) if len(samples)}
     if not pool or (task.config.gate == "off" and not quality):

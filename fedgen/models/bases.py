@@ -33,12 +33,8 @@ def resampling(source: int, target: int, kind: str = "linear") -> Tensor:
 def upsampling(lengths: Lengths, moments: Tensor) -> Tensor:
     """Return the matrix ``(O, L)``, float64, that makes samples of the modelled sequences.
 
-    Parameters
-    ----------
-    lengths : Lengths
-        ``learned`` is fitted together with the codec, to the same public clips, in closed form.
-    moments : Tensor
-        Uncentred second moments of the clips' positions ``(S, S)``.
+    ``moments`` ``(S, S)`` are uncentred second moments of the positions of public clips, to which ``learned`` is
+    fitted.
     """
     training, output = lengths.resolve(len(moments))
     if output > LARGEST_FACTOR * training:

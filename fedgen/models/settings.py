@@ -43,7 +43,7 @@ def check_ranges(
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """AdamW (Loshchilov and Hutter, ICLR 2019) on shuffled batches; the rate rises linearly, then falls along a cosine."""
+    """AdamW (Loshchilov and Hutter, ICLR 2019) on shuffled batches; the rate rises, then falls along a cosine."""
 
     key: ClassVar[str]  # where the settings stand in the configuration
 

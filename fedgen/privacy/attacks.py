@@ -28,17 +28,8 @@ def all_scores(
 ) -> dict[str, Tensor]:
     """Return the scores ``(N,)`` of every attack by name; nan where it does not apply.
 
-    Parameters
-    ----------
-    candidates : Candidates
-    releases : Sequence[Release]
-        No two of the same node.
-    losses : tuple[Tensor, Tensor], optional
-        As `loss` takes them.
-    shadows : int
-        Shadow fits of each release that can be drawn from again; 8 to 32 do.
-    seed : int
-        Of the shadows.
+    No two ``releases`` are of the same node; ``losses`` are those of `loss`. ``shadows`` are fits of each release that
+    can be drawn from again, seeded by ``seed``; 8 to 32 do.
     """
     found = {name: torch.full((len(candidates),), torch.nan, dtype=torch.float64) for name in SCORES}
     whitening = candidates.whitening()

@@ -17,37 +17,17 @@ Draw = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Candidates:
-    """Clips whose membership the attacker must tell.
+    """Clips whose membership the attacker must tell; `DataError` if sizes differ."""
 
-    Attributes
-    ----------
-    latents : Tensor
-        In the public codec ``(N, k)``.
-    labels, nodes : Tensor
-        Class id and node of each clip ``(N,)``: of a control, the node that would have trained on it.
-    members : Tensor
-        ``(N,)``, bool: trained on, or a control. Attacks use its counts alone, which are sent.
-    recordings : Tensor, optional
-        Recording of each clip ``(N,)``, int64; members are drawn by recording. By default every clip has its own.
-    views : Mapping[str, Tensor]
-        Other vectors of the clips ``(N, F)``, such as whole cores and mean tokens, for matrices of that width.
-    others, other_labels : Tensor, optional
-        Further clips of the population ``(P, k)``, ``(P,)``, that no node trained on.
-
-    Raises
-    ------
-    DataError
-        Sizes differ.
-    """
-
-    latents: Tensor
-    labels: Tensor
-    nodes: Tensor
-    members: Tensor
-    recordings: Tensor | None = None
+    latents: Tensor  # in the public codec (N, k)
+    labels: Tensor  # class ids (N,)
+    nodes: Tensor  # of a control, the node that would have trained on it (N,)
+    members: Tensor  # (N,), bool: trained on, or a control; attacks use its counts alone, which are sent
+    recordings: Tensor | None = None  # (N,), int64; members are drawn by recording; by default every clip has its own
+    # other vectors (N, F), such as mean tokens, for matrices of that width
     views: Mapping[str, Tensor] = field(default_factory=dict)
-    others: Tensor | None = None
-    other_labels: Tensor | None = None
+    others: Tensor | None = None  # further clips of the population (P, k) that no node trained on
+    other_labels: Tensor | None = None  # (P,)
 
     def __post_init__(self) -> None:
         vectors = {"labels": self.labels, "nodes": self.nodes, "members": self.members, **self.views}

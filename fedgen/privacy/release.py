@@ -159,18 +159,12 @@ def private_means(vectors: Tensor, rows: Tensor, counts: Tensor, mechanism: Mech
 
 
 def private_widths(vectors: Tensor, rows: Tensor, counts: Tensor, plan: Plan, noise: Noise) -> Tensor:
-    """Return the variance of each class in each of `parts_of`, over that of classes of public sounds ``(C, parts)``.
+    """Return each class's variance in each of `parts_of`, over that of classes of public sounds ``(C, parts)``.
 
-    A clip adds the logarithm of its mean square distance to the noisy mean, cut to `FARTHEST`: a quiet class counts as
-    much as a loud one. Logarithms are shrunk towards the mean of all, and that towards 0, by the ratio of their noise
-    variance to 1, which is about the variance between classes.
-
-    Parameters
-    ----------
-    vectors : Tensor
-        Whitened distances to the noisy means ``(N, k)``, of the classes ``rows`` ``(N,)``, ``counts`` ``(C,)`` of each.
-    plan : Plan
-    noise : Noise
+    ``vectors`` ``(N, k)`` are whitened distances to the noisy means, of the classes ``rows`` ``(N,)``. A clip adds the
+    logarithm of its mean square distance, cut to `FARTHEST`: a quiet class counts as much as a loud one. Logarithms are
+    shrunk towards the mean of all, and that towards 0, by the ratio of their noise variance to 1, which is about the
+    variance between classes.
     """
     parts, own = parts_of(plan.shaped, vectors.shape[1]), plan.widths
     logs = torch.stack([vectors[:, part].square().mean(dim=1).log() for part in parts], dim=1)

@@ -201,16 +201,10 @@ def bands(size: int) -> Tensor:
 
 
 def class_widths(latents: Tensor, labels: Tensor, within: Tensor) -> Tensor:
-    """Return the ratio of each class's variances to those of ``within`` in each band of axes, ``(C, BANDS)``.
+    """Return the ratio of each class's variances to those of ``within`` ``(k, k)`` in each band, ``(C, BANDS)``.
 
-    It is 1 for a class of one sample, and in a band without axes. Rows are in ascending order of classes.
-
-    Parameters
-    ----------
-    latents, labels : Tensor
-        ``(N, k)`` and ``(N,)``.
-    within : Tensor
-        The usual covariance ``(k, k)``.
+    ``latents`` are ``(N, k)``, ``labels`` ``(N,)``; rows of the result are in ascending order of classes. The ratio is
+    1 for a class of one sample, and in a band without axes.
     """
     values, axes = principal_axes(within)
     rows, counts = labels.cpu().unique(return_inverse=True, return_counts=True)[1:]
