@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedgen.data.tokens import FactoredTokens
-from fedgen.models.adapters import AdapterSettings, build_adapters
-from fedgen.models.training import TrainingSettings, target_losses
+from fedgen.models.adapters import build_adapters
+from fedgen.models.settings import AdapterSettings, TrainingSettings
+from fedgen.models.training import target_losses
 
 SHAPES: dict[str, tuple[int, ...]] = {"clip": (768,), "t5": (17, 4096)}
 FASTER, SMALLER = 20.0, 10.0

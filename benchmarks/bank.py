@@ -23,7 +23,8 @@ from figures import parser, save, show
 
 from fedgen.data.settings import TargetSettings
 from fedgen.data.targets import open_targets
-from fedgen.models.generators import KINDS, GeneratorSettings, GeneratorTraining, Part, open_generator
+from fedgen.models.generators import KINDS, Part, open_generator
+from fedgen.models.settings import GeneratorSettings, GeneratorTraining
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from fedgen.config.compose import load_config
 from fedgen.config.phases import plan
 from fedgen.messages.checks import Member
 from fedgen.models.samples import PooledTokens, SyntheticTokens
-from fedgen.models.training import Schedule, train_adapters
+from fedgen.models.training import Schedule, TrainingOptions, train_adapters
 from fedgen.node.node import Node
 from fedgen.runtimes.local import run_config as run
 from fedgen.runtimes.simulation import simulate
@@ -120,7 +120,7 @@ def plain(overrides: list[str], home: Path) -> list[float]:
             drawn.statistics()
         chosen, schedule = task.config.global_training, Schedule(number - 1, phase.rounds)
         samples, seed = PooledTokens(list(pool.values())), task.seed("global", number)
-        train_adapters(adapters, samples, task.targets.heads, chosen, seed, schedule=schedule)
+        train_adapters(adapters, samples, task.targets.heads, chosen, seed, options=TrainingOptions(schedule))
         seconds.append(time.perf_counter() - started)
     return seconds
 

@@ -44,10 +44,11 @@ from fedgen.data.seeds import seeded
 from fedgen.data.tokens import TokenSource
 from fedgen.evaluation.features import read_records
 from fedgen.evaluation.quality import AdapterTask, Site, fidelity_report, segments_of, utility_report
-from fedgen.models.generators import KINDS, GeneratorSettings
+from fedgen.models.generators import KINDS
 from fedgen.models.generators.bank import Bank
 from fedgen.models.public import PublicSpace
 from fedgen.models.samples import PooledTokens, SyntheticTokens, class_counts
+from fedgen.models.settings import GeneratorSettings
 from fedgen.task import Task, prepare_task
 
 logger = logging.getLogger(__name__)

@@ -28,10 +28,9 @@ from fedgen.config.compose import load_config
 from fedgen.data.encoders import open_encoder
 from fedgen.data.public import open_public
 from fedgen.data.tokens import TokenSource, batches
-from fedgen.models.bases import UPSAMPLING
-from fedgen.models.codec import Codec, CodecSettings
-from fedgen.models.generators.base import GeneratorSettings
+from fedgen.models.codec import Codec
 from fedgen.models.generators.vae import VAEGenerator
+from fedgen.models.settings import UPSAMPLING, CodecSettings, GeneratorSettings
 from fedgen.task import prepare_task
 
 LENGTHS = (4, 16, 64)

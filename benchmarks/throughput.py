@@ -24,7 +24,8 @@ from torch import Tensor
 
 from fedgen.config.compose import load_config
 from fedgen.data.targets import Conditions
-from fedgen.models.generators import KINDS, GeneratorSettings, open_generator
+from fedgen.models.generators import KINDS, open_generator
+from fedgen.models.settings import GeneratorSettings
 from fedgen.task import prepare_task
 
 TARGET = 100.0  # times the predecessor's clips a second

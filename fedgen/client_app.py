@@ -21,9 +21,9 @@ from fedgen.data.progress import show_step
 from fedgen.errors import ConfigError, require
 from fedgen.messages.samples import samples_from_record, samples_to_record
 from fedgen.messages.states import states_from_records, states_to_records
-from fedgen.models.codec import CodecSettings
 from fedgen.models.generators.bank import generator_loss
 from fedgen.models.samples import SyntheticTokens
+from fedgen.models.settings import CodecSettings
 from fedgen.node.measure import audit_node, measure_adapters
 from fedgen.node.node import Node
 from fedgen.node.private import PrivateNode

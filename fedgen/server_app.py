@@ -25,7 +25,7 @@ from fedgen.evaluation.zero_shot import Scores, zero_shot
 from fedgen.messages.checks import Member
 from fedgen.models.generators.bank import Bank
 from fedgen.models.samples import PooledTokens, SyntheticTokens
-from fedgen.models.training import Schedule, Teachers, train_adapters
+from fedgen.models.training import Schedule, Teachers, TrainingOptions, train_adapters
 from fedgen.report.recorder import Recorder, RoundReport
 from fedgen.runs.folder import RunFolder, RunState, pool_from_state
 from fedgen.server.aggregation import load_strategy_state, open_strategy, strategy_state
@@ -310,18 +310,9 @@ class Server:
         if settings.name == "distil":
             states = {number: reply.to_torch_state_dict() for number, reply in replies.items()}
             counts = {member.number: member.counts for member in members.values()}
-            teachers = Teachers(self.adapters, states, counts, len(self.task.classes))
-        losses, _ = train_adapters(
-            self.adapters,
-            pool,
-            heads,
-            settings,
-            seed,
-            schedule=schedule,
-            limit=limit,
-            teachers=teachers,
-            teacher_weight=settings.teacher_weight,
-        )
+            teachers = Teachers(self.adapters, states, counts, len(self.task.classes), settings.teacher_weight)
+        options = TrainingOptions(schedule, limit=limit, teachers=teachers)
+        losses, _ = train_adapters(self.adapters, pool, heads, settings, seed, options=options)
         return ArrayRecord(self.adapters.state_dict()), losses
 
     def _load(self) -> int:

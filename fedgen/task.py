@@ -25,9 +25,9 @@ from fedgen.data.targets import Targets, check_targets, open_targets, prepare_ta
 from fedgen.data.tokens import MappedTokens, TensorTokens, TokenSource, held_as
 from fedgen.errors import ConfigError, DataError, require
 from fedgen.models.adapters import Adapters, build_adapters
-from fedgen.models.generators.bank import GranularitySettings
 from fedgen.models.memory import MemoryPlan, batch_bytes, plan_memory
 from fedgen.models.public import PublicSpace, codec_identity, public_space
+from fedgen.models.settings import GranularitySettings
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import torch
 
 from fedgen.data.tokens import TensorTokens
-from fedgen.models.bases import CodecSettings, Lengths
 from fedgen.models.codec import NATIVE
 from fedgen.models.public import PublicSpace
+from fedgen.models.settings import CodecSettings, Lengths
 
 SMALL = CodecSettings(channels=4, positions=4, components=6)
 

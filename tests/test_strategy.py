@@ -20,9 +20,9 @@ from fedgen.config.strategy import StrategyConfig
 from fedgen.errors import AggregationError, ConfigError
 from fedgen.messages.checks import Member
 from fedgen.messages.samples import samples_from_record, samples_to_record
-from fedgen.models.bases import CodecSettings
 from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.models.settings import CodecSettings
 from fedgen.runtimes.local import LocalGrid
 from fedgen.server.aggregation import STRATEGY_CLASSES, open_strategy
 from fedgen.server.grid import drawn

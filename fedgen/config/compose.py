@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -42,6 +43,8 @@ SCALARS: dict[type, tuple[str, tuple[type, ...]]] = {  # by type: its name, and 
     bool: ("true or false", (bool,)),
 }
 OPEN_KEYS = ("granularity.groups", "strategy.options", "nodes")  # mappings whose keys are the user's own
+
+ConfigStore.instance().store("settings", dataclasses.asdict(Config()))  # conf/config.yaml begins with it
 
 
 def config_dir() -> Path:

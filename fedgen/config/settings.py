@@ -10,14 +10,17 @@ from fedgen.config.strategy import StrategyConfig
 from fedgen.data.plain import check_names
 from fedgen.data.settings import DataSettings, EncoderSettings, PartitionSettings, TargetSettings
 from fedgen.errors import choose, require
-from fedgen.models.adapters import AdapterSettings
-from fedgen.models.codec import CodecSettings
-from fedgen.models.generators import GeneratorSettings
-from fedgen.models.generators.bank import GRANULARITIES, GranularitySettings
-from fedgen.models.samples import ProjectionSettings
-from fedgen.models.training import GlobalTrainingSettings, TrainingSettings
-from fedgen.privacy import PrivacySettings
-from fedgen.privacy.gate import EvaluationSettings
+from fedgen.models.settings import (
+    GRANULARITIES,
+    AdapterSettings,
+    CodecSettings,
+    GeneratorSettings,
+    GlobalTrainingSettings,
+    GranularitySettings,
+    ProjectionSettings,
+    TrainingSettings,
+)
+from fedgen.privacy.settings import EvaluationSettings, PrivacySettings
 
 TRACKERS = ("none", "tensorboard", "wandb")
 

@@ -1,4 +1,4 @@
-"""What a run's samples are worth, and what all that its nodes sent gives away."""
+"""Value of a run's samples, and leakage of everything that its nodes sent."""
 
 from __future__ import annotations
 
@@ -25,27 +25,13 @@ Counts = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class Assessment:
-    """What samples are worth, and what was sent gives away.
+    """Results of the audit and of the measures of samples."""
 
-    Attributes
-    ----------
-    results : dict
-        JSON values: ``samples``, ``gate`` unless it is off, ``utility`` and ``fidelity`` if they were asked for.
-    records : Site, optional
-        Everyone's clips, the held-out ones and all samples, for a picture, where this machine has them.
-    classes : list[str]
-        Class names by id.
-    report : Report, optional
-        Of the audit.
-    by_node : dict, optional
-        Audits that nodes made for themselves, as JSON values by number.
-    """
-
-    results: dict[str, Any]
-    records: Site | None
-    classes: list[str]
-    report: Report | None = None
-    by_node: dict[str, Any] | None = None
+    results: dict[str, Any]  # JSON: samples, gate unless it is off, utility and fidelity if they were asked for
+    records: Site | None  # for the scatter plot, if this machine has the clips
+    classes: list[str]  # names by id
+    report: Report | None = None  # of the audit
+    by_node: dict[str, Any] | None = None  # audits that nodes made for themselves, as JSON values by number
 
     @property
     def leak(self) -> LeakError | None:
@@ -62,20 +48,10 @@ class Assessment:
 def assess(
     task: Task, sent: Mapping[int, Sent], pool: Mapping[int, SyntheticTokens], nodes: Counts, quality: Sequence[str]
 ) -> Assessment | None:
-    """Audit what every node sent, and measure its samples; None if nothing was sent, or nothing is to be looked at.
+    """Audit the messages of every node, and measure its samples; None without samples, or if neither is asked for.
 
-    Parameters
-    ----------
-    task : Task
-        Of this machine, which must have the nodes' clips: where a node has others, nothing is judged.
-    sent : Mapping[int, Sent]
-        By node.
-    pool : Mapping[int, SyntheticTokens]
-        The last samples by node.
-    nodes : Counts
-        What the nodes said they train on.
-    quality : Sequence[str]
-        Probes that utility and fidelity are measured with; nothing but the audit if empty.
+    ``task`` is that of this machine, which must have the nodes' clips: where ``nodes``, their own counts, differ from
+    them, nothing is judged. ``pool`` holds the last samples by node; ``quality`` are probes, the audit alone if empty.
     """
     pool = {node: samples.to(task.device) for node, samples in sorted(pool.items()) if len(samples)}
     if not pool or (task.config.gate == "off" and not quality):
@@ -91,7 +67,7 @@ def assess(
 
 
 def clips_of(task: Task) -> dict[int, Clips]:
-    """Return the clips of the nodes that this machine would deal them, by number."""
+    """Return the clips of each node by number, as this machine would deal them."""
     return {node: Clips(*task.split_controls(share)) for node, share in enumerate(task.shares)}
 
 
@@ -107,7 +83,7 @@ def _audited(task: Task, sent: Mapping[int, Sent], nodes: Counts) -> tuple[Repor
 
 
 def _is_here(task: Task, node: int, nodes: Counts) -> bool:
-    """Say whether a node's clips are those that this machine would deal it, as far as their numbers tell."""
+    """Return whether a node's clips are those that this machine would deal it, judged by their counts."""
     if node >= len(task.parts):
         return False
     said = nodes.get(str(node), {})

@@ -1,4 +1,4 @@
-"""The audit of a run: what nodes sent, held against the clips that they trained on and their controls."""
+"""Audit of a run: everything that nodes sent against the clips that they trained on and their controls."""
 
 from __future__ import annotations
 
@@ -29,22 +29,12 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Sent:
-    """What one node sent, as who sees every message has it.
+    """Everything that one node sent, as an observer of all messages has it."""
 
-    Attributes
-    ----------
-    latents, labels : Tensor
-        Samples of all rounds that are known ``(M, k)``, ``(M,)``.
-    adapters : Sequence[tuple[Weights, Weights]]
-        Of each round that is known: the adapters that the node was sent, and those of its reply.
-    arrays : Mapping[str, Tensor]
-        Whatever else it sent.
-    """
-
-    latents: Tensor
-    labels: Tensor
-    adapters: Sequence[tuple[Weights, Weights]] = ()
-    arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    latents: Tensor  # samples of all known rounds (M, k)
+    labels: Tensor  # (M,)
+    adapters: Sequence[tuple[Weights, Weights]] = ()  # of each known round: sent to the node, and in its reply
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)  # everything else
 
 
 @dataclass(frozen=True)
@@ -56,14 +46,9 @@ class Clips:
 
 
 def audit_run(task: Task, sent: Mapping[int, Sent], clips: Mapping[int, Clips]) -> Report | None:
-    """Attack all that nodes sent; None if nothing can be compared.
+    """Attack all that nodes sent, by the node's number; None if nothing can be compared.
 
-    Parameters
-    ----------
-    task : Task
-        Of a machine that has the clips.
-    sent, clips : Mapping
-        By the node's number.
+    ``task`` is that of a machine that has the clips.
     """
     nodes = sorted(set(sent) & set(clips))
     if not nodes:
@@ -77,12 +62,9 @@ def audit_run(task: Task, sent: Mapping[int, Sent], clips: Mapping[int, Clips]) 
 
 
 def verdict_of(task: Task, report: Report | None) -> dict[str, Any]:
-    """Return what the gate makes of an audit, as JSON has it.
+    """Return the gate's verdict on an audit as JSON values.
 
-    Returns
-    -------
-    dict
-        ``setting``, ``verdict``, ``reasons``, ``summary`` and ``auc``, of the strongest attack (None without any).
+    They are ``setting``, ``verdict``, ``reasons``, ``summary`` and ``auc``, of the strongest attack (None without any).
     """
     strongest = None if report is None else report.worst("overall")
     auc = None if strongest is None else strongest.figures.auc
@@ -95,7 +77,7 @@ def named(report: Report, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _candidates(task: Task, clips: Mapping[int, Clips]) -> Candidates:
-    """Return every clip of the nodes as the attacker sees it, nodes in order, members before controls."""
+    """Return every clip of the nodes in the attacker's view, nodes in order, members before controls."""
     indices = np.concatenate([part for own in clips.values() for part in (own.members, own.controls)])
     nodes = [node for node, own in clips.items() for _ in range(len(own.members) + len(own.controls))]
     members = [flag for own in clips.values() for flag in [True] * len(own.members) + [False] * len(own.controls)]
@@ -126,7 +108,7 @@ def _views(task: Task, source: TokenSource) -> tuple[Tensor, Tensor]:
 
 
 def _releases(task: Task, sent: Mapping[int, Sent], candidates: Candidates) -> list[Release]:
-    """Return what each node sent; generators that nodes share have seen everyone's clips."""
+    """Return the release of each node, or one of all nodes where they share generators."""
     config = task.config
     shared = config.sharing.name == "shared"
     found = []

@@ -1,4 +1,4 @@
-"""What the measures of synthetic data look at: mean tokens of time segments."""
+"""Features of the measures of synthetic data: mean tokens of time segments."""
 
 from __future__ import annotations
 
@@ -14,18 +14,10 @@ SEGMENTS = 4  # of a sequence: enough to hear an order, few enough that noise on
 
 @dataclass(frozen=True)
 class Records:
-    """Clips or samples as the measures see them.
+    """Clips or samples in the measures' view."""
 
-    Attributes
-    ----------
-    segments : Tensor
-        Mean token of each time segment, ``(N, G, D)``, float32, on the CPU.
-    labels : Tensor
-        Global class ids ``(N,)``.
-    """
-
-    segments: Tensor
-    labels: Tensor
+    segments: Tensor  # mean token of each time segment, (N, G, D), float32, on the CPU
+    labels: Tensor  # global class ids (N,)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,20 +33,14 @@ class Records:
         return self.segments.flatten(1).double()
 
     def at(self, chosen: Tensor) -> Records:
-        """Return the records that a mask or indices ``chosen`` name."""
+        """Return the records at a mask or indices ``chosen``."""
         return Records(self.segments[chosen], self.labels[chosen])
 
 
 def read_records(source: TokenSource, segments: int = SEGMENTS, batch_size: int = 64) -> Records:
-    """Read ``source`` batch by batch; its tokens are never held together.
+    """Read ``source`` in batches of ``batch_size``; its tokens are never held together.
 
-    Parameters
-    ----------
-    source : TokenSource
-    segments : int
-        Stretches of nearly equal length; at most the tokens of a sequence.
-    batch_size : int
-        Sequences on the device at a time.
+    ``segments`` are stretches of nearly equal length; at most the tokens of a sequence.
     """
     parts = [
         segment_means(source, indices, segments).cpu()
@@ -65,7 +51,7 @@ def read_records(source: TokenSource, segments: int = SEGMENTS, batch_size: int 
 
 
 def segment_means(source: TokenSource, indices: Tensor, segments: int) -> Tensor:
-    """Return ``(B, G, D)``; a source of factors is never multiplied out, since a mean passes through its basis."""
+    """Return ``(B, G, D)``; factors are never multiplied out, since a mean passes through their basis."""
     if isinstance(source, FactoredSource):
         factors = source.factors(indices)
         return replace(factors, positions=_means(factors.positions, segments)).dense()

@@ -1,4 +1,4 @@
-"""How like real records are synthetic ones? Distances between two clouds of features."""
+"""Fidelity of synthetic records: distances between two clouds of features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NEIGHBOURS = 5
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How two sets of features differ; see the functions for each measure."""
+    """Differences of two sets of features; see the functions for each measure."""
 
     frechet: float
     mmd: float
@@ -41,8 +41,8 @@ def frechet(first: Tensor, second: Tensor) -> float:
     """Return the Fréchet distance of the Gaussians with the moments of ``first`` ``(N, F)`` and ``second`` ``(M, F)``.
 
     ``|m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2))``. With ``C = X' X`` of centred records, the last trace is the
-    sum of the singular values of ``X1 X2'``: no root of an ill-conditioned product, no shrinkage. Few records raise it:
-    compare it with the distance of as many real ones.
+    sum of the singular values of ``X1 X2'``: no root of an ill-conditioned product. Few records raise the distance:
+    compare it with that of as many real ones.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Probes: what does a classifier learn from synthetic records, and can one tell them from real ones?"""
+"""Probes: the accuracy of classifiers trained on synthetic records, and of those that tell them from real ones."""
 
 from __future__ import annotations
 
@@ -49,39 +49,35 @@ def linear_probe(train: Records, held_out: Records, synthetic: Records, pooled: 
     return Utility(float(right.mean()), float(reference.mean()), classes)
 
 
+@dataclass(frozen=True)
+class AdapterTask:
+    """Inputs of the adapter probe: targets ``{head: (C, *shape)}``, equal untrained adapters, and settings."""
+
+    targets: dict[str, Tensor]
+    new_adapters: Callable[[], Adapters]
+    settings: TrainingSettings
+
+
 def adapter_probe(
     train: TokenSource,
     held_out: TokenSource,
     synthetic: TokenSource,
-    targets: dict[str, Tensor],
+    task: AdapterTask,
     classes: list[str],
-    new_adapters: Callable[[], Adapters],
-    settings: TrainingSettings,
     seed: int,
 ) -> Utility:
     """Measure utility by the project's own task: adapters trained from the same start, and their zero-shot accuracy.
 
-    Parameters
-    ----------
-    train, held_out, synthetic : TokenSource
-    targets : dict[str, Tensor]
-        ``{head: (C, *shape)}``.
-    classes : list[str]
-        Names of the ``C`` classes.
-    new_adapters : Callable
-        Gives untrained adapters, the same each time.
-    settings : TrainingSettings
-        Epochs count passes over the larger source: either makes as many steps.
-    seed : int
-        Of the order of the batches.
+    ``seed`` is that of the order of the batches. Epochs count passes over the larger source: either makes as many
+    steps.
     """
     largest = max(len(train), len(synthetic))
     scores = []
     for source in (synthetic, train):
-        adapters = new_adapters()
-        epochs = max(1, round(settings.epochs * largest / len(source)))
-        train_adapters(adapters, source, targets, replace(settings, epochs=epochs), seed)
-        scores.append(zero_shot(adapters, held_out, targets, classes))
+        adapters = task.new_adapters()
+        epochs = max(1, round(task.settings.epochs * largest / len(source)))
+        train_adapters(adapters, source, task.targets, replace(task.settings, epochs=epochs), seed)
+        scores.append(zero_shot(adapters, held_out, task.targets, classes))
     numbers = {name: number for number, name in enumerate(classes)}
     per_class = {numbers[name]: share for name, share in scores[0].per_class.items()}
     return Utility(scores[0].accuracy, scores[1].accuracy, per_class)
@@ -90,14 +86,8 @@ def adapter_probe(
 def two_sample(real: Tensor, synthetic: Tensor, seed: int) -> tuple[float, float] | None:
     """Return accuracy and AUC with which a logistic regression tells synthetic from real: 0.5 is as good as it gets.
 
-    The larger side is cut to the size of the smaller; each record is judged by a classifier that has not seen it. None
-    with fewer than `FOLDS` records on either side.
-
-    Parameters
-    ----------
-    real, synthetic : Tensor
-        Features ``(N, F)`` and ``(M, F)``.
-    seed : int
+    The larger side of the features ``(N, F)`` and ``(M, F)`` is cut to the size of the smaller; each record is judged
+    by a classifier that has not seen it. None with fewer than `FOLDS` records on either side.
 
     References
     ----------

@@ -1,45 +1,33 @@
-"""What synthetic data are worth: utility and fidelity, overall and by class, as JSON values."""
+"""Value of synthetic data: utility and fidelity, overall and by class, as JSON values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedgen.data.seeds import seeded
 from fedgen.data.tokens import TokenSource
 from fedgen.evaluation.features import SEGMENTS, Records
 from fedgen.evaluation.fidelity import measure_fidelity
-from fedgen.evaluation.probes import Utility, adapter_probe, linear_probe, two_sample
-from fedgen.models.adapters import Adapters
-from fedgen.models.training import TrainingSettings
+from fedgen.evaluation.probes import AdapterTask, Utility, adapter_probe, linear_probe, two_sample
 
 MOST = 2000  # records of a cloud: fidelity takes distances between all pairs
 
 
 @dataclass(frozen=True)
 class Site:
-    """What was trained on, what was never seen of the same classes, and what was generated."""
+    """Training records, held-out records of the same classes, and synthetic records."""
 
     train: Records
     held_out: Records
     synthetic: Records
 
 
-@dataclass(frozen=True)
-class AdapterTask:
-    """What the adapter probe needs: targets ``{head: (C, *shape)}``, untrained adapters, and how to train them."""
-
-    targets: dict[str, Tensor]
-    new_adapters: Callable[[], Adapters]
-    settings: TrainingSettings
-
-
 def segments_of(*sources: TokenSource) -> int:
-    """Return how many segments all of ``sources`` can be cut into."""
+    """Return the number of segments that all of ``sources`` can be cut into."""
     return min(SEGMENTS, *(source.shape[0] for source in sources))
 
 
@@ -60,7 +48,7 @@ def utility_report(
         if probe != "adapter":
             found[probe] = linear_probe(site.train, site.held_out, site.synthetic, probe == "pooled")
         elif task is not None:
-            found[probe] = adapter_probe(*sources, task.targets, classes, task.new_adapters, task.settings, seed)
+            found[probe] = adapter_probe(*sources, task, classes, seed)
     return {
         "utility": {
             probe: {**asdict(value), "per_class": {classes[label]: x for label, x in value.per_class.items()}}
@@ -70,10 +58,10 @@ def utility_report(
 
 
 def fidelity_report(site: Site, classes: list[str], seed: int) -> dict[str, Any]:
-    """Return how like held-out records as many synthetic records are as there are real ones to train on.
+    """Return the similarity of synthetic records, as many as there are real ones, to held-out records.
 
-    ``synthetic`` and, for comparison, the ``real`` training records are held against the held-out ones; ``classifier``
-    says how well synthetic records are told from the training records.
+    ``synthetic`` and, for comparison, the ``real`` training records are compared with the held-out ones; ``classifier``
+    is the accuracy of telling synthetic from training records.
     """
     return {**_compared(site, seed), "per_class": _compared_by_class(site, classes, seed)}
 

@@ -16,27 +16,13 @@ from fedgen.models.adapters import Adapters
 
 @dataclass(frozen=True)
 class Scores:
-    """What held-out clips say about adapters.
+    """Scores of adapters on held-out clips."""
 
-    Attributes
-    ----------
-    accuracy : float
-        Share of clips whose output is nearest (cosine, mean over heads) to their own class's target.
-    balanced_accuracy : float
-        Mean over classes of ``per_class``.
-    per_class : dict[str, float]
-        Share of right clips of each class that has clips.
-    heads : dict[str, dict[str, float]]
-        For each head ``cosine`` to the own class's target and ``mse``, its mean squared error per element.
-    confusion : list[list[int]]
-        Clips of class ``row`` whose nearest target is class ``column``.
-    """
-
-    accuracy: float
-    balanced_accuracy: float
-    per_class: dict[str, float]
-    heads: dict[str, dict[str, float]]
-    confusion: list[list[int]]
+    accuracy: float  # share of clips whose output is nearest (cosine, mean over heads) to their own class's target
+    balanced_accuracy: float  # mean over classes of per_class
+    per_class: dict[str, float]  # share of right clips of each class that has clips
+    heads: dict[str, dict[str, float]]  # of each head: cosine to the own class's target, and mse per element
+    confusion: list[list[int]]  # clips of class `row` whose nearest target is class `column`
 
 
 @torch.no_grad()
@@ -49,18 +35,13 @@ def zero_shot(
     ----------
     adapters : Adapters
     source : TokenSource
-        Held-out samples; at least one.
+        Held-out samples; `ValueError` if there is none.
     targets : dict[str, Tensor]
         ``{head: (C, *shape)}``.
     classes : list[str]
         Names of the ``C`` classes by id.
     batch_size : int
         Clips at once; fewer where memory is short or runs out.
-
-    Raises
-    ------
-    ValueError
-        If ``source`` is empty: there is no accuracy without clips.
     """
     if not len(source):
         raise ValueError("zero-shot accuracy needs at least one held-out clip")
@@ -93,7 +74,7 @@ def _scores(similarity: Tensor, labels: Tensor, errors: dict[str, float], classe
 
 
 def scores_of(confusion: list[list[int]], heads: dict[str, dict[str, float]], classes: list[str]) -> Scores:
-    """Return the scores that a confusion matrix and the heads' own figures amount to."""
+    """Return the scores of a confusion matrix and the heads' own figures."""
     counts = torch.tensor(confusion)
     present = counts.sum(dim=1) > 0
     recall = counts.diagonal() / counts.sum(dim=1).clamp(min=1)
@@ -107,7 +88,7 @@ def scores_of(confusion: list[list[int]], heads: dict[str, dict[str, float]], cl
 
 
 def pooled_scores(scores: Sequence[Scores], classes: list[str]) -> Scores:
-    """Return the scores of one model on all clips, of its scores on parts of them; at least one."""
+    """Return the scores of one model on all clips from its scores on parts of them, at least one."""
     clips = [sum(map(sum, part.confusion)) for part in scores]
     heads = {
         head: {

@@ -15,7 +15,8 @@ from fedgen.data.plain import LONGEST, bounded, check_names, read_json
 from fedgen.errors import ConfigError, DataError, PayloadError, said
 from fedgen.evaluation.zero_shot import Scores, scores_of
 from fedgen.messages.samples import read_array
-from fedgen.models.generators.bank import GRANULARITIES, History
+from fedgen.models.generators.bank import History
+from fedgen.models.settings import GRANULARITIES
 from fedgen.privacy.gate import FAILED, PASSED, UNKNOWN
 from fedgen.privacy.result import Report
 

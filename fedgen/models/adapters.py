@@ -7,52 +7,18 @@ cost of a long sequence stays small while the output may be as wide as ``(17, 40
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedgen.data.tokens import FactoredTokens
-from fedgen.errors import require
+from fedgen.models.settings import AdapterSettings
 
 WIDE = 1024  # channels
 
 
-@dataclass(frozen=True)
-class AdapterSettings:
-    """Size of the adapters.
-
-    Parameters
-    ----------
-    width : int
-        Channels that a token is projected to before pooling.
-    heads : int
-        Attention maps for each query of a target; each map pools all channels with weights of its own.
-    hidden : int
-        Width of the layer between pooling and output.
-    wide_hidden : int
-        The same, at most, of heads of more than `WIDE` channels, such as T5's: two thirds of the weights are there.
-    dropout : float
-        Dropout on the pooled vector and the hidden layer, in training only.
-    """
-
-    width: int = 64
-    heads: int = 8
-    hidden: int = 512
-    wide_hidden: int = 384
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        require(self.width > 0, f"adapter.width={self.width} must be positive")
-        require(self.heads > 0, f"adapter.heads={self.heads} must be positive")
-        require(self.hidden > 0, f"adapter.hidden={self.hidden} must be positive")
-        require(self.wide_hidden > 0, f"adapter.wide_hidden={self.wide_hidden} must be positive")
-        require(0 <= self.dropout < 1, f"adapter.dropout={self.dropout} must lie in [0, 1)")
-
-
 class TokenProjection(nn.Module):
-    """Narrow every token and add what its place in the sequence means.
+    """Narrow every token and add an embedding of its position.
 
     Sequences of another length than the one trained on get linearly interpolated position embeddings.
     """

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fedgen.data.tokens import TokenSource, batches
 from fedgen.errors import DataError
-from fedgen.models.bases import Bases, CodecSettings, Lengths, signed
+from fedgen.models.bases import Bases, signed
 from fedgen.models.moments import Moments
+from fedgen.models.settings import CodecSettings, Lengths
 
 NATIVE = Lengths()  # the encoder's own length, whatever it is
 SMALLEST = 1e-6  # deviation below which a value does not vary
@@ -20,11 +21,11 @@ class Codec:
     A sequence ``X`` ``(S, D)`` has the core ``positions' X channels``; its latents are the core's leading principal
     components, each divided by the square root of its deviation over the clips that the codec was fitted to, so that
     their mean variance is 1 and the leading ones stay larger. Decoding inverts this and, given a random generator,
-    adds what the components leave of the core as noise of the stored deviation.
+    adds the rest of the core as noise of the stored deviation.
 
     Where lengths differ (see `Lengths`), sequences are projected on ``analysis`` and made of ``positions``, which hold
-    the shortening and the up-sampling: ``analysis = P' V`` and ``positions = U V``, ``V`` being the basis of the
-    shortened sequences ``P X``. Latents do not depend on ``U``.
+    the shortening ``P`` and the up-sampling ``U``: ``analysis = P' V`` and ``positions = U V``, ``V`` being the basis
+    of the shortened sequences ``P X``. Latents do not depend on ``U``.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ class Codec:
     mean : Tensor
         Mean core ``(A * B,)``.
     scale : Tensor
-        What each coefficient is divided by ``(k,)``.
+        Divisor of each coefficient ``(k,)``.
     components : Tensor
         Orthonormal principal components of the core ``(k, A * B)``.
     residual : Tensor
@@ -67,25 +68,9 @@ class Codec:
     ) -> Codec:
         """Fit to the clips of ``source``, streaming over them twice (bases, then cores).
 
-        What a codec leaves out of a clip tells whether it was fitted to that clip: fit it to public clips alone.
-
-        Parameters
-        ----------
-        source : TokenSource
-            Clips to fit; at least one.
-        settings : CodecSettings
-            Sizes; limited by the sequence's, by the rank of the cores and by the number of clips less one.
-        lengths : Lengths
-            Tokens of the sequences modelled and made; the encoder's by default.
-        batch_size : int
-            Clips on the device at a time.
-
-        Raises
-        ------
-        DataError
-            The source is empty.
-        ConfigError
-            The modelled length is above the encoder's.
+        The loss of a codec on a clip tells whether it was fitted to that clip: fit it to public clips alone. Sizes of
+        ``settings`` are limited by the sequence's, by the rank of the cores and by the number of clips less one. Raises
+        `DataError` if the source is empty, `ConfigError` if the modelled length is above the encoder's.
         """
         return cls.fit_with_latents(source, settings, lengths, batch_size)[0]
 
@@ -112,20 +97,14 @@ class Codec:
         return Codec(self.bases, self.mean, (kept * kept.mean()).sqrt(), self.components[:components], residual)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Return latents ``(B, k)`` of ``tokens`` ``(B, S, D)``.
-
-        Raises
-        ------
-        DataError
-            The tokens are not of the encoder's shape.
-        """
+        """Return latents ``(B, k)`` of ``tokens`` ``(B, S, D)``; `DataError` if their shape is not the encoder's."""
         expected = (len(self.bases.analysis), self.shape[1])
         if tuple(tokens.shape[1:]) != expected:
             raise DataError(f"the codec encodes sequences {expected}, got {tuple(tokens.shape[1:])}")
         return self.of_cores(self.bases.project(tokens))
 
     def of_cores(self, cores: Tensor) -> Tensor:
-        """Return latents ``(B, k)`` of ``cores`` ``(B, A, B')``: `cores` the other way round."""
+        """Return latents ``(B, k)`` of ``cores`` ``(B, A, B')``: the inverse of `cores`."""
         return (cores.flatten(1) - self.mean) @ self.components.T / self.scale
 
     def encode_all(self, source: TokenSource, batch_size: int = 64) -> Tensor:
@@ -144,14 +123,9 @@ class Codec:
         return cores.view(len(latents), self.positions.shape[1], self.channels.shape[1])
 
     def decode(self, latents: Tensor, noise: torch.Generator | None = None) -> Tensor:
-        """Return tokens ``(B, O, D)``, float32, of ``latents`` ``(B, k)``.
+        """Return tokens ``(B, O, D)``, float32, of ``latents`` ``(B, k)`` on the codec's device.
 
-        Parameters
-        ----------
-        latents : Tensor
-            Scaled coefficients on the codec's device.
-        noise : torch.Generator, optional
-            Source of the residual noise, on the codec's device; without it decoding is deterministic.
+        Without ``noise``, the source of the residual noise on the codec's device, decoding is deterministic.
         """
         return self.positions @ (self.cores(latents, noise) @ self.channels.T)
 
@@ -168,13 +142,7 @@ class Codec:
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Codec:
-        """Rebuild a codec from `state`, in float32.
-
-        Raises
-        ------
-        DataError
-            Names the tensor that is missing, unknown or of another shape than the rest.
-        """
+        """Rebuild a codec from `state`, in float32; `DataError` names a missing, unknown or misshapen tensor."""
         if set(state) - {"analysis"} != set(cls.NAMES):
             raise DataError(
                 f"a codec's state holds {', '.join(cls.NAMES)}, got {', '.join(sorted(state)) or 'nothing'}"
@@ -200,23 +168,16 @@ class Codec:
 
 
 def principal(centred: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the principal components of cores, how they vary, and what they leave out.
+    """Return at most ``count`` principal components of ``centred`` cores ``(N, n)``.
 
     Works on the smaller of the two Gram matrices; keeps at least one component, of unit deviation if nothing varies.
     The largest value of a component is positive: its sign is the same on every machine.
 
-    Parameters
-    ----------
-    centred : Tensor
-        Cores less their mean ``(N, n)``.
-    count : int
-        Most components.
-
     Returns
     -------
     components, deviation, residual : Tensor
-        Orthonormal ``(k, n)``, the deviation of their coefficients ``(k,)``, and that of what the components leave of
-        each core value ``(n,)``.
+        Orthonormal ``(k, n)``, the deviation of their coefficients ``(k,)``, and the deviation of each core value that
+        the components do not explain ``(n,)``.
     """
     rows = centred.cpu().double()
     number, size = rows.shape

@@ -21,27 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What follows from ``memory``; the defaults are those of ``high``.
+    """Consequences of ``memory``; the defaults are those of ``high``."""
 
-    Attributes
-    ----------
-    level : str
-        ``high`` or ``low``.
-    mapped : bool
-        Whether tokens are read from the store's files batch by batch (`MappedTokens`) or held (`TensorTokens`).
-    rows : int, optional
-        Samples in one backward pass of adapters; None: the whole batch.
-    generator_rows : int, optional
-        Rows in one backward pass of a generator; None: the whole batch.
-    clips : int, optional
-        Clips read at once by codecs and in evaluation; None: as many as they ask for.
-    """
-
-    level: str = "high"
-    mapped: bool = False
-    rows: int | None = None
-    generator_rows: int | None = None
-    clips: int | None = None
+    level: str = "high"  # high or low
+    mapped: bool = False  # tokens are read from the store's files batch by batch (MappedTokens), not held
+    rows: int | None = None  # samples in one backward pass of adapters; None: the whole batch
+    generator_rows: int | None = None  # the same of a generator
+    clips: int | None = None  # read at once by codecs and in evaluation; None: as many as they ask for
 
     def batch_limit(self) -> BatchLimit:
         """Return a fresh limit for one training of adapters."""
@@ -52,7 +38,7 @@ class MemoryPlan:
         return BatchLimit(self.generator_rows)
 
     def release(self) -> None:
-        """Give back the GPU memory that torch keeps for later, if memory is short; for the end of a node's work."""
+        """Empty torch's cache of GPU memory, if memory is short; for the end of a node's work."""
         if self.level == "low" and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
@@ -62,17 +48,10 @@ LOW = MemoryPlan("low", mapped=True, rows=8, generator_rows=32, clips=8)
 
 @cache
 def plan_memory(memory: str, device: torch.device, token_bytes: int, batch_bytes: int) -> MemoryPlan:
-    """Return the plan for ``memory``; asked again, a process gets the same one.
+    """Return the plan for ``memory``, always the same one in a process.
 
-    Parameters
-    ----------
-    memory : str
-        ``low``, ``high``, or ``auto``: ``low`` if the run needs more than `SHARE` of what ``device`` has free now.
-    device : torch.device
-    token_bytes : int
-        What all tokens take if they are held.
-    batch_bytes : int
-        What the largest batch takes besides, see `batch_bytes`.
+    ``auto`` is ``low`` if ``token_bytes`` of all tokens and `batch_bytes` exceed `SHARE` of the free memory of
+    ``device``.
     """
     if memory != "auto":
         return LOW if memory == "low" else MemoryPlan()
@@ -84,7 +63,7 @@ def plan_memory(memory: str, device: torch.device, token_bytes: int, batch_bytes
 
 
 def batch_bytes(shape: tuple[int, int], batch_size: int, width: int, maps: int) -> int:
-    """Estimate what the largest batch takes: one in adapter training, or two of `READ` clips in a codec.
+    """Estimate the memory of the largest batch: one in adapter training, or two of `READ` clips in a codec.
 
     Parameters
     ----------
@@ -92,10 +71,8 @@ def batch_bytes(shape: tuple[int, int], batch_size: int, width: int, maps: int) 
         ``(S, D)`` of a clip's tokens.
     batch_size : int
         Clips in a batch of adapter training.
-    width : int
-        Channels that adapters narrow a token to; training keeps 8 copies of them.
-    maps : int
-        Attention maps of all heads; training keeps 4 copies of them.
+    width, maps : int
+        Channels that adapters narrow a token to, and attention maps of all heads: training keeps 8 and 4 copies.
     """
     length, channels = shape
     training = batch_size * length * (channels + 8 * width + 4 * maps)
@@ -103,9 +80,9 @@ def batch_bytes(shape: tuple[int, int], batch_size: int, width: int, maps: int) 
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return what ``device`` has free now, what torch keeps there for later included.
+    """Return the free memory of ``device``, including torch's cache there.
 
-    Of a CPU's memory this is what the system has; the limit of a container is not seen.
+    Of a CPU's memory this is that of the system; the limit of a container is not seen.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

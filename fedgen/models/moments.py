@@ -1,4 +1,4 @@
-"""Second moments of token sequences as sums over clips."""
+"""Second moments of token sequences as sums over clips, and means of classes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,11 @@ SKETCH = 64  # random directions in which position moments see the channels
 
 @dataclass
 class Moments:
-    """Uncentred second moments of tokens as sums.
+    """Uncentred second moments of tokens, summed over clips."""
 
-    Attributes
-    ----------
-    channels : Tensor
-        Sum over tokens of the outer product of their values, ``(D, D)``, float64.
-    positions : Tensor
-        Sum over channels of the outer product over positions, ``(S, S)``, float64.
-    count : int
-        Number of clips summed.
-    """
-
-    channels: Tensor
-    positions: Tensor
-    count: int
+    channels: Tensor  # sum over tokens of the outer product of their values, (D, D), float64
+    positions: Tensor  # sum over channels of the outer product over positions, (S, S), float64
+    count: int  # number of clips
 
     @classmethod
     def measure(cls, source: TokenSource, batch_size: int = 64) -> Moments:
@@ -51,6 +41,12 @@ class Moments:
                 channels = channels.to(tokens.device) + (rows.T @ rows).double()
                 positions = positions.to(tokens.device) + (columns @ columns.T).double()
         return cls(channels, positions, len(source))
+
+
+def class_means(values: Tensor, rows: Tensor) -> Tensor:
+    """Return the means ``(C, k)`` of ``values`` ``(N, k)`` by class; ``rows`` ``(N,)`` hold each of 0 to C - 1."""
+    counts = rows.bincount()
+    return values.new_zeros(len(counts), values.shape[1]).index_add_(0, rows, values) / counts[:, None]
 
 
 def _sketch(width: int) -> Tensor:

@@ -21,8 +21,9 @@ from fedgen.data.settings import EncoderSettings
 from fedgen.data.tensors import load_tensors, save_tensors
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import CheckpointError, DataError
-from fedgen.models.bases import Lengths
-from fedgen.models.codec import NATIVE, Codec, CodecSettings
+from fedgen.models.codec import NATIVE, Codec
+from fedgen.models.moments import class_means
+from fedgen.models.settings import CodecSettings, Lengths
 from fedgen.models.states import check_tensors, exact_digest, join, length_of, part_of
 
 TOLERANCE = 0.05  # between two sketches; processors round differently, other sounds give another codec
@@ -33,16 +34,7 @@ SIZES = 4  # numbers at its start: shapes of the bases
 
 @dataclass(frozen=True)
 class PublicSpace:
-    """The codec of a federation, and public clips in it; nothing of it is any node's.
-
-    Attributes
-    ----------
-    codec : Codec
-    latents : Tensor
-        Of the public clips, ``(N, k)``.
-    labels : Tensor
-        Their classes, ``(N,)``.
-    """
+    """The codec of a federation, and the latents ``(N, k)`` and classes ``(N,)`` of the public clips in it."""
 
     codec: Codec
     latents: Tensor
@@ -62,17 +54,15 @@ class PublicSpace:
 
     @cached_property
     def deviations(self) -> Tensor:
-        """What the public clips deviate from the mean of their class, ``(N, k)``, float64."""
-        classes, rows = self.labels.unique(return_inverse=True)
-        values = self.latents.double()
-        sums = torch.zeros(len(classes), values.shape[1], dtype=torch.float64).index_add_(0, rows, values)
-        return values - (sums / rows.bincount()[:, None])[rows]
+        """Deviations of the public clips from the mean of their class, ``(N, k)``, float64."""
+        rows, values = self.labels.unique(return_inverse=True)[1], self.latents.double()
+        return values - class_means(values, rows)[rows]
 
     @cached_property
     def within(self) -> Tensor:
         """Covariance within classes ``(k, k)``, float64; of all public clips where no class has two.
 
-        Where few sounds leave a direction without variance, it gets `LEAST` of what is usual.
+        Directions with little variance get `LEAST` of the mean one.
         """
         freedom = len(self.labels) - len(self.labels.unique())
         found = self.deviations.T @ self.deviations / freedom if freedom else self.latents.double().T.cov()
@@ -80,14 +70,14 @@ class PublicSpace:
         return (axes * values.clamp(min=LEAST * float(values.mean()))) @ axes.T
 
     def sketch(self) -> list[float]:
-        """Return numbers that tell this codec from another: sizes, then the latents of fixed random sequences."""
+        """Return numbers that identify this codec: sizes, then the latents of fixed random sequences."""
         analysis, channels = self.codec.bases.analysis, self.codec.channels
         shape = PROBES, len(analysis), len(channels)
         probes = torch.from_numpy(stream("codec sketch", *shape[1:]).standard_normal(shape)).float()
         return [*map(float, (*analysis.shape, *channels.shape)), *self.codec.encode(probes).flatten().tolist()]
 
     def require_same(self, sketch: Sequence[float]) -> None:
-        """Raise `DataError` unless ``sketch`` is that of this codec, but for what processors round differently."""
+        """Raise `DataError` unless ``sketch`` is that of this codec, up to rounding."""
         own, other = torch.tensor(self.sketch()), torch.tensor(sketch, dtype=torch.float32)
         same = own.shape == other.shape and own[:SIZES].equal(other[:SIZES])
         apart = float((own - other).norm() / own[SIZES:].norm()) if same else float("inf")
@@ -115,14 +105,9 @@ logger = logging.getLogger(__name__)
 
 
 def codec_identity(encoder: dict[str, Any], settings: CodecSettings, lengths: Lengths) -> dict[str, Any]:
-    """Return what decides the latents of a codec; into how many tokens it decodes them is not part of that.
+    """Return the inputs of a codec's latents; the number of tokens that it decodes to is not one of them.
 
-    Parameters
-    ----------
-    encoder : dict
-        The encoder's identity.
-    settings : CodecSettings
-    lengths : Lengths
+    ``encoder`` is the encoder's identity.
     """
     sizes = {name: getattr(settings, name) for name in ("channels", "positions", "components", "noise")}
     public = public_identity(settings.public)
@@ -135,16 +120,9 @@ def public_space(
 ) -> PublicSpace:
     """Return the codec of public sounds under an encoder, the same on every node: half a minute, the first time.
 
-    The sounds are encoded on the CPU, whatever the device: there, machines differ least. What is kept has all
-    components; fewer are taken of it.
-
-    Parameters
-    ----------
-    encoder : EncoderSettings
-    settings : CodecSettings
-    lengths : Lengths
-    identity_text : str, optional
-        The encoder's identity as JSON, such as a store's: with it, a codec that is kept is found without the model.
+    The sounds are encoded on the CPU, whatever the device: there, machines differ least. The file keeps all components;
+    fewer are taken of it. ``identity_text`` is the encoder's identity as JSON, such as a store's: with it, a kept codec
+    is found without the model.
 
     Raises
     ------

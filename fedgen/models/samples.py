@@ -1,10 +1,8 @@
-"""Clips by what they are in a low-rank basis of their own: a thousand numbers each instead of a million."""
+"""Sources of token sequences in low-rank bases: synthetic samples, projected clips, and pools of both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,30 +10,28 @@ from torch.nn import functional
 
 from fedgen.data.seeds import seeded
 from fedgen.data.tokens import FactoredTokens, TokenSource, batches
-from fedgen.errors import DataError, require
-from fedgen.models.bases import Bases, CodecSettings, Lengths
+from fedgen.errors import DataError
+from fedgen.models.bases import Bases
 from fedgen.models.codec import Codec
 from fedgen.models.moments import Moments
+from fedgen.models.settings import CodecSettings, Lengths, ProjectionSettings
 from fedgen.models.states import check_tensors, exact_digest, length_of
 
 DECODED = 64  # samples that are decoded at a time for statistics
 
 
 class SyntheticTokens:
-    """A `TokenSource` of generated samples.
+    """A `TokenSource` of generated samples, decoded on ``device``.
 
     Parameters
     ----------
     codec : Codec
         Decoder of the latents.
-    latents : Tensor
-        ``(N, k)``; with a ``scale``, whole numbers that it multiplies.
-    labels : Tensor
-        Global class ids ``(N,)``.
+    latents, labels : Tensor
+        ``(N, k)``; with a ``scale``, whole numbers that it multiplies. Global class ids ``(N,)``.
     seed : int
         Seed of the residual noise, which is drawn anew each time a sample is decoded.
     device : torch.device or str
-        Where samples are decoded.
     scale : Tensor, optional
         ``(k,)``: samples that came over the wire stay at a byte a coefficient.
     """
@@ -68,7 +64,7 @@ class SyntheticTokens:
         return rows if self._scale is None else rows * self._scale
 
     def at(self, chosen: Tensor) -> SyntheticTokens:
-        """Return the samples that a mask or indices ``chosen`` name, with their noise from its start."""
+        """Return the samples at a mask or indices ``chosen``, with their noise from its start."""
         values = self._values[chosen.to(self._values.device)]
         return SyntheticTokens(self.codec, values, self.labels[chosen], self.seed, values.device, self._scale)
 
@@ -99,13 +95,13 @@ class SyntheticTokens:
         return SyntheticTokens(self.codec, self._values, self.labels, self.seed, device, self._scale)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the samples as tensors by name, to be saved beside the seed; the codec is everybody's."""
+        """Return the samples as tensors by name, to be saved beside the seed; the codec is public."""
         scale = {} if self._scale is None else {"latent-scale": self._scale}
         return {"latents": self._values, "labels": self.labels, **scale}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], codec: Codec, seed: int) -> SyntheticTokens:
-        """Rebuild the samples that `state` came from, on the CPU, with their noise from its start.
+        """Rebuild the samples of `state` on the CPU, with their noise from its start.
 
         Raises
         ------
@@ -124,18 +120,9 @@ class SyntheticTokens:
         return class_counts(self.labels)
 
     def statistics(self, per_class: int = 4) -> dict[str, float | dict[int, int]]:
-        """Return what a node reports of what it generated, from tokens decoded for this alone.
+        """Return mean, std, min and max of decoded tokens, and ``counts``, the samples of each class id.
 
-        Parameters
-        ----------
-        per_class : int
-            Most samples of a class that are decoded: the first.
-
-        Returns
-        -------
-        dict
-            ``mean``, ``std``, ``min`` and ``max`` of the decoded tokens' values (left out where there is no sample),
-            and ``counts``, the number of samples of each class id.
+        The first ``per_class`` samples of each class are decoded for this alone; without samples there are only counts.
         """
         if not len(self):
             return {"counts": {}}
@@ -150,33 +137,10 @@ class SyntheticTokens:
         return {**dict(zip(("mean", "std", "min", "max"), values, strict=True)), "counts": self.counts()}
 
 
-class Part(Protocol):
-    """A source of tokens that are factors in one pair of bases, ``(S, A)`` and ``(D, C)``."""
-
-    labels: Tensor
-    shape: tuple[int, int]
-
-    @property
-    def positions(self) -> Tensor:
-        """``(S, A)``."""
-        ...
-
-    @property
-    def channels(self) -> Tensor:
-        """``(D, C)``."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def factors(self, indices: Tensor) -> FactoredTokens:
-        """Return the sequences at ``indices`` ``(B,)`` as factors."""
-        ...
-
-
 class PooledTokens:
     """Several sources of factored tokens, such as the samples of several nodes, as one."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[SyntheticTokens | ProjectedTokens]) -> None:
         self.parts = [part for part in parts if len(part)]
         shapes = {part.shape for part in self.parts}
         if len(shapes) != 1:
@@ -233,35 +197,11 @@ def class_counts(labels: Tensor) -> dict[int, int]:
     return dict(zip(classes.tolist(), counts.tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class ProjectionSettings:
-    """Size of the bases that clips are projected on before adapters train on them.
-
-    Parameters
-    ----------
-    positions, channels : int
-        Basis vectors of the sequence and of a token, limited by what the clips have; 0: adapters train on the tokens.
-    """
-
-    positions: int = 96
-    channels: int = 48
-
-    def __post_init__(self) -> None:
-        for name in ("positions", "channels"):
-            value = getattr(self, name)
-            require(value >= 0, f"adapter.projection.{name}={value} must be at least 0")
-
-    @property
-    def used(self) -> bool:
-        """Whether clips are projected at all."""
-        return self.positions > 0 and self.channels > 0
-
-
 class ProjectedTokens:
-    """A `TokenSource` of real clips, projected on the bases of a codec.
+    """A `TokenSource` of real clips, projected on bases of their own.
 
-    Nothing is drawn and nothing is left out but what the bases do not hold. A linear layer on such tokens costs a small
-    share of what it costs on the tokens themselves (see `FactoredTokens`), and all clips of a node fit into memory.
+    A linear layer on such tokens costs a small share of its cost on the tokens themselves (see `FactoredTokens`), and
+    all clips of a node fit into memory.
 
     Parameters
     ----------

@@ -41,12 +41,8 @@ def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[i
 def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
     """Return the weighted mean of states of the same tensors; equal states give just that state.
 
-    Sums are taken in float64: rounding back to float32 then gives the exact value where all states agree.
-
-    Raises
-    ------
-    DataError
-        No state, a weight that is not positive, or states of different tensors.
+    Sums are taken in float64: rounding back to float32 then gives the exact value where all states agree. Raises
+    `DataError` for no state, a weight that is not positive, or states of different tensors.
     """
     if not states or len(states) != len(weights) or min(weights) <= 0:
         raise DataError(f"a mean needs a positive weight for each of {len(states)} states, got {list(weights)}")
@@ -66,15 +62,15 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def optimizer_tensors(model: nn.Module, *optimizers: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Return copies of the moments of ``model``'s parameters as ``{moment}.{parameter}``, where they are.
-
-    A parameter that no optimiser has stepped has none. Optimisers may also hold parameters of other models.
-    """
+    """Return copies of `live_tensors`."""
     return {name: value.clone() for name, value in live_tensors(model, *optimizers).items()}
 
 
 def live_tensors(model: nn.Module, *optimizers: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Return the same as `optimizer_tensors` without copying: the next step changes it."""
+    """Return AdamW's moments of ``model``'s parameters as ``{moment}.{parameter}``: the next step changes them.
+
+    A parameter that no optimiser has stepped has none. Optimisers may also hold parameters of other models.
+    """
     tensors = {}
     for name, parameter in model.named_parameters():
         for optimizer in optimizers:

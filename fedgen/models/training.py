@@ -1,4 +1,4 @@
-"""Distillation: learn from what the nodes' adapters make of samples, each of them asked about its own classes."""
+"""Training of adapters on targets, and distillation from the nodes' adapters."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,9 +15,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from fedgen.data.tokens import FactoredSource, FactoredTokens, TokenSource, rows_at_once
-from fedgen.errors import choose, require
 from fedgen.models.adapters import Adapters
 from fedgen.models.memory import BatchLimit
+from fedgen.models.settings import TrainingSettings
 from fedgen.models.states import load_optimizer_tensors, optimizer_tensors
 
 
@@ -43,86 +42,6 @@ class Schedule:
         return 0.5 * (1 + math.cos(math.pi * (now - rising) / max(1, total - rising)))
 
 
-GLOBAL_TRAINING = ("none", "supervised", "distil")
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How adapters are trained.
-
-    Parameters
-    ----------
-    epochs : int
-        Passes over the data in one call.
-    lr, weight_decay : float
-        AdamW (Loshchilov and Hutter, ICLR 2019); the rate falls along a cosine after a linear warm-up.
-    batch_size : int
-    warmup : float
-        Share of all steps with a rising learning rate.
-    clip : float
-        Largest gradient norm.
-    mse_weight : float
-        Weight of the squared error, relative to the targets' mean square so that it does not depend on their scale.
-    contrastive_weight : float
-        Weight of the cross-entropy over the cosines to every class's target. Every node knows all targets, so this
-        term keeps classes apart that a node has no clip of.
-    temperature : float
-        Cosines are divided by it before the cross-entropy.
-    """
-
-    key: ClassVar[str] = "adapter.training"  # where the settings stand in the configuration
-
-    epochs: int = 4
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    batch_size: int = 32
-    warmup: float = 0.05
-    clip: float = 1.0
-    mse_weight: float = 1.0
-    contrastive_weight: float = 1.0
-    temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"{self.key}.{name}={value} must be at least 1")
-        for name in ("lr", "clip", "temperature"):
-            value = getattr(self, name)
-            require(value > 0, f"{self.key}.{name}={value} must be above 0")
-        for name in ("weight_decay", "mse_weight", "contrastive_weight"):
-            value = getattr(self, name)
-            require(value >= 0, f"{self.key}.{name}={value} must be at least 0")
-        require(0 <= self.warmup < 1, f"{self.key}.warmup={self.warmup} must be at least 0 and below 1")
-        weights = self.mse_weight + self.contrastive_weight
-        require(weights > 0, f"{self.key}.mse_weight and {self.key}.contrastive_weight are both 0: nothing to learn")
-
-
-@dataclass(frozen=True)
-class GlobalTrainingSettings(TrainingSettings):
-    """How the server trains the global adapters on the pool of synthetic samples.
-
-    Parameters
-    ----------
-    name : str
-        ``none``, ``supervised`` (synthetic tokens to class targets) or ``distil`` (also to what the nodes' adapters
-        make of the tokens).
-    teacher_weight : float
-        ``distil``: share of the loss that is the distance to the teachers, the rest is that of ``supervised``.
-    """
-
-    key: ClassVar[str] = "global_training"
-
-    name: str = "supervised"
-    epochs: int = 1
-    teacher_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        choose(self.name, GLOBAL_TRAINING, "global_training")
-        weight = self.teacher_weight
-        require(0 < weight <= 1, f"global_training.teacher_weight={weight} must be above 0 and at most 1")
-        super().__post_init__()
-
-
 def sample_losses(
     outputs: dict[str, Tensor], targets: dict[str, Tensor], labels: Tensor, settings: TrainingSettings
 ) -> dict[str, Tensor]:
@@ -141,7 +60,7 @@ def sample_losses(
     Raises
     ------
     ValueError
-        If an output's shape is not its target's: broadcasting would silently learn the batch mean.
+        An output's shape is not its target's: broadcasting would silently learn the batch mean.
     """
     losses = {}
     for name, output in outputs.items():
@@ -186,6 +105,19 @@ def reproducible(seed: int, device: torch.device) -> Iterator[torch.Generator]:
         yield torch.Generator().manual_seed(seed)
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Circumstances of one call of `train_adapters`.
+
+    A smaller limit needs less memory for the same result, up to rounding and dropout.
+    """
+
+    schedule: Schedule = Schedule()  # place of the call in a training of several calls
+    proximal_mu: float = 0.0  # weight of half the squared distance to the start (FedProx, Li et al., MLSys 2020)
+    limit: BatchLimit = field(default_factory=BatchLimit)  # samples in one backward pass: a whole batch by default
+    teachers: Teachers | None = None  # adapters to learn from as well
+
+
 def train_adapters(
     adapters: Adapters,
     source: TokenSource,
@@ -193,13 +125,9 @@ def train_adapters(
     settings: TrainingSettings,
     seed: int,
     optimizer_state: dict[str, Tensor] | None = None,
-    schedule: Schedule | None = None,
-    proximal_mu: float = 0.0,
-    limit: BatchLimit | None = None,
-    teachers: Teachers | None = None,
-    teacher_weight: float = 0.5,
+    options: TrainingOptions | None = None,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Train ``adapters`` in place and return the last epoch's mean losses and AdamW's state.
+    """Train ``adapters`` in place.
 
     Parameters
     ----------
@@ -211,28 +139,19 @@ def train_adapters(
         ``{head: (C, *shape)}``, the target of every class.
     settings : TrainingSettings
     seed : int
-        Order of the batches and dropout.
+        Of the order of the batches and of dropout.
     optimizer_state : dict[str, Tensor], optional
-        What an earlier call returned: moments go on where they were.
-    schedule : Schedule, optional
-        Place of this call in a training of several calls; alone by default.
-    proximal_mu : float
-        Weight of half the squared distance to the weights at the start (FedProx, Li et al., MLSys 2020).
-    limit : BatchLimit, optional
-        Samples that one backward pass takes: a whole batch by default. Less needs less memory and gives the same up to
-        rounding, and to what dropout draws. It is halved when memory runs out.
-    teachers : Teachers, optional
-        Adapters to learn from as well.
-    teacher_weight : float
-        Share of the loss that is the distance to the teachers.
+        Returned by an earlier call: moments go on where they were.
+    options : TrainingOptions, optional
 
     Returns
     -------
     losses : dict[str, float]
-        ``loss`` and ``{head}_loss``, means over the last epoch; empty if nothing was trained.
+        ``loss`` and ``{head}_loss``, means over the last epoch.
     optimizer_state : dict[str, Tensor]
         AdamW's moments and step counts by parameter name, on the CPU.
     """
+    options = options or TrainingOptions()
     device = next(adapters.parameters()).device
     targets = {name: value.to(device) for name, value in targets.items()}
     optimizer = torch.optim.AdamW(
@@ -240,9 +159,8 @@ def train_adapters(
     )
     if optimizer_state:
         load_optimizer_tensors(adapters, optimizer, optimizer_state)
-    anchor = [p.detach().clone() for p in adapters.parameters()] if proximal_mu else []
+    anchor = [p.detach().clone() for p in adapters.parameters()] if options.proximal_mu else []
     steps = settings.epochs * math.ceil(len(source) / settings.batch_size)
-    schedule, limit = schedule or Schedule(), limit or BatchLimit()
     means: list[float] = []
     adapters.train()
     with reproducible(seed, device) as generator:
@@ -250,15 +168,13 @@ def train_adapters(
             sums = torch.zeros(len(adapters.heads) + 1, device=device)
             batches = torch.randperm(len(source), generator=generator).split(settings.batch_size)
             for position, indices in enumerate(batches):
-                rate = schedule.rate(epoch * len(batches) + position, steps, settings.warmup)
+                rate = options.schedule.rate(epoch * len(batches) + position, steps, settings.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = settings.lr * rate
-                share = partial(
-                    contribution, adapters, source, targets, settings, len(indices), teachers, teacher_weight
-                )
-                sums += limit.backward(indices, share, optimizer.zero_grad) * len(indices)
+                share = partial(contribution, adapters, source, targets, settings, options.teachers, len(indices))
+                sums += options.limit.backward(indices, share, optimizer.zero_grad) * len(indices)
                 if anchor:
-                    pull(adapters, anchor, proximal_mu)
+                    pull(adapters, anchor, options.proximal_mu)
                 torch.nn.utils.clip_grad_norm_(adapters.parameters(), settings.clip)
                 optimizer.step()
             means = (sums / len(source)).tolist()
@@ -272,12 +188,11 @@ def contribution(
     source: TokenSource,
     targets: dict[str, Tensor],
     settings: TrainingSettings,
-    count: int,
     teachers: Teachers | None,
-    teacher_weight: float,
+    count: int,
     indices: Tensor,
 ) -> Tensor:
-    """Return what the samples at ``indices`` add to the losses of their batch of ``count``: each head's, and their sum.
+    """Return the part of a batch of ``count`` in its losses: each head's, and their sum.
 
     On a GPU the adapters compute in bfloat16, whose range is that of float32; losses are taken in float32.
     """
@@ -288,8 +203,8 @@ def contribution(
         taught = teachers.losses(outputs, tokens, labels, targets) if teachers else None
     heads = target_losses(outputs, targets, labels.to(device, non_blocking=True), settings)
     losses = torch.stack(list(heads.values()))  # (H,)
-    if taught is not None:
-        losses = torch.lerp(losses, taught, teacher_weight)
+    if teachers and taught is not None:
+        losses = torch.lerp(losses, taught, teachers.weight)
     return torch.cat([losses, losses.sum(dim=0, keepdim=True)]) * (len(indices) / count)
 
 
@@ -307,7 +222,7 @@ def pull(adapters: Adapters, anchor: list[Tensor], mu: float) -> None:
 
 
 class Teachers:
-    """The nodes' adapters as teachers; of a sample, those count that have clips of its class, weighted by their clips.
+    """The nodes' adapters as teachers; a sample counts those with clips of its class, weighted by their clips.
 
     Parameters
     ----------
@@ -319,11 +234,13 @@ class Teachers:
         Clips of each class id, by the node's number.
     classes : int
         Number of classes ``C``.
+    weight : float
+        Share of the loss that is the distance to the teachers.
 
     References
     ----------
     Lin et al., "Ensemble Distillation for Robust Model Fusion in Federated Learning", NeurIPS 2020; there all teachers
-    count alike, here none is asked about a class that it has never seen.
+    count alike.
     """
 
     def __init__(
@@ -332,7 +249,9 @@ class Teachers:
         states: Mapping[int, Mapping[str, Tensor]],
         counts: Mapping[int, Mapping[int, int]],
         classes: int,
+        weight: float = 0.5,
     ) -> None:
+        self.weight = weight
         self.adapters = deepcopy(adapters).eval()
         device = next(adapters.parameters()).device
         self.states = [{name: value.to(device) for name, value in state.items()} for state in states.values()]
@@ -344,19 +263,10 @@ class Teachers:
 
     @torch.no_grad()
     def outputs(self, tokens: Tensor | FactoredTokens, labels: Tensor) -> dict[str, Tensor]:
-        """Return the teachers' mean output for each sample.
+        """Return the teachers' mean output for each sample, ``{head: (B, *shape)}``, float32.
 
-        Parameters
-        ----------
-        tokens : Tensor or FactoredTokens
-            ``(B, S, D)`` on the adapters' device.
-        labels : Tensor
-            Class ids ``(B,)``, on the CPU.
-
-        Returns
-        -------
-        dict[str, Tensor]
-            ``{head: (B, *shape)}``, float32; NaN where no teacher has clips of the class.
+        It is NaN where no teacher has clips of the class. ``tokens`` ``(B, S, D)`` are on the adapters' device,
+        ``labels`` ``(B,)`` on the CPU.
         """
         means: dict[str, Tensor] = {}
         weights = self.shares[:, labels]  # (T, B)

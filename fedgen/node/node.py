@@ -18,9 +18,10 @@ from fedgen.config.settings import Config, NodeConfig
 from fedgen.data.plain import check_names
 from fedgen.data.tokens import LazyTokens, TokenSource
 from fedgen.errors import CheckpointError, DataError, choose
-from fedgen.models.generators.bank import Bank, GranularitySettings, History, last_losses, slots
+from fedgen.models.generators.bank import Bank, History, last_losses, slots
 from fedgen.models.samples import PooledTokens, ProjectedTokens, SyntheticTokens
-from fedgen.models.training import Schedule, train_adapters
+from fedgen.models.settings import GranularitySettings
+from fedgen.models.training import Schedule, TrainingOptions, train_adapters
 from fedgen.node.state import NodeState
 from fedgen.runs.checkpoint import has_bank, load_bank, save_bank
 from fedgen.task import Task
@@ -300,9 +301,9 @@ class Node(Site):
             self.config.adapter.training,
             seed=self.task.seed("train", round_number, self.number),
             optimizer_state=self.state.moments(before=round_number),
-            schedule=Schedule(round_number - phase.offset - 1, phase.rounds),
-            proximal_mu=proximal_mu,
-            limit=self.task.memory.batch_limit(),
+            options=TrainingOptions(
+                Schedule(round_number - phase.offset - 1, phase.rounds), proximal_mu, self.task.memory.batch_limit()
+            ),
         )
         self.task.memory.release()
         trained = {name: value.detach().cpu() for name, value in adapters.state_dict().items()}

@@ -12,7 +12,7 @@ from fedgen.errors import CheckpointError, DataError
 from fedgen.models.generators.bank import Bank, History
 from fedgen.models.samples import PooledTokens
 from fedgen.node.node import Node
-from fedgen.privacy import Release, release
+from fedgen.privacy.release import Release, release
 
 MADE_FOR = ("encoder", "codec", "dataset", "split", "counts", "clips", "privacy")  # what a kept release must agree on
 

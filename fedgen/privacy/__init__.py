@@ -10,9 +10,3 @@ References
 Dwork and Roth, "The algorithmic foundations of differential privacy", 2014. Kairouz et al., "Practical and private
 (deep) learning without sampling or shuffling", ICML 2021 (zero-out).
 """
-
-from fedgen.privacy.accountant import Mechanism, Spent
-from fedgen.privacy.release import Release, release
-from fedgen.privacy.settings import PrivacySettings
-
-__all__ = ["Mechanism", "PrivacySettings", "Release", "Spent", "release"]

@@ -1,8 +1,8 @@
-"""How much noise a budget asks for, and what has been spent.
+"""Noise that a budget needs, and the budget that a release has spent.
 
 All mechanisms here are Gaussian. With noise of ``m`` times the sensitivity, one is exactly as private as telling two
 normal distributions apart whose means lie ``1 / m`` deviations apart, and several composed, each chosen after the ones
-before, are one with ``1 / m² = sum(1 / m_i²)``.
+before, are one with ``1 / m² = sum(1 / m_i²)``. Epsilons raise `ConfigError` if the accountant is not installed.
 
 References
 ----------
@@ -22,24 +22,12 @@ from fedgen.errors import ConfigError
 
 @dataclass(frozen=True)
 class Mechanism:
-    """A sum over clips behind Gaussian noise.
+    """A sum over clips behind Gaussian noise."""
 
-    Attributes
-    ----------
-    name : str
-        Of what is summed.
-    sensitivity : float
-        What one clip can add to the sum (Euclidean norm), in latent units.
-    multiplier : float
-        Deviation of the noise over ``sensitivity``.
-    replacement : float
-        What replacing a clip by another of its class can change, over ``sensitivity``.
-    """
-
-    name: str
-    sensitivity: float
-    multiplier: float
-    replacement: float
+    name: str  # of the sum
+    sensitivity: float  # largest addition of one clip to the sum (Euclidean norm), in latent units
+    multiplier: float  # deviation of the noise over the sensitivity
+    replacement: float  # largest change by replacing a clip by another of its class, over the sensitivity
 
     @property
     def deviation(self) -> float:
@@ -49,31 +37,18 @@ class Mechanism:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a release has spent, for one clip.
+    """Budget that a release has spent, for one clip."""
 
-    Attributes
-    ----------
-    epsilon, delta : float
-        Of all mechanisms composed.
-    epsilon_of : dict[str, float]
-        What each mechanism would have spent alone, at the same delta.
-    epsilon_replaced : float
-        Composed, at the same delta, where neighbours differ in one clip replaced by another of its class.
-    clips : int
-        Clips that were read.
-    mechanisms : tuple[Mechanism, ...]
-    """
-
-    epsilon: float
+    epsilon: float  # of all mechanisms composed
     delta: float
-    epsilon_of: dict[str, float]
-    epsilon_replaced: float
-    clips: int
+    epsilon_of: dict[str, float]  # of each mechanism alone, at the same delta
+    epsilon_replaced: float  # composed, where neighbours differ in one clip replaced by another of its class
+    clips: int  # that were read
     mechanisms: tuple[Mechanism, ...]
 
     @classmethod
     def on(cls, mechanisms: Sequence[Mechanism], delta: float, clips: int) -> Spent:
-        """Return what ``mechanisms``, one after the other on the same clips, have spent at ``delta``."""
+        """Return the budget of ``mechanisms``, one after the other on the same clips, at ``delta``."""
         alone = {mechanism.name: epsilon(mechanism.multiplier, delta) for mechanism in mechanisms}
         composed = epsilon(compose([mechanism.multiplier for mechanism in mechanisms]), delta)
         replaced = compose([mechanism.multiplier / mechanism.replacement for mechanism in mechanisms])
@@ -85,29 +60,17 @@ class Spent:
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> Spent:
-        """Return what gave ``facts``."""
+        """Rebuild from `facts`."""
         return cls(**facts | {"mechanisms": tuple(Mechanism(**values) for values in facts["mechanisms"])})
 
 
 def calibrate(budget: tuple[float, float]) -> float:
-    """Return the least noise, over the sensitivity, that keeps to ``budget``, epsilon and delta.
-
-    Raises
-    ------
-    ConfigError
-        The accountant is not installed.
-    """
+    """Return the least noise, over the sensitivity, within ``budget``, epsilon and delta."""
     return float(_gaussian().get_sigma_gaussian(*budget))
 
 
 def epsilon(multiplier: float, delta: float) -> float:
-    """Return the epsilon at ``delta`` of noise of ``multiplier`` times the sensitivity.
-
-    Raises
-    ------
-    ConfigError
-        The accountant is not installed.
-    """
+    """Return the epsilon at ``delta`` of noise of ``multiplier`` times the sensitivity."""
     return float(_gaussian().get_epsilon_gaussian(multiplier, delta))
 
 

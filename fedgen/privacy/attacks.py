@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from sklearn.covariance import ledoit_wolf
@@ -25,19 +26,10 @@ def all_scores(
     shadows: int = 16,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Return the scores ``(N,)`` of every attack that has something to look at, by name; nan where it has not.
+    """Return the scores ``(N,)`` of every attack by name; nan where it does not apply.
 
-    Parameters
-    ----------
-    candidates : Candidates
-    releases : Sequence[Release]
-        No two of the same node.
-    losses : tuple[Tensor, Tensor], optional
-        As `loss` takes them.
-    shadows : int
-        Shadow fits of each release that can be drawn from again; 8 to 32 do.
-    seed : int
-        Of the shadows.
+    No two ``releases`` are of the same node; ``losses`` are those of `loss`. ``shadows`` are fits of each release that
+    can be drawn from again, seeded by ``seed``; 8 to 32 do.
     """
     found = {name: torch.full((len(candidates),), torch.nan, dtype=torch.float64) for name in SCORES}
     whitening = candidates.whitening()
@@ -45,7 +37,7 @@ def all_scores(
         own = {**sample_scores(candidates, release, whitening), **projection(candidates, release)}
         if release.draw is not None and shadows > 1:
             measured = torch.stack([own[name] for name in SCORES], dim=1)
-            drawn = ShadowScores(candidates, release, whitening)
+            drawn = partial(_shadow_scores, candidates, release.nodes, whitening)
             own["likelihood_ratio"] = likelihood_ratio(candidates, release, measured, drawn, shadows, seed)
         if release.gaussian is not None:
             own["posterior"] = gaussian_posterior(candidates, release, whitening)
@@ -56,16 +48,12 @@ def all_scores(
     return {name: scores for name, scores in found.items() if not scores.isnan().all()}
 
 
-class ShadowScores:
-    """Scores every candidate by samples in place of those of a release: a callable of latents and labels."""
-
-    def __init__(self, candidates: Candidates, release: Release, whitening: Tensor) -> None:
-        self._candidates, self._nodes, self._whitening = candidates, release.nodes, whitening
-
-    def __call__(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Return ``(N, len(SCORES))``."""
-        found = sample_scores(self._candidates, Release(self._nodes, latents, labels), self._whitening)
-        return torch.stack([found[name] for name in SCORES], dim=1)
+def _shadow_scores(
+    candidates: Candidates, nodes: tuple[int, ...], whitening: Tensor, latents: Tensor, labels: Tensor
+) -> Tensor:
+    """Return the scores ``(N, len(SCORES))`` of every candidate by samples in place of those of a release."""
+    found = sample_scores(candidates, Release(nodes, latents, labels), whitening)
+    return torch.stack([found[name] for name in SCORES], dim=1)
 
 
 def sample_scores(candidates: Candidates, release: Release, whitening: Tensor) -> dict[str, Tensor]:
@@ -98,15 +86,15 @@ def density(clips: Tensor, samples: Tensor, _: int) -> Tensor:
 
 
 def density_ratio(clips: Tensor, samples: Tensor, members: int) -> Tensor:
-    """Return `density` less the log density ``(n,)`` under the population's Gaussian, which whitening made white."""
+    """Return `density` less the log density ``(n,)`` under the population's whitened Gaussian."""
     return density(clips, samples, members) + 0.5 * clips.square().sum(dim=1)
 
 
 def class_mean(clips: Tensor, samples: Tensor, members: int) -> Tensor:
-    """Return the best linear estimate ``(n,)`` of who is in the samples' mean.
+    """Return the best linear estimate ``(n,)`` of membership from the samples' mean.
 
     The inner product of a clip with the samples' mean (Homer et al. 2008; Dwork et al., "Robust traceability from
-    trace amounts", FOCS 2015), with what the other candidates may have added taken out of it.
+    trace amounts", FOCS 2015), less the possible additions of the other candidates.
     """
     return _unmixed(clips @ clips.T, (clips @ samples.T).mean(dim=1), members, len(samples))
 
@@ -141,10 +129,10 @@ def _unmixed(gram: Tensor, cross: Tensor, members: int, samples: int) -> Tensor:
 
 
 def projection(candidates: Candidates, release: Release) -> dict[str, Tensor]:
-    """Return, for each matrix that was sent, how much of a clip lies in the space that it spans ``(N,)``.
+    """Return the share of a clip in the row or column space of each sent matrix, as a score ``(N,)`` by name.
 
-    What was fitted to few clips spans them. A matrix speaks for every view of the clips that is as wide as one of its
-    sides; one that spans the whole space says nothing and is left out.
+    A matrix fitted to few clips spans them. It is compared with every view of the clips that is as wide as one of its
+    sides; one that spans the whole space is left out.
     """
     views, found = {"latents": candidates.latents, **candidates.views}, {}
     rows = release.rows(candidates)
@@ -171,12 +159,10 @@ def _spanned(matrix: Tensor) -> Tensor | None:
 
 
 def loss(before: Tensor, after: Tensor) -> dict[str, Tensor]:
-    """Return two scores ``(N,)`` by the loss of adapters: minus the loss after training, and how far training took it.
+    """Return two scores ``(N,)``: minus the loss of adapters after training, and the decrease of the loss by training.
 
-    Parameters
-    ----------
-    before, after : Tensor
-        Loss of each candidate ``(rounds, N)`` under the adapters that a node was sent, and under those of its reply;
-        nan for clips of other nodes (Yeom et al. 2018; the difference calibrates each clip, Watson et al. 2022).
+    ``before`` and ``after`` ``(rounds, N)`` are losses of each candidate under the adapters that a node was sent, and
+    under those of its reply; nan for clips of other nodes (Yeom et al. 2018; the decrease calibrates each clip, Watson
+    et al. 2022).
     """
     return {"loss": -after.double().sum(dim=0), "loss_drop": (before - after).double().sum(dim=0)}

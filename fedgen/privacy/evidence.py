@@ -1,4 +1,4 @@
-"""What an attacker holds: clips that may have been trained on, and what nodes sent."""
+"""The attacker's evidence: clips that may have been trained on, and everything that nodes sent."""
 
 from __future__ import annotations
 
@@ -17,37 +17,17 @@ Draw = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Candidates:
-    """Clips of which the attacker must say whether they were trained on.
+    """Clips whose membership the attacker must tell; `DataError` if sizes differ."""
 
-    Attributes
-    ----------
-    latents : Tensor
-        In the public codec ``(N, k)``.
-    labels, nodes : Tensor
-        Class id and node of each clip ``(N,)``: of a control, the node that would have trained on it.
-    members : Tensor
-        ``(N,)``, bool: trained on, or a control. Attacks use no more of it than counts, which are sent.
-    recordings : Tensor, optional
-        What each clip was cut from ``(N,)``, int64; members are drawn by recording. By default every clip has its own.
-    views : Mapping[str, Tensor]
-        Other vectors of the clips ``(N, F)``, such as whole cores and mean tokens, for matrices of that width.
-    others, other_labels : Tensor, optional
-        Further clips of the population ``(P, k)``, ``(P,)``, that no node trained on.
-
-    Raises
-    ------
-    DataError
-        Sizes differ.
-    """
-
-    latents: Tensor
-    labels: Tensor
-    nodes: Tensor
-    members: Tensor
-    recordings: Tensor | None = None
+    latents: Tensor  # in the public codec (N, k)
+    labels: Tensor  # class ids (N,)
+    nodes: Tensor  # of a control, the node that would have trained on it (N,)
+    members: Tensor  # (N,), bool: trained on, or a control; attacks use its counts alone, which are sent
+    recordings: Tensor | None = None  # (N,), int64; members are drawn by recording; by default every clip has its own
+    # other vectors (N, F), such as mean tokens, for matrices of that width
     views: Mapping[str, Tensor] = field(default_factory=dict)
-    others: Tensor | None = None
-    other_labels: Tensor | None = None
+    others: Tensor | None = None  # further clips of the population (P, k) that no node trained on
+    other_labels: Tensor | None = None  # (P,)
 
     def __post_init__(self) -> None:
         vectors = {"labels": self.labels, "nodes": self.nodes, "members": self.members, **self.views}
@@ -82,47 +62,23 @@ class Candidates:
 
 @dataclass(frozen=True)
 class GaussianFit:
-    """How a run fits class Gaussians, as every party knows it.
+    """How a run fits class Gaussians: a public setting."""
 
-    Attributes
-    ----------
-    shrinkage : float
-        0 takes a class's own covariance, 1 the one tied over the classes of the release.
-    covariance : Tensor, optional
-        A public covariance ``(k, k)`` in place of both.
-    few : int
-        Clips below which a class takes the tied covariance alone.
-    """
-
-    shrinkage: float = 0.0
-    covariance: Tensor | None = None
-    few: int = 8
+    shrinkage: float = 0.0  # 0 takes a class's own covariance, 1 the one tied over the classes of the release
+    covariance: Tensor | None = None  # a public one (k, k) in place of both
+    few: int = 8  # clips below which a class takes the tied covariance alone
 
 
 @dataclass(frozen=True)
 class Release:
-    """What left one node, or several that pool or average what they send.
+    """Everything sent by one node, or by several that pool or average their replies."""
 
-    Attributes
-    ----------
-    nodes : tuple[int, ...]
-        Whose clips it was made from.
-    latents, labels : Tensor
-        All samples that were sent ``(M, k)``, ``(M,)``; several rounds make one tensor.
-    matrices : Mapping[str, Tensor]
-        Whatever else was sent that has rows and columns.
-    draw : Draw, optional
-        Lets the attacker fit shadow generators.
-    gaussian : GaussianFit, optional
-        Where generators are class Gaussians: their likelihood is then known.
-    """
-
-    nodes: tuple[int, ...]
-    latents: Tensor
-    labels: Tensor
-    matrices: Mapping[str, Tensor] = field(default_factory=dict)
-    draw: Draw | None = None
-    gaussian: GaussianFit | None = None
+    nodes: tuple[int, ...]  # whose clips it was made from
+    latents: Tensor  # all samples of all rounds (M, k)
+    labels: Tensor  # (M,)
+    matrices: Mapping[str, Tensor] = field(default_factory=dict)  # everything else with rows and columns
+    draw: Draw | None = None  # lets the attacker fit shadow generators
+    gaussian: GaussianFit | None = None  # where generators are class Gaussians: their likelihood is then known
 
     def rows(self, candidates: Candidates) -> Tensor:
         """Return the candidates ``(n,)`` that it may have been made from."""

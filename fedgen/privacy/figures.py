@@ -18,58 +18,31 @@ TOPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 0.9)  # shar
 
 @dataclass(frozen=True)
 class Figures:
-    """How well an attack tells members from controls.
+    """How well an attack tells members from controls."""
 
-    Attributes
-    ----------
-    auc : float
-        Chance that a member scores above a control of its node and class: 0.5 tells nothing.
-    error : float
-        Its standard error: that of DeLong et al. 1988 by recording, or that of drawing members at random if larger.
-    tpr_1, tpr_01 : float
-        Share of members found at 1 % and at 0.1 % false positives; with fewer controls than that, at none.
-    epsilon : float
-        Lower bound, at 95 % confidence, on the epsilon of any differential privacy that what was sent could have.
-    members, controls : int
-        Clips compared.
-    """
-
-    auc: float
+    auc: float  # chance that a member scores above a control of its node and class: 0.5 tells nothing
+    # standard error: that of DeLong et al. 1988 by recording, or that of drawing members at random if larger
     error: float
-    tpr_1: float
-    tpr_01: float
-    epsilon: float
-    members: int
+    tpr_1: float  # share of members found at 1 % false positives; with fewer controls than that, at none
+    tpr_01: float  # the same at 0.1 %
+    epsilon: float  # lower bound, at 95 % confidence, on the epsilon of any differential privacy of the release
+    members: int  # clips compared
     controls: int
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """What an attack says of one class on one node.
-
-    Attributes
-    ----------
-    node, label : int
-    rows, members : Tensor
-        Candidates ``(n,)`` and which of them were trained on, bool.
-    scores : Tensor
-        Standardised over the rows, without a look at who is a member ``(n,)``.
-    auc : float
-    pairs : int
-        Members times controls.
-    influence, chance : Tensor
-        What each clip adds to the error of the AUC, estimated and by the draw of members alone ``(n,)``.
-    """
+    """Scores of one attack for one class on one node."""
 
     node: int
     label: int
-    rows: Tensor
-    members: Tensor
-    scores: Tensor
+    rows: Tensor  # candidates (n,)
+    members: Tensor  # whether each was trained on (n,), bool
+    scores: Tensor  # standardised over the rows, blind to membership (n,)
     auc: float
-    pairs: int
-    influence: Tensor
-    chance: Tensor
+    pairs: int  # members times controls
+    influence: Tensor  # estimated contribution of each clip to the error of the AUC (n,)
+    chance: Tensor  # the same by the draw of members alone (n,)
 
     @classmethod
     def of(cls, node: int, label: int, rows: Tensor, scores: Tensor, members: Tensor) -> Stratum:
@@ -104,16 +77,10 @@ def summed(strata: Sequence[Stratum], recordings: Tensor, name: str) -> Tensor:
 
 
 def figures(strata: Sequence[Stratum], recordings: Tensor, delta: float) -> Figures:
-    """Put the strata of one attack together; each counts for the AUC by its pairs.
+    """Return the figures of one attack over ``strata`` (at least one), weighted by their pairs in the AUC.
 
-    Parameters
-    ----------
-    strata : Sequence[Stratum]
-        At least one.
-    recordings : Tensor
-        Of all candidates ``(N,)``, from 0: clips of one are drawn together, and so count as one in the error.
-    delta : float
-        Of the differential privacy that epsilon belongs to.
+    ``recordings`` ``(N,)`` of all candidates count from 0: clips of one are drawn together, and count as one in the
+    error. ``delta`` belongs to the bound on epsilon.
 
     References
     ----------
@@ -137,9 +104,9 @@ def true_positives(members: np.ndarray, controls: np.ndarray, rate: float) -> fl
 def epsilon_bound(members: np.ndarray, controls: np.ndarray, delta: float = 1e-5, level: float = 0.05) -> float:
     """Return a lower bound on epsilon, at confidence 1 - ``level``, from scores ``(m,)`` and ``(c,)``.
 
-    Differential privacy limits what any test can do: ``TPR <= exp(epsilon) FPR + delta``, and the same of the shares
-    called controls. Thresholds are set without a look at who is a member; rates get Clopper-Pearson limits that hold
-    for all thresholds, both rates and both directions at once. Rates are taken as of independent clips.
+    Differential privacy limits every test: ``TPR <= exp(epsilon) FPR + delta``, and the same of the shares called
+    controls. Thresholds are blind to membership; rates get Clopper-Pearson limits that hold for all thresholds, both
+    rates and both directions at once. Rates are taken as of independent clips.
 
     References
     ----------
@@ -163,14 +130,9 @@ def epsilon_bound(members: np.ndarray, controls: np.ndarray, delta: float = 1e-5
 
 
 def effective_tests(errors: Sequence[Tensor], seed: int = 0) -> float:
-    """Return as how many independent tests the largest of these correlated ones behaves, at 5 %.
+    """Return the number of independent tests whose largest behaves as that of these correlated ones, at 5 %.
 
-    Parameters
-    ----------
-    errors : Sequence[Tensor]
-        What each recording adds to the error of each AUC by the draw of members alone, ``(R,)`` each.
-    seed : int
-        Of the random signs.
+    ``errors`` ``(R,)`` are each recording's contributions to the error of each AUC by the draw of members alone.
 
     References
     ----------

@@ -2,61 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from fedgen.errors import choose, require
 from fedgen.privacy.result import Found, Report
+from fedgen.privacy.settings import EvaluationSettings
 
-GATES = ("auto", "off", "warn", "fail")
-PROBES = ("pooled", "segments", "adapter")
 PASSED, FAILED, UNKNOWN = "passed", "failed", "not judged"
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What is measured at the end of a run, and what no attack may do.
-
-    Parameters
-    ----------
-    quality : bool
-        Whether fidelity and utility are measured at the end of a run; `fedgen evaluate` always does.
-    probes : list[str]
-        Classifiers that utility is measured with at the end of a run; `fedgen evaluate` takes all.
-    gate : str
-        ``fail``: a run that leaks ends with an error; ``warn`` only says so; ``off`` does not look; ``auto``: ``fail``
-        where the run claims privacy, ``warn`` elsewhere.
-    max_auc : float
-        Limit of the AUC of the strongest attack.
-    standard_errors : float
-        By how many standard errors a single attack must be above the limit to fail, and more the more there are:
-        1.645 keeps false alarms at 5 % whatever their number; 0 takes estimates as they are.
-    controls : float
-        Share of the recordings of a class that a node does not train on, so that attacks can be judged; none with
-        ``off`` and in runs without samples.
-    min_controls : int
-        Fewest controls that suffice to pass.
-    shadows : int
-        Fits of a node's generators to random clips, which attacks compare with; 0: none.
-    """
-
-    quality: bool = True
-    probes: list[str] = field(default_factory=lambda: ["pooled", "segments"])
-    gate: str = "auto"
-    max_auc: float = 0.60
-    standard_errors: float = 1.645
-    controls: float = 0.1
-    min_controls: int = 30
-    shadows: int = 8
-
-    def __post_init__(self) -> None:
-        choose(self.gate, GATES, "evaluation.gate")
-        for probe in self.probes:
-            choose(probe, PROBES, "evaluation.probes")
-        require(0.5 <= self.max_auc <= 1, f"evaluation.max_auc={self.max_auc} must be between 0.5 and 1")
-        require(self.standard_errors >= 0, f"evaluation.standard_errors={self.standard_errors} must be at least 0")
-        require(0 <= self.controls < 1, f"evaluation.controls={self.controls} must be at least 0 and below 1")
-        require(self.shadows == 0 or self.shadows >= 2, f"evaluation.shadows={self.shadows} must be 0, or at least 2")
-        require(self.min_controls >= 2, f"evaluation.min_controls={self.min_controls} must be at least 2")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Sums to which no clip adds more than a bound, and the noise that hides what one adds."""
+"""Bounded sums over clips, and the Gaussian noise that hides one clip in them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from fedgen.data.seeds import seeded
 
 
 class Noise:
-    """Standard normal numbers: from the operating system's entropy, or from a seed.
+    """Standard normal numbers: from the operating system's entropy, or repeatable from a seed.
 
-    Parameters
-    ----------
-    seed : int, optional
-        Makes the noise repeatable, and so protects from no one who knows it.
+    A seed protects only from those who do not know it.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -42,8 +39,7 @@ def clipped(vectors: Tensor, bound: float) -> Tensor:
 def class_sums(vectors: Tensor, rows: Tensor, classes: int) -> Tensor:
     """Return the sums ``(classes, k)`` of ``vectors`` ``(N, k)``, each in the row ``rows`` ``(N,)`` of its class.
 
-    A vector adds to one row alone, so all sums together change by its norm where it is left out, and by twice the bound
-    of norms at most where it is replaced.
+    Leaving a vector out changes all sums together by its norm, replacing it by twice the bound of norms at most.
     """
     sums = torch.zeros(classes, vectors.shape[1], dtype=vectors.dtype)
     return sums.index_add_(0, rows, vectors)

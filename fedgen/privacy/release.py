@@ -1,4 +1,4 @@
-"""What a node gives of its clips: class Gaussians in a codec of public sounds."""
+"""The private release of a node's clips: class Gaussians in a codec of public sounds."""
 
 from __future__ import annotations
 
@@ -29,26 +29,13 @@ ALIKE = 0.4  # deviation between classes of the entries of their shapes
 
 @dataclass(frozen=True)
 class Release:
-    """What may leave a node, and everything that is computed from it.
-
-    Attributes
-    ----------
-    density : ClassGaussians
-        Of the classes of which the node has clips.
-    spent : Spent
-    """
+    """Densities of the classes of which the node has clips, and the budget that they have spent."""
 
     density: ClassGaussians
     spent: Spent
 
     def generator_state(self, labels: Sequence[int]) -> dict[str, Tensor]:
-        """Return what a `GaussianGenerator` of the classes ``labels`` alone loads.
-
-        Raises
-        ------
-        DataError
-            There is no density of a class.
-        """
+        """Return the state of a `GaussianGenerator` of the classes ``labels``; `DataError` if one has no density."""
         whole = self.density
         means = torch.stack([whole.of(label)[0] for label in sorted(labels)])
         factors = torch.stack([whole.of(label)[1] for label in sorted(labels)])
@@ -60,29 +47,19 @@ class Release:
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], facts: dict[str, Any], size: int) -> Release:
-        """Return the release of ``size`` coefficients that gave ``state`` and ``facts``."""
+        """Rebuild the release of ``size`` coefficients from `state` and ``spent.facts()``."""
         return cls(ClassGaussians.from_state(state, size), Spent.from_facts(facts))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the budget is spent on.
-
-    Attributes
-    ----------
-    means, widths : Mechanism
-    shapes : Mechanism or None
-    size : int
-        Leading whitened coefficients whose means are read.
-    shaped : int
-        Leading whitened coefficients of which classes have a shape, 0 without ``shapes``.
-    """
+    """Division of the budget."""
 
     means: Mechanism
     widths: Mechanism
     shapes: Mechanism | None
-    size: int
-    shaped: int
+    size: int  # leading whitened coefficients whose means are read
+    shaped: int  # leading whitened coefficients of which classes have a shape, 0 without shapes
 
     @classmethod
     def of(cls, settings: PrivacySettings, size: int, shaped: int, parts: int) -> Plan:
@@ -95,7 +72,7 @@ class Plan:
 
     @classmethod
     def affordable(cls, settings: PrivacySettings, counts: Tensor, size: int) -> Plan:
-        """Return what the budget affords of ``size`` coefficients for classes of ``counts`` ``(C,)`` clips, public."""
+        """Return the plan that the budget affords for classes of ``counts`` ``(C,)`` clips, which are public."""
         clips, one = float(counts.double().mean()), cls.of(settings, 1, 1, 1)
         assert one.shapes is not None
         shaped = min(int(IN_SHAPE * clips / one.shapes.deviation), MOST, size)  # noise grows with their number
@@ -106,26 +83,26 @@ class Plan:
 
     @property
     def mechanisms(self) -> list[Mechanism]:
-        """All that is spent on, in the order in which clips are read."""
+        """All mechanisms, in the order in which clips are read."""
         return [one for one in (self.means, self.widths, self.shapes) if one is not None]
 
 
 def parts_of(shaped: int, size: int) -> list[slice]:
-    """Return the parts of ``size`` coefficients whose widths are told: with a shape of its own, and without."""
+    """Return the parts of ``size`` coefficients that have a width each: with a shape of their own, and without."""
     return [part for part in (slice(0, shaped), slice(shaped, size)) if part.start < part.stop]
 
 
 def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, seed: int | None = None) -> Release:
-    """Read a node's clips once, and return all that is ever to be known of them.
+    """Read a node's clips once, and return everything that is ever released of them.
 
-    Called twice on the same clips, it spends twice: keep what it returned, before anything of it leaves the node.
+    Called twice on the same clips, it spends twice: keep the result before anything of it leaves the node.
 
     Parameters
     ----------
     source : TokenSource
         The node's clips.
     space : PublicSpace
-        What was known before.
+        Known before.
     settings : PrivacySettings
         Of ``dp``.
     seed : int, optional
@@ -158,7 +135,7 @@ def whitening(within: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measured(vectors: Tensor, rows: Tensor, counts: Tensor, plan: Plan, noise: Noise) -> tuple[Tensor, Tensor]:
-    """Return means ``(C, k)`` and covariances ``(C, k, k)`` of classes, all that is read of ``vectors`` ``(N, k)``.
+    """Return means ``(C, k)`` and covariances ``(C, k, k)`` of classes, the only reads of ``vectors`` ``(N, k)``.
 
     Coefficients whose means are not read have those of public sounds, zero, and no covariance but their variance.
     """
@@ -182,18 +159,12 @@ def private_means(vectors: Tensor, rows: Tensor, counts: Tensor, mechanism: Mech
 
 
 def private_widths(vectors: Tensor, rows: Tensor, counts: Tensor, plan: Plan, noise: Noise) -> Tensor:
-    """Return the variance of each class in each of `parts_of`, over that of classes of public sounds ``(C, parts)``.
+    """Return each class's variance in each of `parts_of`, over that of classes of public sounds ``(C, parts)``.
 
-    A clip adds the logarithm of its mean square distance to the noisy mean, cut to `FARTHEST`: a quiet class is told as
-    well as a loud one. Logarithms are drawn towards the mean of all, and that towards 0, by the noise in them: its
-    variance over itself and 1, which is about how far they are apart.
-
-    Parameters
-    ----------
-    vectors : Tensor
-        Whitened distances to the noisy means ``(N, k)``, of the classes ``rows`` ``(N,)``, ``counts`` ``(C,)`` of each.
-    plan : Plan
-    noise : Noise
+    ``vectors`` ``(N, k)`` are whitened distances to the noisy means, of the classes ``rows`` ``(N,)``. A clip adds the
+    logarithm of its mean square distance, cut to `FARTHEST`: a quiet class counts as much as a loud one. Logarithms are
+    shrunk towards the mean of all, and that towards 0, by the ratio of their noise variance to 1, which is about the
+    variance between classes.
     """
     parts, own = parts_of(plan.shaped, vectors.shape[1]), plan.widths
     logs = torch.stack([vectors[:, part].square().mean(dim=1).log() for part in parts], dim=1)
@@ -211,13 +182,9 @@ def private_widths(vectors: Tensor, rows: Tensor, counts: Tensor, plan: Plan, no
 def private_shapes(vectors: Tensor, rows: Tensor, counts: Tensor, mechanism: Mechanism, noise: Noise) -> Tensor:
     """Return how classes are stretched: symmetric matrices ``(C, r, r)`` with a trace of ``r``.
 
-    A clip adds the outer product of its direction with itself, times ``r``. Shapes are drawn towards the mean of the
-    node's, and that towards the unit matrix, by the noise in them.
-
-    Parameters
-    ----------
-    vectors : Tensor
-        The same distances as for widths, in the leading ``r`` coefficients alone ``(N, r)``.
+    A clip adds the outer product of its direction with itself, times ``r``. Shapes are shrunk towards the mean of the
+    node's, and that towards the unit matrix, by their noise. ``vectors`` are the distances of `private_widths` in the
+    leading ``r`` coefficients ``(N, r)``.
     """
     size = vectors.shape[1]
     directions = clipped(vectors, 1e-9) * 1e9  # of unit norm, but for those at the mean itself
@@ -234,7 +201,7 @@ def private_shapes(vectors: Tensor, rows: Tensor, counts: Tensor, mechanism: Mec
 
 
 def _drawn(values: Tensor, towards: Tensor, error: Tensor) -> Tensor:
-    """Return ``values`` drawn towards others by their ``error``, a variance over that between true ones."""
+    """Return ``values`` shrunk towards others by their ``error``, its variance over that between true ones."""
     return (values + error * towards) / (1 + error)
 
 

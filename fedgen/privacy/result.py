@@ -1,4 +1,4 @@
-"""What an audit found: every attack's figures, overall, by class and by node, as JSON values."""
+"""Report of an audit: every attack's figures, overall, by class and by node, as JSON values."""
 
 from __future__ import annotations
 
@@ -64,41 +64,23 @@ class Found:
 
 @dataclass(frozen=True)
 class Report:
-    """All attacks on one run, the strongest first.
-
-    Attributes
-    ----------
-    attacks : list[Attack]
-    delta : float
-        Of the bounds on epsilon.
-    tests, part_tests : float
-        As how many independent tests all attacks count, overall, and by class and node: the strongest of many looks
-        strong by chance.
-    """
+    """All attacks on one run, the strongest first."""
 
     attacks: list[Attack]
-    delta: float
-    tests: float
-    part_tests: float
+    delta: float  # of the bounds on epsilon
+    tests: float  # effective number of independent tests of all attacks, overall
+    part_tests: float  # the same by class and node
 
     def worst(self, part: str, standard_errors: float = ERRORS) -> Found | None:
-        """Return the figure with the highest `lower` limit; None where there is none.
-
-        Parameters
-        ----------
-        part : str
-            ``overall``, ``class`` or ``node``.
-        standard_errors : float
-            As `lower` takes them.
-        """
+        """Return the figure of a part (``overall``, ``class`` or ``node``) with the highest `lower` limit, or None."""
         found = [f for attack in self.attacks for f in parts(attack) if f.part == part]
         return max(found, key=lambda f: self.lower(f, standard_errors), default=None)
 
     def lower(self, found: Found, standard_errors: float = ERRORS) -> float:
         """Return a lower limit of the AUC that holds for every attack, class and node at once.
 
-        One figure exceeds its true value by so many standard errors as often as any of all does by the errors taken
-        off here; the attacks overall get one half of these false alarms, their classes and nodes the other.
+        The number of standard errors is raised so that all figures together have the false alarms of one; the attacks
+        overall get one half of these, their classes and nodes the other.
         """
         if standard_errors == 0:
             return found.figures.auc
@@ -112,13 +94,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
-        """Rebuild what `to_dict` gave, also after JSON turned numbers that are keys into text.
-
-        Raises
-        ------
-        DataError
-            Of another version.
-        """
+        """Rebuild from `to_dict`, also after JSON made text of numeric keys; `DataError` for another version."""
         if values.get("version") != VERSION:
             raise DataError(f"audit: version {values.get('version')!r} cannot be read, only {VERSION}")
         attacks = [_attack(attack) for attack in values["attacks"]]
@@ -141,25 +117,15 @@ def audit(
     seed: int = 0,
     delta: float = 1e-5,
 ) -> Report | None:
-    """Attack what was sent in every way; parameters are those of `all_scores` and `measure`."""
+    """Run every attack on ``releases``; parameters are those of `all_scores` and `measure`."""
     return measure(all_scores(candidates, releases, losses, shadows, seed), candidates, delta)
 
 
 def measure(scores: Mapping[str, Tensor], candidates: Candidates, delta: float = 1e-5) -> Report | None:
     """Measure how well each attack tells members from controls of the same node and class.
 
-    Parameters
-    ----------
-    scores : Mapping[str, Tensor]
-        ``(N,)`` by attack; a node's class with any nan is left out of that attack.
-    candidates : Candidates
-    delta : float
-        Of the bound on epsilon.
-
-    Returns
-    -------
-    Report or None
-        None: no class of any node has members, controls and scores.
+    ``scores`` ``(N,)`` are by attack; a node's class with any nan is left out of that attack. ``delta`` is that of the
+    bound on epsilon. Returns None if no class of any node has members, controls and scores.
     """
     recordings = torch.arange(len(candidates)) if candidates.recordings is None else candidates.recordings
     recordings = recordings.unique(return_inverse=True)[1]

@@ -25,9 +25,9 @@ def likelihood_ratio(
 ) -> Tensor:
     """Return the log likelihood ratio ``(N,)`` of each candidate's scores, trained on or not.
 
-    Generators are fitted to random subsets of the candidates, as large in each class as the sent counts say, and draw
-    as many samples. Scores of a candidate are taken as normal about a mean of its own, with a shift by membership and
-    a covariance that all share: 8 to 32 shadows are too few for either of a single clip, and pooling was never weaker.
+    Generators are fitted to random subsets of the candidates, as large in each class as the sent counts, and draw as
+    many samples. Scores of a candidate are normal about a mean of its own, with a shift by membership and a covariance
+    that all candidates share: 8 to 32 shadows are too few for either of a single clip, and pooling was never weaker.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def likelihood_ratio(
     release : Release
         Has ``draw``.
     observed : Tensor
-        Scores ``(N, d)`` by what was really sent.
+        Scores ``(N, d)`` by the real samples.
     score : Callable
         Latents and labels of samples to scores ``(N, d)``.
     shadows : int
@@ -74,7 +74,7 @@ def _ratio(observed: Tensor, shadow: Tensor, inside: Tensor) -> Tensor:
 
 
 def random_members(candidates: Candidates, release: Release, generator: torch.Generator) -> Tensor:
-    """Return rows that might have been trained on: as many of each node and class as were, whole recordings first."""
+    """Return as many random rows of each node and class as were trained on, whole recordings first."""
     found = []
     recordings = torch.arange(len(candidates)) if candidates.recordings is None else candidates.recordings
     rows = release.rows(candidates)
@@ -90,9 +90,9 @@ def random_members(candidates: Candidates, release: Release, generator: torch.Ge
 def gaussian_posterior(candidates: Candidates, release: Release, whitening: Tensor) -> Tensor:
     """Return the log odds ``(N,)`` that each candidate was trained on, given the samples of class Gaussians.
 
-    The likelihood of the samples is known for any set of members. Each membership is a chance, all are independent
-    (mean field), and the lower bound of the evidence is climbed from the shares that the sent counts give. The first
-    step alone is the likelihood ratio of adding and removing a single clip.
+    The likelihood of the samples is known for any set of members. Memberships are independent chances (mean field), and
+    gradient steps raise the lower bound of the evidence from the shares of the sent counts. The first step alone is the
+    likelihood ratio of adding and removing a single clip.
 
     References
     ----------
@@ -126,7 +126,7 @@ def gaussian_posterior(candidates: Candidates, release: Release, whitening: Tens
 def _fitted(
     chance: Tensor, clips: Tensor, place: Tensor, counts: Tensor, fit: GaussianFit, public: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return mean ``(k,)`` and covariance ``(k, k)`` of each class as the run fits them to clips so likely in it."""
+    """Return mean ``(k,)`` and covariance ``(k, k)`` of each class, fitted as in the run to clips of such chances."""
     means, scatters = [], []
     for number, count in enumerate(counts.tolist()):
         weights, own = chance[place == number], clips[place == number]

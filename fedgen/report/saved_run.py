@@ -28,8 +28,8 @@ from fedgen.models.adapters import Adapters
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
 from fedgen.node.state import NodeState
-from fedgen.privacy.gate import PROBES
 from fedgen.privacy.result import Report
+from fedgen.privacy.settings import PROBES
 from fedgen.runs.folder import RunFolder, pool_from_state
 from fedgen.task import Task, prepare_task, use_hardware
 

@@ -22,7 +22,7 @@ from fedgen.config.settings import DEVICES, Config
 from fedgen.data.encoders import differences
 from fedgen.data.store import open_store
 from fedgen.errors import ConfigError, DataError, FedgenError, choose, require, suggestion
-from fedgen.models.generators.bank import GRANULARITIES
+from fedgen.models.settings import GRANULARITIES
 from fedgen.node.secure import OWN_KEY, fewest
 from fedgen.report.tables import PlainTable
 from fedgen.task import use_hardware

@@ -11,7 +11,7 @@ from fedgen.config.compose import choices, config_dir, from_dictconfig, from_yam
 from fedgen.config.phases import MODES, PhaseSettings
 from fedgen.config.settings import Config
 from fedgen.errors import ConfigError
-from fedgen.models.generators.bank import GRANULARITIES
+from fedgen.models.settings import GRANULARITIES
 from fedgen.server.aggregation import STRATEGY_CLASSES
 
 FILES = sorted(path.relative_to(config_dir()) for path in config_dir().glob("*/*.yaml"))

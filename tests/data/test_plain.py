@@ -17,7 +17,7 @@ from fedgen.config.settings import CheckpointConfig, Config
 from fedgen.data.plain import bounded, check_names, read_json, read_yaml
 from fedgen.data.settings import DataSettings, TargetSettings
 from fedgen.errors import ConfigError, said, visible
-from fedgen.models.generators.bank import GranularitySettings
+from fedgen.models.settings import GranularitySettings
 from fedgen.report.record import RunRecord
 from fedgen.runs.folder import RunFolder
 

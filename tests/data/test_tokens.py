@@ -8,8 +8,8 @@ import torch
 
 from fedgen.data.batching import in_batches
 from fedgen.data.tokens import FLOAT_LIMIT, MappedTokens, TensorTokens, batches, held_as, rows_at_once
-from fedgen.models.bases import CodecSettings
 from fedgen.models.codec import Codec
+from fedgen.models.settings import CodecSettings
 from fedgen.task import Task
 
 CPU = torch.device("cpu")

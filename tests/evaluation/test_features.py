@@ -4,9 +4,9 @@ import torch
 
 from fedgen.data.tokens import TensorTokens
 from fedgen.evaluation.features import read_records
-from fedgen.models.bases import CodecSettings
 from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.models.settings import CodecSettings
 
 
 def test_segments_are_means_of_stretches() -> None:

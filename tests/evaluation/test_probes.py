@@ -8,7 +8,7 @@ from clouds import recordings
 
 from fedgen.config.settings import Config
 from fedgen.evaluation.features import Records
-from fedgen.evaluation.probes import adapter_probe, linear_probe, two_sample
+from fedgen.evaluation.probes import AdapterTask, adapter_probe, linear_probe, two_sample
 from fedgen.task import Task
 
 
@@ -63,6 +63,7 @@ def test_adapters_learn_from_real_clips_in_place_of_samples(task: Task, tiny: Ca
     """The training clips themselves as samples: both ways are the same training."""
     train, held_out = task.tokens(task.store.train_indices(3)), task.test_tokens()
     settings = tiny().adapter.training
-    found = adapter_probe(train, held_out, train, task.targets.heads, task.classes, task.adapters, settings, seed=0)
+    probing = AdapterTask(task.targets.heads, task.adapters, settings)
+    found = adapter_probe(train, held_out, train, probing, task.classes, seed=0)
     assert found.tstr == found.trtr
     assert set(found.per_class) == set(range(6))

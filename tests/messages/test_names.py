@@ -22,7 +22,7 @@ from fedgen.client_app import app as client_app
 from fedgen.client_app import node_home
 from fedgen.config.compose import load_config, to_yaml
 from fedgen.errors import AggregationError, ConfigError
-from fedgen.models.generators.bank import GranularitySettings
+from fedgen.models.settings import GranularitySettings
 from fedgen.render.pictures import folder_name
 from fedgen.report.page import write_report
 from fedgen.report.plots import confusion_axes, draw_run, draw_samples, partition_axes

@@ -12,9 +12,9 @@ from spaces import toy_space
 
 from fedgen.errors import PayloadError
 from fedgen.messages.samples import SAMPLES, samples_from_record, samples_to_record
-from fedgen.models.bases import CodecSettings, Lengths
 from fedgen.models.codec import NATIVE, Codec
 from fedgen.models.samples import SyntheticTokens
+from fedgen.models.settings import CodecSettings, Lengths
 
 SHAPE = (9, 8)
 

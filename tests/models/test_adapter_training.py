@@ -8,16 +8,10 @@ import torch
 
 from fedgen.data.tokens import FactoredTokens, TensorTokens
 from fedgen.errors import ConfigError
-from fedgen.models.adapters import Adapters, AdapterSettings, build_adapters
+from fedgen.models.adapters import Adapters, build_adapters
 from fedgen.models.memory import BatchLimit
-from fedgen.models.training import (
-    GlobalTrainingSettings,
-    Schedule,
-    TrainingSettings,
-    pull,
-    target_losses,
-    train_adapters,
-)
+from fedgen.models.settings import AdapterSettings, GlobalTrainingSettings, TrainingSettings
+from fedgen.models.training import Schedule, TrainingOptions, pull, target_losses, train_adapters
 
 ADAPTERS = AdapterSettings(width=8, heads=2, hidden=16, dropout=0.0)
 SETTINGS = TrainingSettings(epochs=1, lr=1e-2, batch_size=6)
@@ -83,12 +77,14 @@ def test_training_on_from_the_moments_is_one_long_training() -> None:
     clip = TensorTokens(source().tokens[:1], source().labels[:1])
     whole, pieces, forgetful = adapters(), adapters(), adapters()
     _, long = train_adapters(whole, clip, TARGETS, replace(settings, epochs=2), seed=0)
-    _, state = train_adapters(pieces, clip, TARGETS, settings, seed=0, schedule=Schedule(0, 2))
-    _, state = train_adapters(pieces, clip, TARGETS, settings, 1, optimizer_state=state, schedule=Schedule(1, 2))
+    _, state = train_adapters(pieces, clip, TARGETS, settings, seed=0, options=TrainingOptions(Schedule(0, 2)))
+    _, state = train_adapters(
+        pieces, clip, TARGETS, settings, 1, optimizer_state=state, options=TrainingOptions(Schedule(1, 2))
+    )
     torch.testing.assert_close(weights(pieces), weights(whole))
     torch.testing.assert_close(state, long)
     for index in range(2):
-        train_adapters(forgetful, clip, TARGETS, settings, index, schedule=Schedule(index, 2))
+        train_adapters(forgetful, clip, TARGETS, settings, index, options=TrainingOptions(Schedule(index, 2)))
     assert not torch.allclose(weights(forgetful), weights(whole), rtol=1e-4, atol=1e-5)
 
 
@@ -106,7 +102,9 @@ def test_the_proximal_term_holds_the_weights_back() -> None:
     moved = {}
     for mu in (0.0, 1.0, 100.0):
         model = adapters()
-        losses, _ = train_adapters(model, source(), TARGETS, replace(SETTINGS, epochs=5), seed=0, proximal_mu=mu)
+        losses, _ = train_adapters(
+            model, source(), TARGETS, replace(SETTINGS, epochs=5), seed=0, options=TrainingOptions(proximal_mu=mu)
+        )
         moved[mu] = float((weights(model) - start).norm())
         assert losses["loss"] == pytest.approx(losses["clip_loss"] + losses["t5_loss"], rel=1e-4)  # without the term
     assert moved[0.0] > moved[1.0] > moved[100.0]
@@ -117,7 +115,7 @@ def test_the_proximal_term_is_half_mu_times_the_squared_distance() -> None:
     one = replace(SETTINGS, batch_size=18)
     free, held = adapters(), adapters()
     train_adapters(free, source(), TARGETS, one, seed=0)
-    train_adapters(held, source(), TARGETS, one, seed=0, proximal_mu=50.0)
+    train_adapters(held, source(), TARGETS, one, seed=0, options=TrainingOptions(proximal_mu=50.0))
     assert torch.equal(weights(free), weights(held))
     anchor = [parameter.detach() - 2 for parameter in held.parameters()]
     for parameter in held.parameters():
@@ -137,8 +135,10 @@ def test_small_parts_of_a_batch_learn_what_the_whole_batch_learns(rows: int, mu:
     """Also with FedProx's distance, which counts once for the batch and not once for each part."""
     whole, parts = adapters(), adapters()
     settings = replace(SETTINGS, epochs=3)
-    expected, _ = train_adapters(whole, source(), TARGETS, settings, seed=0, proximal_mu=mu)
-    losses, _ = train_adapters(parts, source(), TARGETS, settings, seed=0, proximal_mu=mu, limit=BatchLimit(rows))
+    expected, _ = train_adapters(whole, source(), TARGETS, settings, seed=0, options=TrainingOptions(proximal_mu=mu))
+    losses, _ = train_adapters(
+        parts, source(), TARGETS, settings, seed=0, options=TrainingOptions(proximal_mu=mu, limit=BatchLimit(rows))
+    )
     assert losses == pytest.approx(expected, rel=1e-4)
     torch.testing.assert_close(predictions(parts), predictions(whole), rtol=1e-3, atol=1e-4)
 
@@ -158,7 +158,9 @@ def test_out_of_memory_halves_the_batch_and_repeats_the_step(caplog: pytest.LogC
     limit = BatchLimit()
     with caplog.at_level(logging.WARNING):
         scarce = Scarce(source().tokens, source().labels)
-        losses, moments = train_adapters(disturbed, scarce, TARGETS, SETTINGS, seed=0, limit=limit)
+        losses, moments = train_adapters(
+            disturbed, scarce, TARGETS, SETTINGS, seed=0, options=TrainingOptions(limit=limit)
+        )
     assert [record.getMessage() for record in caplog.records] == [
         "out of memory with 6 rows in a batch: going on with 3",
         "out of memory with 3 rows in a batch: going on with 1",

@@ -8,7 +8,8 @@ from fedgen.data.settings import TargetSettings
 from fedgen.data.targets import open_targets
 from fedgen.data.tokens import FactoredTokens
 from fedgen.errors import ConfigError
-from fedgen.models.adapters import Adapters, AdapterSettings, build_adapters
+from fedgen.models.adapters import Adapters, build_adapters
+from fedgen.models.settings import AdapterSettings
 
 SMALL = AdapterSettings(width=8, heads=2, hidden=16, dropout=0.2)
 AST = (1214, 768)

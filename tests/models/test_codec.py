@@ -6,8 +6,9 @@ from torch import Tensor
 
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.bases import Lengths
-from fedgen.models.codec import Codec, CodecSettings
+from fedgen.models.bases import resampling, upsampling
+from fedgen.models.codec import Codec
+from fedgen.models.settings import CodecSettings, Lengths
 
 SETTINGS = CodecSettings(channels=4, positions=3, components=8)
 
@@ -84,12 +85,12 @@ def test_lengths_decide_what_it_decodes_to(lengths: Lengths, expected: int) -> N
     assert ("analysis" in codec.state()) == (lengths != Lengths(20))
 
 
-@pytest.mark.parametrize("upsampling", ["linear", "nearest", "cubic", "learned"])
-def test_a_short_sequence_is_kept_and_up_sampled(upsampling: str) -> None:
+@pytest.mark.parametrize("kind", ["linear", "nearest", "cubic", "learned"])
+def test_a_short_sequence_is_kept_and_up_sampled(kind: str) -> None:
     tokens = low_rank(64)
-    lengths = Lengths(5, None, upsampling)
-    short = lengths.down(20).float() @ tokens
-    up = lengths.up(torch.einsum("nsd,ntd->st", tokens, tokens)).float()
+    lengths = Lengths(5, None, kind)
+    short = resampling(20, 5).float() @ tokens
+    up = upsampling(lengths, torch.einsum("nsd,ntd->st", tokens, tokens)).float()
     codec = Codec.fit(TensorTokens(tokens, torch.zeros(64)), SETTINGS, lengths)
     torch.testing.assert_close(codec.decode(codec.encode(tokens)), up @ short, atol=5e-3, rtol=1e-2)
 

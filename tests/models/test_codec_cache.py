@@ -16,8 +16,8 @@ from fedgen.data.public import VERSION
 from fedgen.data.settings import EncoderSettings
 from fedgen.data.tensors import load_tensors, save_tensors
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.bases import CodecSettings, Lengths
 from fedgen.models.public import PublicSpace, codec_identity, public_space
+from fedgen.models.settings import CodecSettings, Lengths
 
 ENCODER = EncoderSettings(stride=16)
 SIZES = CodecSettings(channels=4, positions=4, components=5)

@@ -12,8 +12,9 @@ from torch import Tensor
 from fedgen.config.settings import Config
 from fedgen.data.tokens import FactoredTokens, TensorTokens
 from fedgen.errors import ConfigError
-from fedgen.models.adapters import Adapters, AdapterSettings, build_adapters
-from fedgen.models.training import GlobalTrainingSettings, Teachers, train_adapters
+from fedgen.models.adapters import Adapters, build_adapters
+from fedgen.models.settings import AdapterSettings, GlobalTrainingSettings
+from fedgen.models.training import Teachers, TrainingOptions, train_adapters
 
 Tiny = Callable[..., Config]
 
@@ -30,8 +31,8 @@ def tokens(count: int = 8) -> Tensor:
     return torch.randn(count, 9, 6, generator=torch.Generator().manual_seed(1))
 
 
-def teachers() -> Teachers:
-    return Teachers(adapters(9), {0: adapters(1).state_dict(), 3: adapters(2).state_dict()}, COUNTS, 4)
+def teachers(weight: float = 0.5) -> Teachers:
+    return Teachers(adapters(9), {0: adapters(1).state_dict(), 3: adapters(2).state_dict()}, COUNTS, 4, weight)
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def test_a_student_of_one_teacher_becomes_like_it_and_the_teacher_stays() -> Non
     weights = {name: value.clone() for name, value in teacher.state_dict().items()}
     source = TensorTokens(tokens(40), torch.arange(40) % 2)
     settings = GlobalTrainingSettings(name="distil", epochs=60, lr=1e-2, batch_size=8, weight_decay=0)
-    taught = Teachers(adapters(9), {0: weights}, {0: {0: 1, 1: 1}}, 4)
+    taught = Teachers(adapters(9), {0: weights}, {0: {0: 1, 1: 1}}, 4, weight=1.0)
 
     def distance(student: Adapters) -> float:
         with torch.no_grad():
@@ -78,7 +79,7 @@ def test_a_student_of_one_teacher_becomes_like_it_and_the_teacher_stays() -> Non
 
     student = adapters(5)
     before = distance(student)
-    train_adapters(student, source, TARGETS, settings, seed=0, teachers=taught, teacher_weight=1.0)
+    train_adapters(student, source, TARGETS, settings, seed=0, options=TrainingOptions(teachers=taught))
     assert distance(student) < 0.05 * before
     assert all(torch.equal(value, weights[name]) for name, value in teacher.state_dict().items())
 
@@ -88,10 +89,8 @@ def test_its_weight_decides_between_teachers_and_targets() -> None:
     settings = GlobalTrainingSettings(name="distil", epochs=1, lr=1e-9, batch_size=12)
 
     def loss(weight: float | None) -> float:
-        taught = teachers() if weight is not None else None
-        losses, _ = train_adapters(
-            adapters(5), source, TARGETS, settings, 0, teachers=taught, teacher_weight=weight or 0.5
-        )
+        options = TrainingOptions(teachers=teachers(weight) if weight is not None else None)
+        losses, _ = train_adapters(adapters(5), source, TARGETS, settings, 0, options=options)
         return losses["loss"]
 
     supervised, half, distilled = loss(None), loss(0.5), loss(1.0)

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedgen.errors import ConfigError
-from fedgen.models.bases import UPSAMPLING, Lengths, learned, resampling
+from fedgen.models.bases import learned, resampling, upsampling
+from fedgen.models.settings import UPSAMPLING, Lengths
 
 
 def clips(count: int = 200, length: int = 24, width: int = 6) -> Tensor:
@@ -33,9 +34,9 @@ def test_nothing_said_means_the_encoders_own_length() -> None:
 def test_shorter_is_the_mean_of_neighbours() -> None:
     tokens = torch.randn(2, 10, 3, dtype=torch.float64)
     expected = functional.adaptive_avg_pool1d(tokens.transpose(1, 2), 4).transpose(1, 2)
-    torch.testing.assert_close(Lengths(training=4).down(10) @ tokens, expected)
+    torch.testing.assert_close(resampling(10, 4) @ tokens, expected)
     torch.testing.assert_close(resampling(10, 4, "nearest") @ tokens, expected)
-    pairs = Lengths(training=5).down(10)
+    pairs = resampling(10, 5)
     assert pairs[0].tolist() == [0.5, 0.5, 0, 0, 0, 0, 0, 0, 0, 0]
 
 
@@ -49,13 +50,13 @@ def test_longer_is_what_torch_interpolates(short: int, long: int) -> None:
         "cubic": functional.interpolate(tokens[:, None], (long, 3), mode="bicubic", align_corners=False)[:, 0],
     }
     for kind, wanted in expected.items():
-        up = Lengths(short, long, kind).up(torch.eye(long)).float()
+        up = upsampling(Lengths(short, long, kind), torch.eye(long)).float()
         torch.testing.assert_close(up @ tokens, wanted, msg=lambda text, kind=kind: f"{kind}: {text}")
 
 
 def test_equal_lengths_change_nothing() -> None:
     for kind in UPSAMPLING:
-        up = Lengths(8, 8, kind).up(moments(clips(length=8)))
+        up = upsampling(Lengths(8, 8, kind), moments(clips(length=8)))
         torch.testing.assert_close(up, torch.eye(8, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
@@ -67,10 +68,10 @@ def error(up: Tensor, tokens: Tensor, length: int) -> float:
 
 def test_learned_beats_every_fixed_way_also_on_unseen_clips() -> None:
     train, unseen = clips().split(100)
-    own = Lengths(6, None, "learned").up(moments(train))
+    own = upsampling(Lengths(6, None, "learned"), moments(train))
     for tokens in (train, unseen):
         for kind in ("linear", "nearest", "cubic"):
-            assert error(own, tokens, 6) < 0.9 * error(Lengths(6, 24, kind).up(moments(train)), tokens, 6)
+            assert error(own, tokens, 6) < 0.9 * error(upsampling(Lengths(6, 24, kind), moments(train)), tokens, 6)
 
 
 def test_learned_is_the_optimum_that_gradient_descent_looks_for() -> None:
@@ -114,10 +115,10 @@ def test_learned_exists_where_clips_say_little(tokens: Tensor) -> None:
 
 def test_large_factors_are_warned_of_by_value_and_keys(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        Lengths(4, 64).up(torch.eye(64))
+        upsampling(Lengths(4, 64), torch.eye(64))
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
-        Lengths(4, None).up(torch.eye(70))
+        upsampling(Lengths(4, None), torch.eye(70))
     (record,) = caplog.records
     assert "generator.output_length=70 is 17.5 times generator.training_length=4" in record.getMessage()
 

@@ -13,7 +13,7 @@ from fedgen.data.tokens import MappedTokens, TensorTokens
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.models import memory
 from fedgen.models.memory import LOW, MemoryPlan, batch_bytes, free_bytes, plan_memory
-from fedgen.models.training import train_adapters
+from fedgen.models.training import TrainingOptions, train_adapters
 from fedgen.task import Task, prepare_task
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -113,7 +113,9 @@ def test_low_learns_what_high_learns(tiny: Callable[..., Config]) -> None:
         adapters = task.adapters()
         source, heads = task.tokens(task.parts[0]), task.targets.heads
         training = replace(config.adapter.training, batch_size=10)  # parts of 8 and 2
-        losses[level], _ = train_adapters(adapters, source, heads, training, 0, limit=task.memory.batch_limit())
+        losses[level], _ = train_adapters(
+            adapters, source, heads, training, 0, options=TrainingOptions(limit=task.memory.batch_limit())
+        )
         scores[level] = zero_shot(adapters, task.test_tokens(), heads, task.classes)
     assert losses["low"] == pytest.approx(losses["high"], rel=1e-4)
     assert scores["low"].accuracy == scores["high"].accuracy

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError
-from fedgen.models.bases import Bases, CodecSettings, Lengths
+from fedgen.models.bases import Bases, resampling, upsampling
 from fedgen.models.moments import Moments
+from fedgen.models.settings import CodecSettings, Lengths
 
 
 def source(tokens: Tensor) -> TensorTokens:
@@ -42,7 +43,7 @@ def test_other_lengths_are_in_the_bases() -> None:
     lengths = Lengths(3, 12, "cubic")
     bases = Bases.from_moments(Moments.measure(source(tokens)), CodecSettings(8, 9), lengths)
     cores = bases.project(tokens).view(30, 3, 8)
-    down, up = lengths.down(9).float(), lengths.up(torch.eye(9)).float()
+    down, up = resampling(9, lengths.resolve(9)[0]).float(), upsampling(lengths, torch.eye(9)).float()
     torch.testing.assert_close(bases.positions @ cores @ bases.channels.T, up @ down @ tokens, atol=1e-4, rtol=1e-4)
 
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError
-from fedgen.models.adapters import AdapterSettings, build_adapters
-from fedgen.models.samples import ProjectedTokens, ProjectionSettings
+from fedgen.models.adapters import build_adapters
+from fedgen.models.samples import ProjectedTokens
+from fedgen.models.settings import AdapterSettings, ProjectionSettings
 
 SHAPE = (12, 8)
 

@@ -8,9 +8,9 @@ from spaces import SMALL, toy_space, toy_tokens
 
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import DataError
-from fedgen.models.bases import CodecSettings, Lengths
 from fedgen.models.codec import Codec
 from fedgen.models.public import TOLERANCE, PublicSpace
+from fedgen.models.settings import CodecSettings, Lengths
 
 SHAPE = (40, 24)
 SIZES = CodecSettings(channels=8, positions=6, components=16)

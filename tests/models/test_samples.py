@@ -6,9 +6,9 @@ import torch
 from fedgen.data.seeds import seeded
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import DataError
-from fedgen.models.bases import Lengths
-from fedgen.models.codec import Codec, CodecSettings
+from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.models.settings import CodecSettings, Lengths
 
 
 def synthetic(count: int, seed: int = 0, noise: bool = True, length: int = 6, positions: int = 4) -> SyntheticTokens:

@@ -19,7 +19,7 @@ from fedgen.data.tensors import load_tensors
 from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError
 from fedgen.models.training import train_adapters
 from fedgen.node.private import PrivateNode
-from fedgen.privacy import release
+from fedgen.privacy.release import release
 from fedgen.task import prepare_task
 
 Tiny = Callable[..., Config]

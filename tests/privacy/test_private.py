@@ -9,12 +9,13 @@ from torch import Tensor
 
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.bases import CodecSettings
-from fedgen.models.generators import GeneratorSettings, open_generator
+from fedgen.models.generators import open_generator
 from fedgen.models.public import PublicSpace
-from fedgen.privacy import PrivacySettings, Release, release
+from fedgen.models.settings import CodecSettings, GeneratorSettings
 from fedgen.privacy.accountant import calibrate
 from fedgen.privacy.mechanisms import class_sums, clipped
+from fedgen.privacy.release import Release, release
+from fedgen.privacy.settings import PrivacySettings
 
 pytest.importorskip("dp_accounting")
 

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from fedgen.data.tokens import TensorTokens
-from fedgen.models.bases import CodecSettings, Lengths
 from fedgen.models.public import PublicSpace
-from fedgen.privacy import PrivacySettings, Spent, release
-from fedgen.privacy.accountant import Mechanism, calibrate, compose
+from fedgen.models.settings import CodecSettings, Lengths
+from fedgen.privacy.accountant import Mechanism, Spent, calibrate, compose
 from fedgen.privacy.mechanisms import Noise
 from fedgen.privacy.release import (
     ALIKE,
@@ -30,8 +29,10 @@ from fedgen.privacy.release import (
     private_means,
     private_shapes,
     private_widths,
+    release,
     whitening,
 )
+from fedgen.privacy.settings import PrivacySettings
 
 accounting = pytest.importorskip("dp_accounting")
 stats = pytest.importorskip("scipy.stats")

@@ -11,10 +11,9 @@ from spaces import toy_space
 
 from fedgen.data.targets import Conditions
 from fedgen.data.tokens import TensorTokens
-from fedgen.models.bases import Lengths
-from fedgen.models.generators import GeneratorSettings, GeneratorTraining
-from fedgen.models.generators.bank import Bank, GranularitySettings
+from fedgen.models.generators.bank import Bank
 from fedgen.models.public import PublicSpace
+from fedgen.models.settings import GeneratorSettings, GeneratorTraining, GranularitySettings, Lengths
 from fedgen.runs.checkpoint import load_bank
 
 NAMES = ["rain", "train", "sea waves", "dog/cat"]

@@ -11,7 +11,7 @@ from savers import PROCESSES, save_five_times
 
 from fedgen.errors import CheckpointError
 from fedgen.models.generators import KINDS
-from fedgen.models.generators.bank import GRANULARITIES
+from fedgen.models.settings import GRANULARITIES
 from fedgen.runs.checkpoint import FORMAT, Manifest, has_bank, load_tensors, save_bank, save_tensors
 
 

@@ -18,8 +18,8 @@ from fedgen.data.store import Store
 from fedgen.errors import AggregationError, ConfigError
 from fedgen.messages.checks import Member
 from fedgen.messages.samples import SAMPLES
-from fedgen.models.bases import CodecSettings
 from fedgen.models.samples import SyntheticTokens
+from fedgen.models.settings import CodecSettings
 from fedgen.server.pool import DONORS, Filling
 from fedgen.task import prepare_task
 

@@ -6,10 +6,11 @@ from torch import Tensor
 
 from fedgen.data.targets import Conditions
 from fedgen.errors import choose
-from fedgen.models.generators.base import Generator, GeneratorSettings, GeneratorTraining, Part
+from fedgen.models.generators.base import Generator, Part
 from fedgen.models.generators.gan import GANGenerator
 from fedgen.models.generators.gaussian import GaussianGenerator
 from fedgen.models.generators.vae import ConditionedVAEGenerator, MultimodalVAEGenerator, VAEGenerator
+from fedgen.models.settings import GeneratorSettings, GeneratorTraining
 
 KINDS: dict[str, type[Generator]] = {
     kind.kind: kind

@@ -3,58 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedgen.data.plain import check_names
 from fedgen.data.seeds import seeded
 from fedgen.data.targets import Conditions
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import ConfigError, DataError, choose, require
 from fedgen.models.codec import Codec
-from fedgen.models.generators import KINDS, Generator, GeneratorSettings, Part, open_generator
+from fedgen.models.generators import KINDS, Generator, Part, open_generator
 from fedgen.models.generators.marginals import Marginals
 from fedgen.models.memory import BatchLimit
 from fedgen.models.public import PublicSpace
 from fedgen.models.samples import SyntheticTokens
+from fedgen.models.settings import GeneratorSettings, GranularitySettings
 from fedgen.models.states import exact_digest, join, part_of
 from fedgen.models.training import Schedule
 
-GRANULARITIES = ("unified", "per_class", "per_group")
-
-
-@dataclass(frozen=True)
-class GranularitySettings:
-    """How classes share generators: all in one, one each, or one for each named group of classes."""
-
-    name: str = "unified"
-    groups: dict[str, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        choose(self.name, GRANULARITIES, "granularity")
-        members = [name for names in self.groups.values() for name in names]
-        twice = sorted({name for name in members if members.count(name) > 1})
-        check_names([*self.groups, *members], "granularity.groups")
-        require(not twice, f"granularity.groups names {', '.join(twice)} more than once")
-
 
 def slots(granularity: GranularitySettings, classes: list[str]) -> dict[str, list[str]]:
-    """Return which classes each generator serves, by the generator's key.
+    """Return the classes of each generator, by its key: ``unified``, a class name or a group name.
 
-    Parameters
-    ----------
-    granularity : GranularitySettings
-        The key is ``unified``, a class name or a group name.
-    classes : list[str]
-        Classes of which the node has clips.
-
-    Raises
-    ------
-    ConfigError
-        ``per_group`` without groups, or with classes in no group.
+    ``classes`` are those of which the node has clips. Raises `ConfigError` for ``per_group`` without groups, or with
+    classes in no group.
     """
     if granularity.name == "unified":
         return {"unified": list(classes)}
@@ -98,17 +71,15 @@ class Bank:
     class_names : list[str]
         Name of each global class id.
     space : PublicSpace
-        The codec that the generators work in, and what is usual in it.
+        The codec that the generators work in.
     conditions : Conditions, optional
-        What the target has for each global class id; conditioned kinds see what ``settings.conditions`` selects.
+        Embeddings of the target for each global class id; conditioned kinds see those of ``settings.conditions``.
     limit : BatchLimit, optional
         Largest batch that training starts with; it is halved when memory runs out.
     split_seed : int
-        Seed of the choice of clips that early stopping is judged by. It must not change from round to round: clips that
-        were held out stay held out.
+        Seed of the choice of held-out clips: the same in every round, so that they stay held out.
     encode : Callable, optional
-        Returns the latents of all clips that the bank is fitted to, ``(N, k)``; `Codec.encode_all` of the clips by
-        default.
+        Returns the latents of all clips that the bank is fitted to, ``(N, k)``; `Codec.encode_all` by default.
 
     Raises
     ------
@@ -158,7 +129,7 @@ class Bank:
         return self.space.codec
 
     def of_state(self, state: Mapping[str, Tensor]) -> tuple[Generator, Marginals | None]:
-        """Return what `state` came from; `DataError` if a tensor is missing, unknown, misshapen or not finite."""
+        """Rebuild from `state`; `DataError` if a tensor is missing, unknown, misshapen or not finite."""
         rest = part_of(state, MARGINALS)
         own = {name: value for name, value in state.items() if not name.startswith(f"{MARGINALS}.")}
         generator = self.new_generator()
@@ -172,25 +143,16 @@ class Bank:
     def fit(self, source: TokenSource, seed: int) -> list[dict[str, float | str]]:
         """Fit every generator to its classes' clips of ``source``, on the source's device; a later call goes on.
 
-        Returns
-        -------
-        list[dict]
-            One entry for each generator and epoch: ``generator``, ``epoch`` and the losses by component.
-
-        Raises
-        ------
-        ConfigError
-            The granularity does not cover the classes present.
+        Returns one entry for each generator and epoch: ``generator``, ``epoch`` and the losses by component. Raises
+        `ConfigError` if the granularity does not cover the classes present.
         """
         classes, parts = self._parts(source, seed)
         chosen = {key: self.generators.get(key) or self.new_generator() for key in classes}
-        keeping = self.marginals if self.settings.marginals else {}  # a generator that stays what it is keeps its own
-        before = {key: exact_digest(chosen[key].state()) for key in classes if key in keeping}
+        before = {key: exact_digest(chosen[key].state()) for key in classes if key in self.marginals}
         losses = self._train(chosen, parts)
-        same = {key for key in before if exact_digest(chosen[key].state()) == before[key]}
-        changed = {key: part for key, part in parts.items() if key not in same}
-        kept = {key: marginals for key, marginals in self.marginals.items() if key not in changed}
-        self.marginals = kept | self._marginals(chosen, changed)
+        same = {key for key in before if exact_digest(chosen[key].state()) == before[key]}  # these keep their marginals
+        self.marginals = {key: value for key, value in self.marginals.items() if key in same or key not in parts}
+        self.marginals |= self._marginals(chosen, {key: part for key, part in parts.items() if key not in same})
         self.generators |= chosen
         self.classes |= classes
         return losses
@@ -203,14 +165,14 @@ class Bank:
         seed: int,
         schedule: Schedule,
     ) -> list[dict[str, float | str]]:
-        """Train generators that all nodes share on this node's clips; `shared_states` then gives what to pass on.
+        """Train generators that all nodes share on this node's clips; `shared_states` then returns the new state.
 
         Parameters
         ----------
         source : TokenSource
             The node's clips.
         states : Mapping[str, dict[str, Tensor]]
-            State by key, as `shared_states` or a merge gave it. A key without one starts from ``init_seed``.
+            Shared or merged state by key. A key without one starts from ``init_seed``.
         init_seed, seed : int
             Seeds of first weights, the same on every node, and of the order and the noise.
         schedule : Schedule
@@ -234,14 +196,10 @@ class Bank:
         return {key: generator.shared_state() for key, generator in self.generators.items()}
 
     def adopt(self, source: TokenSource, states: Mapping[str, dict[str, Tensor]]) -> None:
-        """Take over shared generators and fit what is the node's own to them: the bank can then sample and be saved.
+        """Load shared generators and fit the node's own parts to them: the bank can then sample and be saved.
 
-        Raises
-        ------
-        ConfigError
-            The granularity does not cover the classes present.
-        DataError
-            A generator of the node's classes has no state, or one of other settings. The bank is then as before.
+        Raises `ConfigError` if the granularity does not cover the classes present. Raises `DataError`, and leaves the
+        bank as before, if a generator of the node's classes has no state, or one of other settings.
         """
         classes, parts = self._parts(source, seed=0)
         missing = [key for key in classes if key not in states]
@@ -249,7 +207,7 @@ class Bank:
             raise DataError(f"no shared state for {', '.join(missing)}; there is one for {', '.join(sorted(states))}")
         chosen = {key: self._shared(states[key], 0) for key in classes}
         for key, part in parts.items():
-            chosen[key].settle(part.latents, part.labels)
+            chosen[key].finalize(part.latents, part.labels)
         self.marginals = self._marginals(chosen, parts)
         self.generators, self.classes = chosen, classes
 
@@ -260,17 +218,11 @@ class Bank:
         device: torch.device | str = "cpu",
         absent: Sequence[str] = (),
     ) -> SyntheticTokens:
-        """Draw samples, to be decoded on ``device``: ``counts`` says how many of each global class id.
+        """Draw ``counts`` samples of each global class id, to be decoded on ``device``.
 
-        A class's samples depend on its generator, the seed and its id alone, not on which other classes are asked for.
-        ``absent`` are conditions to do without, such as ``t5``, for kinds that can.
-
-        Raises
-        ------
-        DataError
-            The bank owns no generator of a class.
-        ConfigError
-            The kind cannot do without a condition of that name.
+        A class's samples depend on its generator, the seed and its id alone. ``absent`` are conditions to do without,
+        such as ``t5``, for kinds that can. Raises `DataError` for a class without generator, `ConfigError` for a
+        condition that the kind cannot do without.
         """
         owners = {name: key for key, names in self.classes.items() for name in names}
         drawn, labels = [torch.zeros(0, self.codec.size)], [torch.zeros(0, dtype=torch.long)]
@@ -282,7 +234,7 @@ class Bank:
         return SyntheticTokens(self.codec, torch.cat(drawn), torch.cat(labels), seed, device)
 
     def _parts(self, source: TokenSource, seed: int) -> tuple[dict[str, list[str]], dict[str, Part]]:
-        """Return which classes each generator serves, and what it learns from."""
+        """Return the classes of each generator, and its training data."""
         classes = slots(self.granularity, [self.class_names[label] for label in source.labels.unique().tolist()])
         latents, parts = self.encode() if self.encode else self.codec.encode_all(source), {}
         for key, names in classes.items():
@@ -293,7 +245,7 @@ class Bank:
         return classes, parts
 
     def _marginals(self, generators: Mapping[str, Generator], parts: Mapping[str, Part]) -> dict[str, Marginals]:
-        """Return what maps each generator's samples, if the settings want it."""
+        """Return the map of each generator's samples; none unless the settings ask for it."""
         found = {}
         for key, part in parts.items() if self.settings.marginals else ():
             codec, draw = self.codec.to(part.latents.device), generators[key].sample

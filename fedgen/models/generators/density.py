@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from fedgen.errors import DataError
+from fedgen.models.moments import class_means
 from fedgen.models.states import check_tensors, length_of
 
 FEW = 8  # samples below which a class has no covariance of its own
 BANDS = 4  # of directions, in which the width of a class is measured
-NARROWEST = 0.05  # of what is usual: no class is narrower in any band
+NARROWEST = 0.05  # of the usual variance: no class is narrower in any band
 
 
 class ClassStatistics:
-    """What a Gaussian for each class follows from; those of several nodes add up to those of all their samples.
+    """Counts, means and scatters of classes; those of several nodes add up to those of all their samples.
 
     Attributes
     ----------
@@ -49,8 +50,7 @@ class ClassStatistics:
         """Measure ``latents`` ``(N, k)`` of classes ``labels`` ``(N,)``, with scatters or without."""
         values = latents.detach().cpu().double()
         classes, rows, counts = labels.cpu().unique(return_inverse=True, return_counts=True)
-        sums = torch.zeros(len(classes), values.shape[1], dtype=torch.float64).index_add_(0, rows, values)
-        means = sums / counts[:, None]
+        means = class_means(values, rows)
         if not scattered:
             return cls(classes, counts, means)
         centred = values - means[rows]
@@ -58,10 +58,9 @@ class ClassStatistics:
         return cls(classes, counts, means, torch.stack([part.T @ part for part in parts]))
 
     def __add__(self, other: ClassStatistics) -> ClassStatistics:
-        classes = torch.cat([self.classes, other.classes]).unique()
+        classes, size = torch.cat([self.classes, other.classes]).unique(), self.means.shape[1]
         counts = torch.zeros(len(classes), dtype=torch.long)
-        means = torch.zeros(len(classes), self.means.shape[1], dtype=torch.float64)
-        size = self.means.shape[1]
+        means = torch.zeros(len(classes), size, dtype=torch.float64)
         scatters = None if self.scatters is None else torch.zeros(len(classes), size, size, dtype=torch.float64)
         for part in (self, other):
             rows = torch.searchsorted(classes, part.classes)
@@ -75,7 +74,7 @@ class ClassStatistics:
         return ClassStatistics(classes, counts, means, scatters)
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything that there is, by name, in float32 and int64."""
+        """Return the tensors that there are, by name, in float32 and int64."""
         values = {name: getattr(self, name) for name in self.NAMES if getattr(self, name) is not None}
         return {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
 
@@ -98,14 +97,12 @@ class ClassStatistics:
 
 
 class ClassGaussians:
-    """A mean and a covariance for each class.
+    """A mean and a covariance for each class; no sample is held, except as the mean of a class of one sample.
 
-    The covariance of class c is ``(1 - s) * own + s * tied``, ``tied`` being the pooled covariance within classes; of a
-    single class, which has no other to be tied to, its own variances without the covariances. A class of fewer than
-    `FEW` samples takes the tied one alone (s = 1): drawn from its own, samples would lie between its clips. Larger s
-    hides single clips better, smaller s keeps what distinguishes classes, such as their spread.
-    Only means and factors of covariances are held: no sample, residual or linear image of one, except that the mean of
-    a class of one sample is that sample.
+    The covariance of class c is ``(1 - s) * own + s * tied``, ``tied`` being the pooled covariance within classes, or
+    the variances alone where there is a single class. A class of fewer than `FEW` samples takes the tied one alone:
+    drawn from its own, samples would lie between its clips. Larger s hides single clips better, smaller s keeps the
+    differences between classes, such as their spread.
 
     Attributes
     ----------
@@ -138,7 +135,7 @@ class ClassGaussians:
 
     @classmethod
     def from_statistics(cls, statistics: ClassStatistics, shrinkage: float = 0.3) -> ClassGaussians:
-        """Return the densities that follow from ``statistics`` of at least one class."""
+        """Return the densities of ``statistics`` with scatters, of at least one class."""
         assert statistics.scatters is not None
         tied, shared = _tied(statistics), None
         factors: list[Tensor] = []
@@ -156,15 +153,9 @@ class ClassGaussians:
 
     @classmethod
     def around(cls, statistics: ClassStatistics, within: Tensor, widths: Tensor | None = None) -> ClassGaussians:
-        """Return densities with the means of ``statistics`` and a covariance that was known before.
+        """Return densities with the means of ``statistics`` and the public covariance ``within`` ``(k, k)``.
 
-        Parameters
-        ----------
-        statistics : ClassStatistics
-        within : Tensor
-            The covariance ``(k, k)``.
-        widths : Tensor, optional
-            How much wider each class is, as a ratio of variances in each of `BANDS` ``(C, BANDS)``: see `class_widths`.
+        ``widths`` ``(C, BANDS)``, see `class_widths`, are ratios of each class's variances to the public ones.
         """
         ratios = torch.ones(len(statistics.classes), BANDS) if widths is None else widths
         values, axes = principal_axes(within)
@@ -173,24 +164,12 @@ class ClassGaussians:
         return cls(statistics.classes, statistics.means, factors, torch.arange(len(factors)))
 
     def sample(self, label: int, count: int, generator: torch.Generator) -> Tensor:
-        """Draw ``count`` vectors ``(count, k)`` of class ``label`` with ``generator`` (on the CPU).
-
-        Raises
-        ------
-        DataError
-            The class was not in the data that the densities were fitted to.
-        """
+        """Draw ``count`` vectors ``(count, k)`` of class ``label`` with ``generator`` (on the CPU)."""
         mean, factor = self.of(label)
         return mean + torch.randn(count, len(mean), generator=generator) @ factor.T
 
     def of(self, label: int) -> tuple[Tensor, Tensor]:
-        """Return mean ``(k,)`` and factor ``(k, k)`` of class ``label``.
-
-        Raises
-        ------
-        DataError
-            The class was not in the data that the densities were fitted to.
-        """
+        """Return mean ``(k,)`` and factor ``(k, k)`` of class ``label``; `DataError` if it has no density."""
         if label not in self._row:
             raise DataError(f"no density for class {label}; fitted classes: {sorted(self._row)}")
         row = self._row[label]
@@ -202,13 +181,7 @@ class ClassGaussians:
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], size: int) -> ClassGaussians:
-        """Rebuild densities of ``size`` coefficients from `state`.
-
-        Raises
-        ------
-        DataError
-            Names the tensor that is missing or of a wrong shape.
-        """
+        """Rebuild densities of ``size`` coefficients from `state`; `DataError` names a wrong or missing tensor."""
         count, factors = (length_of(state, name) for name in ("classes", "factors"))
         shapes = {"classes": (count,), "means": (count, size), "factors": (factors, size, size), "factor_of": (count,)}
         check_tensors(state, shapes)
@@ -228,28 +201,19 @@ def bands(size: int) -> Tensor:
 
 
 def class_widths(latents: Tensor, labels: Tensor, within: Tensor) -> Tensor:
-    """Return how much wider classes are than usual: ratios of variances in each band of axes ``(C, BANDS)``.
+    """Return the ratio of each class's variances to those of ``within`` ``(k, k)`` in each band, ``(C, BANDS)``.
 
-    A class of one sample is as wide as usual, and so is every class in a band without axes.
-
-    Parameters
-    ----------
-    latents : Tensor
-        ``(N, k)``.
-    labels : Tensor
-        ``(N,)``; rows of the result are in ascending order of classes.
-    within : Tensor
-        The usual covariance ``(k, k)``.
+    ``latents`` are ``(N, k)``, ``labels`` ``(N,)``; rows of the result are in ascending order of classes. The ratio is
+    1 for a class of one sample, and in a band without axes.
     """
     values, axes = principal_axes(within)
-    classes, rows, counts = labels.cpu().unique(return_inverse=True, return_counts=True)
+    rows, counts = labels.cpu().unique(return_inverse=True, return_counts=True)[1:]
     points = latents.detach().cpu().double() @ axes  # (N, k)
-    means = torch.zeros(len(classes), len(values), dtype=torch.float64).index_add_(0, rows, points) / counts[:, None]
-    squares = (points - means[rows]).square() / values
-    own = torch.zeros(len(classes), len(values), dtype=torch.float64).index_add_(0, rows, squares)
+    squares = (points - class_means(points, rows)[rows]).square() / values
+    own = torch.zeros(len(counts), len(values), dtype=torch.float64).index_add_(0, rows, squares)
     own = own / (counts[:, None] - 1).clamp(min=1)
     sizes = bands(len(values)).bincount(minlength=BANDS)
-    ratios = torch.zeros(len(classes), BANDS, dtype=torch.float64).index_add_(1, bands(len(values)), own) / sizes
+    ratios = torch.zeros(len(counts), BANDS, dtype=torch.float64).index_add_(1, bands(len(values)), own) / sizes
     usual = (counts[:, None] < 2) | (sizes == 0)
     return torch.where(usual, 1.0, ratios).clamp(min=NARROWEST)
 
@@ -257,8 +221,7 @@ def class_widths(latents: Tensor, labels: Tensor, within: Tensor) -> Tensor:
 def variance_within(values: Tensor, labels: Tensor) -> Tensor:
     """Return the variance of each column of ``values`` ``(N, k)`` within classes ``(k,)``; 0 where no class repeats."""
     classes, rows = labels.unique(return_inverse=True)
-    sums = torch.zeros(len(classes), values.shape[1], device=values.device).index_add_(0, rows, values)
-    centred = values - (sums / rows.bincount()[:, None])[rows]
+    centred = values - class_means(values, rows)[rows]
     return centred.square().sum(dim=0) / max(1, len(values) - len(classes))
 
 

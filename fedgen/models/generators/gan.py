@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedgen.data.seeds import seeded
-from fedgen.models.generators.base import GeneratorTraining, Part
+from fedgen.models.generators.base import Part
 from fedgen.models.generators.density import ClassGaussians, ClassStatistics, class_widths
-from fedgen.models.generators.loop import Batch, Job, OptimStep, Recipe, hold_out
+from fedgen.models.generators.loop import Batch, OptimStep, TrainingSpec, TrainState, hold_out
 from fedgen.models.generators.neural import NeuralGenerator
 from fedgen.models.generators.vae import LinearCondition, linear, mlp
+from fedgen.models.settings import GANTraining
 
 DRAWS = 64  # codes that every validation maps anew to the classes
 
@@ -23,14 +24,7 @@ DRAWS = 64  # codes that every validation maps anew to the classes
 class GeneratorNetwork(nn.Module):
     """From codes to samples: the map of the class's Gaussian, which a network scales and shifts in every coefficient.
 
-    Parameters
-    ----------
-    size : int
-        Coefficients ``k`` of a latent vector, and of a code.
-    width : int
-        Hidden width.
-    condition : LinearCondition
-        Embeds the classes.
+    ``size`` are the coefficients ``k`` of a latent vector and of a code.
     """
 
     def __init__(self, size: int, width: int, condition: LinearCondition) -> None:
@@ -97,7 +91,7 @@ class GANGenerator(NeuralGenerator):
     Untrained it is the `gaussian` kind. With few clips the adversarial loss alone finds little that is true of other
     clips, so the generator also matches the distribution of the discriminator's features and of the latents, and the
     energy score of held-out clips decides which epoch counts, the untrained one among them. In training the Gaussians
-    are those of the other clips; afterwards they are those of all. They stay with the node.
+    are those of the other clips, afterwards those of all. They stay with the node.
 
     References
     ----------
@@ -127,7 +121,7 @@ class GANGenerator(NeuralGenerator):
         nn.init.zeros_(self.model.generator.last.weight)
 
     @property
-    def recipe(self) -> Recipe:
+    def spec(self) -> TrainingSpec:
         """The discriminator's step, then the generator's, on the same codes."""
         training, size = self.settings.training, self.size
 
@@ -143,22 +137,22 @@ class GANGenerator(NeuralGenerator):
             OptimStep(judge, ("score_gap", "gradient_penalty", "discriminator_loss"), part="discriminator"),
             OptimStep(make, ("adversarial", "feature_matching", "energy", "loss"), part="generator"),
         )
-        return Recipe(steps, noise, validation=held_out_energy)
+        return TrainingSpec(steps, noise, validation=held_out_energy)
 
-    def _job(self, part: Part, shared: bool) -> Job:
-        """Add the class Gaussians and the codes of validation; the start is the first that later epochs must beat."""
-        job, labels = super()._job(part, shared), part.labels.cpu()
-        held, rows = hold_out(job.count, 0.0 if shared else self.settings.training.validation, part.split_seed)
+    def _train_state(self, part: Part, shared: bool) -> TrainState:
+        """Add the class Gaussians and the codes of validation; the untrained model is the first candidate."""
+        state, labels = super()._train_state(part, shared), part.labels.cpu()
+        held, rows = hold_out(state.count, 0.0 if shared else self.settings.training.validation, part.split_seed)
         alone = held[~torch.isin(labels[held], labels[rows])]  # their classes have no other clips
         rows = torch.cat([rows, alone])
-        values = job.rows["values"]
-        density = self._density(values[rows.to(job.device)], labels[rows])
+        values = state.rows["values"]
+        density = self._density(values[rows.to(state.device)], labels[rows])
         draws = torch.randn(DRAWS, self.size, generator=seeded(part.split_seed, "validation codes"))
         tables = {"means": density.means, "factors": density.factors[density.factor_of], "draws": draws}
-        job.tables |= {name: value.to(job.device) for name, value in tables.items()}
-        return replace(job, resumed=not shared)
+        state.tables |= {name: value.to(state.device) for name, value in tables.items()}
+        return replace(state, resumed=not shared)
 
-    def settle(self, latents: Tensor, labels: Tensor) -> None:
+    def finalize(self, latents: Tensor, labels: Tensor) -> None:
         """Fit the class Gaussians that samples start from."""
         self.density = self._density(self.standardised(latents), labels)
 
@@ -181,8 +175,8 @@ class GANGenerator(NeuralGenerator):
         return self.model.generator(codes, classes, tables)[0] * self.deviation + self.mean
 
 
-def discriminator_losses(model: GANNetwork, batch: Batch, training: GeneratorTraining) -> Tensor:
-    """Return mean score of real minus made, gradient penalty on real, and what is minimised ``(3,)``."""
+def discriminator_losses(model: GANNetwork, batch: Batch, training: GANTraining) -> Tensor:
+    """Return mean score of real minus made, gradient penalty on real, and the minimised loss ``(3,)``."""
     seen = _seen(model.generator(batch.noise["codes"], batch.rows["classes"], batch.tables), batch, training)
 
     def score(values: Tensor) -> Tensor:
@@ -197,8 +191,8 @@ def discriminator_losses(model: GANNetwork, batch: Batch, training: GeneratorTra
     return torch.stack([real - made.mean(dim=1), penalty, loss]) @ batch.share
 
 
-def generator_losses(model: GANNetwork, batch: Batch, training: GeneratorTraining) -> Tensor:
-    """Return adversarial loss, energy scores of features and of latents, and what is minimised ``(4,)``."""
+def generator_losses(model: GANNetwork, batch: Batch, training: GANTraining) -> Tensor:
+    """Return adversarial loss, energy scores of features and of latents, and the minimised loss ``(4,)``."""
     made = model.generator(batch.noise["codes"], batch.rows["classes"], batch.tables)
     scores, layers = model.discriminator(_seen(made, batch, training), batch.rows["classes"], batch.tables)
     adversarial = -scores[:, 1:].mean(dim=1)
@@ -234,7 +228,7 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
     return ((one - other).square().sum(dim=-1) + 1e-8).sqrt()
 
 
-def _seen(made: Tensor, batch: Batch, training: GeneratorTraining) -> Tensor:
+def _seen(made: Tensor, batch: Batch, training: GANTraining) -> Tensor:
     """Return what the discriminator sees of each row ``(b, 1 + fakes, k)``: the real one, then ``made``, with noise."""
     values = torch.cat([batch.rows["values"][:, None], made], dim=1)
     return values + training.noise * batch.noise["input"] if "input" in batch.noise else values

@@ -1,4 +1,4 @@
-"""The honest baseline: a Gaussian for each class."""
+"""The baseline of all kinds: a Gaussian for each class."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GaussianGenerator(Generator):
     restarts = True
 
     def forget(self) -> None:
-        """Be without statistics (shared ones) and densities."""
+        """Drop shared statistics and densities."""
         self.density: ClassGaussians | None = None
         self.statistics = ClassStatistics.empty(self.size, self.within is None)
 
@@ -63,8 +63,8 @@ class GaussianGenerator(Generator):
         self.statistics += own
         return [_loss(ClassStatistics.measure(latents, labels))]
 
-    def settle(self, latents: Tensor, labels: Tensor) -> None:
-        """Take the densities from the shared statistics; nothing of them is the node's own."""
+    def finalize(self, latents: Tensor, labels: Tensor) -> None:
+        """Compute the densities from the shared statistics; nothing of them is the node's own."""
         if not len(self.statistics.classes):
             raise DataError("the generator has no shared statistics to settle on")
         self.density = self._density(self.statistics)
@@ -86,7 +86,7 @@ class GaussianGenerator(Generator):
         return self.statistics.state()
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
-        """Take over statistics."""
+        """Load statistics."""
         self.statistics = ClassStatistics.from_state(state, self.size, self.within is None)
         self.density = None
 
@@ -101,7 +101,7 @@ class GaussianGenerator(Generator):
         return {} if self.density is None else self.density.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over the densities of ``state``."""
+        """Load the densities of ``state``."""
         self.density = ClassGaussians.from_state(state, self.size)
 
 

@@ -1,4 +1,4 @@
-"""How every neural generator is trained: its steps on every batch, with early stopping by rows that are held out."""
+"""The training loop of every neural generator, with early stopping by rows that are held out."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from fedgen.data.seeds import seeded
 from fedgen.errors import DataError
-from fedgen.models.generators.base import GeneratorTraining
 from fedgen.models.memory import BatchLimit
+from fedgen.models.settings import NeuralTraining
 from fedgen.models.states import join, live_tensors, load_optimizer_tensors, part_of
 from fedgen.models.training import Schedule
 
 
 class Batch(NamedTuple):
-    """What the losses of a model are computed from."""
+    """The input of the losses."""
 
     rows: dict[str, Tensor]  # of the batch, (b, ...) each
-    tables: dict[str, Tensor]  # what is the same in every batch
-    noise: dict[str, Tensor]  # what the recipe draws for each row (b, ...); empty in validation
+    tables: dict[str, Tensor]  # the same in every batch
+    noise: dict[str, Tensor]  # drawn for each row (b, ...); empty in validation
     share: Tensor  # of each row in the mean over the batch (b,); over all parts of a batch it sums to 1
     progress: Tensor  # share of the configured training that is done (), from 0 to 1
 
@@ -49,7 +49,7 @@ class OptimStep:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingSpec:
     """How models of one kind learn.
 
     Parameters
@@ -60,7 +60,7 @@ class Recipe:
         From a number of rows and a generator to noise by name ``(rows, ...)``, on the generator's device. Drawn once an
         epoch for all its rows.
     validation : Losses, optional
-        Their last component decides which epoch was best. Without it no row is held out and nothing stops early.
+        The last component decides which epoch was best. Without it no row is held out and nothing stops early.
     """
 
     steps: tuple[OptimStep, ...]
@@ -69,11 +69,11 @@ class Recipe:
 
 
 @dataclass
-class Job:
-    """One model and what it learns from."""
+class TrainState:
+    """One model, its optimisers' moments, and the rows that it learns from."""
 
     model: nn.Module  # trained in place; moves to the device of the rows
-    rows: dict[str, Tensor]  # what batches are taken from, (N, ...) each, on the device to train on
+    rows: dict[str, Tensor]  # (N, ...) each, on the device to train on
     seed: int  # of the order of rows and of the noise
     split_seed: int | None = None  # of the choice of rows that are held out; without it none are
     tables: dict[str, Tensor] = field(default_factory=dict)  # handed to every batch as they are
@@ -90,35 +90,74 @@ class Job:
         """Device of the rows."""
         return next(iter(self.rows.values())).device
 
-    def batch(self, numbers: Tensor, noise: dict[str, Tensor], progress: Tensor) -> Batch:
-        """Return the rows of these ``numbers`` ``(b,)`` as a batch."""
+    def batch(self, numbers: Tensor, noise: dict[str, Tensor], progress: float) -> Batch:
+        """Return the rows of these ``numbers`` ``(b,)``, each with the same share in the mean."""
+        numbers = numbers.to(self.device)
         rows = {name: value[numbers] for name, value in self.rows.items()}
         share = torch.full((len(numbers),), 1 / max(1, len(numbers)), device=self.device)
-        return Batch(rows, self.tables, noise, share, progress)
+        return Batch(rows, self.tables, noise, share, torch.tensor(progress, device=self.device))
 
 
 def train(
-    job: Job,
-    recipe: Recipe,
-    training: GeneratorTraining,
+    state: TrainState,
+    spec: TrainingSpec,
+    training: NeuralTraining,
     schedule: Schedule | None = None,
     limit: BatchLimit | None = None,
 ) -> list[dict[str, float]]:
-    """Train the model of ``job`` and leave it with the weights and moments of its best epoch.
+    """Train the model of ``state`` and leave it with the weights and moments of its best epoch.
 
     ``schedule`` is the place of this call in a training of several calls; ``limit`` halves the batch when memory runs
     out. Returns the losses of each epoch by component, and ``validation_loss`` if rows were held out. Raises
     `DataError` if one is not finite.
     """
-    loop = _Loop(job, recipe, training, schedule or Schedule(), limit or BatchLimit())
-    if job.resumed and len(loop.held):
-        loop.judge(loop.validate().item())
+    schedule, limit, model = schedule or Schedule(), limit or BatchLimit(), state.model.to(state.device)
+    share = training.validation if spec.validation and state.split_seed is not None else 0.0
+    held, rows = hold_out(state.count, share, state.split_seed or 0)
+    held_batch = state.batch(held, {}, 1.0)
+    shuffle, draw = seeded(state.seed, "shuffle"), seeded(state.seed, "noise", device=state.device)
+    optimizers = [_optimizer(state, step, training) for step in spec.steps]
+    names = [name for step in spec.steps for name in step.components]
+    batches = len(rows.split(training.batch_size))
+    steps = training.epochs * batches
+    best, best_loss, age = {}, math.inf, 0
+    if state.resumed and len(held):
+        best, best_loss = _snapshot(model, optimizers), _validate(spec, model, held_batch)
+    history: list[dict[str, float]] = []
     for epoch in range(training.epochs):
-        if loop.age >= training.patience:
+        if age >= training.patience:
             break
-        loop.epoch(epoch)
-    loop.finish()
-    return loop.losses
+        order = rows[torch.randperm(len(rows), generator=shuffle)]
+        noise = {name: value.split(training.batch_size) for name, value in spec.noise(len(order), draw).items()}
+        sums = []
+        for number, chosen in enumerate(order.to(state.device).split(training.batch_size)):
+            done = epoch * batches + number
+            progress = 1.0 if state.resumed else schedule.progress(done, steps)
+            batch = state.batch(chosen, {name: parts[number] for name, parts in noise.items()}, progress)
+            rate = training.lr * schedule.rate(done, steps, training.warmup)
+            found = []
+            for step, optimizer in zip(spec.steps, optimizers, strict=True):
+                optimizer.param_groups[0]["lr"] = rate * step.rate
+                found.append(_descend(model, step, batch, optimizer, training.clip, limit))
+            sums.append(torch.cat(found) * (len(chosen) / len(order)))
+        losses = dict(zip(names, torch.stack(sums).sum(0).tolist(), strict=True))
+        if len(held):
+            losses["validation_loss"] = _validate(spec, model, held_batch)
+        if not all(map(math.isfinite, losses.values())):
+            raise DataError(
+                f"training of a generator diverged in epoch {epoch}: {losses}; "
+                f"lower generator.training.lr={training.lr}"
+            )
+        history.append(losses)
+        if len(held):
+            age += 1
+            if losses["validation_loss"] < best_loss:
+                best, best_loss, age = _snapshot(model, optimizers), losses["validation_loss"], 0
+    final = best or _snapshot(model, optimizers)
+    model.load_state_dict(part_of(final, "model"))
+    model.requires_grad_(True)
+    state.moments = {name: value.cpu() for name, value in part_of(final, "optimizer").items()}
+    return history
 
 
 def hold_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -127,111 +166,39 @@ def hold_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[: int(share * count)], order[int(share * count) :]
 
 
-class _Loop:
-    """A training in progress: the losses of each epoch, and the best weights so far."""
+def _optimizer(state: TrainState, step: OptimStep, training: NeuralTraining) -> torch.optim.AdamW:
+    parameters = state.model.get_submodule(step.part).parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, fused=True)
+    load_optimizer_tensors(state.model, optimizer, state.moments)
+    return optimizer
 
-    def __init__(
-        self, job: Job, recipe: Recipe, training: GeneratorTraining, schedule: Schedule, limit: BatchLimit
-    ) -> None:
-        self.job, self.recipe, self.training, self.schedule, self.limit = job, recipe, training, schedule, limit
-        self.model = job.model.to(job.device)
-        share = training.validation if recipe.validation and job.split_seed is not None else 0.0
-        self.held, self.rows = hold_out(job.count, share, job.split_seed or 0)
-        self.held_batch = job.batch(self.held, {}, torch.ones((), device=job.device))
-        self.batches = len(self.rows.split(training.batch_size))
-        self.shuffle, self.noise = seeded(job.seed, "shuffle"), seeded(job.seed, "noise", device=job.device)
-        self.optimizers = [self._optimizer(step) for step in recipe.steps]
-        self.losses: list[dict[str, float]] = []
-        self.best, self.age = math.inf, 0
-        self.kept: dict[str, Tensor] = {}  # weights and moments of the best epoch
 
-    def _optimizer(self, step: OptimStep) -> torch.optim.AdamW:
-        parameters, training = self.model.get_submodule(step.part).parameters(), self.training
-        optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, fused=True)
-        load_optimizer_tensors(self.model, optimizer, self.job.moments)
-        return optimizer
+def _descend(
+    model: nn.Module, step: OptimStep, batch: Batch, optimizer: torch.optim.AdamW, clip: float, limit: BatchLimit
+) -> Tensor:
+    """Move the step's weights, and no others; return its losses ``(components,)``."""
+    moving = model.get_submodule(step.part)
+    model.requires_grad_(False)
+    moving.requires_grad_(True)
 
-    def epoch(self, number: int) -> None:
-        """Train on every row that is not held out once, note the losses, and judge the weights."""
-        order, size = self.rows[torch.randperm(len(self.rows), generator=self.shuffle)], self.training.batch_size
-        noise = {name: value.split(size) for name, value in self.recipe.noise(len(order), self.noise).items()}
-        progress, sums = self._progress(number), []
-        for batch, rows in enumerate(order.to(self.job.device).split(size)):
-            own = {name: parts[batch] for name, parts in noise.items()}
-            losses = self._step(number * self.batches + batch, self.job.batch(rows, own, progress[batch]))
-            sums.append(losses * (len(rows) / len(order)))
-        names, found = [name for step in self.recipe.steps for name in step.components], torch.stack(sums).sum(0)
-        if len(self.held):
-            names, found = [*names, "validation_loss"], torch.cat([found, self.validate()[None]])
-        self._note(dict(zip(names, found.tolist(), strict=True)))
+    def losses(rows: Tensor) -> Tensor:  # (b,), neighbours
+        return step.losses(model, batch.window(int(rows[0]), int(rows[-1]) + 1))
 
-    def _progress(self, epoch: int) -> Tensor:
-        """Return the share of training that is done before each batch of the epoch ``(batches,)``."""
-        steps, first = self.training.epochs * self.batches, epoch * self.batches
-        values = [self.schedule.progress(first + batch, steps) for batch in range(self.batches)]
-        return torch.tensor([1.0] * self.batches if self.job.resumed else values, device=self.job.device)
+    found = limit.backward(torch.arange(len(batch.share)), losses, optimizer.zero_grad)
+    nn.utils.clip_grad_norm_(moving.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return found
 
-    def _step(self, number: int, batch: Batch) -> Tensor:
-        """Take each step of the recipe on the call's batch ``number``; return the batch's losses ``(components,)``."""
-        rate = self.schedule.rate(number, self.training.epochs * self.batches, self.training.warmup)
-        losses = []
-        for step, optimizer in zip(self.recipe.steps, self.optimizers, strict=True):
-            optimizer.param_groups[0]["lr"] = self.training.lr * step.rate * rate
-            losses.append(self._descend(step, batch, optimizer))
-            optimizer.step()
-            optimizer.zero_grad()
-        return torch.cat(losses)
 
-    def _descend(self, step: OptimStep, batch: Batch, optimizer: torch.optim.AdamW) -> Tensor:
-        """Give the step's weights their gradients, and no others; return its losses ``(components,)``."""
-        moving = self.model.get_submodule(step.part)
-        self.model.requires_grad_(False)
-        moving.requires_grad_(True)
+@torch.no_grad()
+def _validate(spec: TrainingSpec, model: nn.Module, batch: Batch) -> float:
+    """Return the deterministic loss of the held-out rows."""
+    assert spec.validation is not None
+    return spec.validation(model, batch)[-1].item()
 
-        def losses(rows: Tensor) -> Tensor:  # (b,), neighbours
-            return step.losses(self.model, batch.window(int(rows[0]), int(rows[-1]) + 1))
 
-        found = self.limit.backward(torch.arange(len(batch.share)), losses, optimizer.zero_grad)
-        nn.utils.clip_grad_norm_(moving.parameters(), self.training.clip)
-        return found
-
-    def _note(self, losses: dict[str, float]) -> None:
-        """Add the losses of an epoch, and judge the weights by those of the held-out rows."""
-        if not all(map(math.isfinite, losses.values())):
-            raise DataError(
-                f"training of a generator diverged in epoch {len(self.losses)}: {losses}; "
-                f"lower generator.training.lr={self.training.lr}"
-            )
-        self.losses.append(losses)
-        if "validation_loss" in losses:
-            self.age += 1
-            self.judge(losses["validation_loss"])
-
-    @torch.no_grad()
-    def validate(self) -> Tensor:
-        """Return the deterministic loss of the held-out rows ``()``."""
-        assert self.recipe.validation is not None
-        return self.recipe.validation(self.model, self.held_batch)[-1]
-
-    def judge(self, loss: float) -> None:
-        """Keep weights and moments if ``loss``, of the held-out rows, is the best so far."""
-        if loss < self.best:
-            self.best, self.age = loss, 0
-            current = self._current()
-            if self.kept.keys() == current.keys():
-                torch._foreach_copy_(list(self.kept.values()), list(current.values()))  # new memory costs more
-            else:
-                self.kept = {name: value.clone() for name, value in current.items()}
-
-    def finish(self) -> None:
-        """Give the model its best weights back and the job their moments, on the CPU."""
-        state = self.kept or self._current()
-        self.model.load_state_dict(part_of(state, "model"))
-        self.model.requires_grad_(True)
-        moments = part_of(state, "optimizer")
-        self.job.moments = {name: value.to("cpu", copy=True) for name, value in moments.items()}
-
-    def _current(self) -> dict[str, Tensor]:
-        """Return weights and moments as they are, not copied."""
-        moments = live_tensors(self.model, *self.optimizers)
-        return join({"model": self.model.state_dict(), "optimizer": moments})
+def _snapshot(model: nn.Module, optimizers: list[torch.optim.AdamW]) -> dict[str, Tensor]:
+    """Return copies of weights and moments."""
+    parts = {"model": model.state_dict(), "optimizer": live_tensors(model, *optimizers)}
+    return {name: value.clone() for name, value in join(parts).items()}

@@ -25,29 +25,26 @@ Draw = Callable[[int, int, torch.Generator], Tensor]
 
 
 class Marginals:
-    """Maps samples so that what they deviate from the mean of their class is distributed as in the class's clips.
+    """Per-channel quantile mapping of samples to the marginal distribution of the class's clips.
 
     A Gaussian spreads rare, strong events, such as the ticks of a clock, evenly over all samples and positions. Here
-    each basis channel of the decoded samples, over all positions, is mapped quantile by quantile to the distribution
-    that it has in the clips; then every coefficient is given back the mean and the deviation that the generator gave
-    it. Samples are mapped one by one: a sample does not depend on how many are drawn.
+    the deviation of each decoded basis channel from its mean, over all positions, is mapped quantile by quantile to the
+    clips' distribution. Then every coefficient gets back the mean and the deviation that the generator gave it. Samples
+    are mapped one by one: a sample does not depend on how many are drawn.
 
-    Held is what follows from quantiles over all positions of all clips of a class, no clip. A class of fewer than `FEW`
-    clips has none, and its samples stay what they are.
+    Quantiles over all positions of all clips of a class are held, no clip. A class of fewer than `FEW` clips has none,
+    and its samples stay as they are.
 
     Attributes
     ----------
     classes : Tensor
         Global class ids ``(C,)``, ascending.
     lows, steps : Tensor
-        Where the tables begin and how far their points are apart, in what the generator draws, ``(C, channels)``.
+        First point of each table and distance of its points, in the generator's values, ``(C, channels)``.
     tables : Tensor
-        What becomes of each point, ``(C, channels, POINTS)``; between two points the map is linear, and beyond the
-        first and the last it shifts.
-    means : Tensor
-        Of each coefficient of what the generator draws, ``(C, k)``.
-    shifts, gains : Tensor
-        What gives a mapped coefficient its mean and its deviation again, ``(C, k)``.
+        Mapped value of each point, ``(C, channels, POINTS)``; linear between two points, a shift beyond the ends.
+    means, shifts, gains : Tensor
+        The generator's mean of each coefficient, and the map that restores its mean and deviation, ``(C, k)``.
 
     References
     ----------
@@ -66,7 +63,7 @@ class Marginals:
 
     @classmethod
     def fit(cls, codec: Codec, latents: Tensor, labels: Tensor, draw: Draw, seed: int) -> Marginals:
-        """Measure ``latents`` ``(N, k)`` of classes ``labels`` ``(N,)``, and as many samples of each as it takes."""
+        """Measure ``latents`` ``(N, k)`` of classes ``labels`` ``(N,)``, and `DRAWS` samples of each."""
         labels = labels.cpu()
         classes, counts = labels.unique(return_counts=True)
         rows = []
@@ -90,7 +87,7 @@ class Marginals:
         return cls(torch.zeros(0), of_channels, of_channels, tables, of_latents, of_latents, of_latents)
 
     def match(self, codec: Codec, label: int, latents: Tensor) -> Tensor:
-        """Return what samples ``latents`` ``(N, k)`` of a class become, on the CPU."""
+        """Return samples ``latents`` ``(N, k)`` of a class, mapped, on the CPU."""
         if label not in self._row:
             return latents.cpu()
         row, device = self._row[label], codec.mean.device
@@ -103,13 +100,7 @@ class Marginals:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], codec: Codec) -> Marginals:
-        """Rebuild those of samples in ``codec`` from `state`.
-
-        Raises
-        ------
-        DataError
-            Names the tensor that is missing, unknown or of a wrong shape.
-        """
+        """Rebuild those of samples in ``codec`` from `state`; `DataError` names a wrong or missing tensor."""
         count = length_of(state, "classes")
         channels, size = (count, codec.channels.shape[1]), (count, codec.size)
         shapes = {"classes": (count,), "lows": channels, "steps": channels, "tables": (*channels, POINTS)}
@@ -137,7 +128,7 @@ def _quantiles(values: Tensor) -> Tensor:
 
 
 def _table(drawn: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the map from quantiles ``drawn`` to ``real`` at points of equal distance, and where these are."""
+    """Return the map from quantiles ``drawn`` to ``real``: first point, distance of points, values."""
     low, high = drawn[:, :1], drawn[:, -1:]
     points = low + (high - low) * torch.linspace(0, 1, POINTS, device=low.device)  # (channels, POINTS)
     right = torch.searchsorted(drawn, points).clamp(1, LEVELS - 1)
@@ -162,10 +153,7 @@ def _mapped(codec: Codec, latents: Tensor, mean: Tensor, low: Tensor, step: Tens
 
 
 def _pieces(low: Tensor, step: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the linear pieces of a table's map, ``(channels, POINTS + 1)``: what 0 would become, and the slope.
-
-    The first and the last piece, beyond the table, shift: their slope is 1.
-    """
+    """Return the linear pieces of a table's map, ``(channels, POINTS + 1)``: value at 0, and slope (1 at both ends)."""
     points = low[:, None] + step[:, None] * torch.arange(POINTS, device=low.device)
     slopes = torch.ones(len(table), POINTS + 1, device=low.device)
     slopes[:, 1:-1] = table.diff(dim=1) / step.clamp(min=TINY)[:, None]

@@ -1,4 +1,4 @@
-"""What all generators that are trained by gradient descent have in common."""
+"""The common part of all generators that are trained by gradient descent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedgen.data.targets import Conditions
 from fedgen.errors import DataError
 from fedgen.models.generators.base import Generator, Part
 from fedgen.models.generators.density import ClassGaussians
-from fedgen.models.generators.loop import Job, Recipe, train
+from fedgen.models.generators.loop import TrainingSpec, TrainState, train
 from fedgen.models.memory import BatchLimit
 from fedgen.models.states import MOMENTS, average, check_optimizer_tensors, check_tensors, join, part_of
 from fedgen.models.training import Schedule
@@ -22,28 +22,27 @@ from fedgen.models.training import Schedule
 class NeuralGenerator(Generator):
     """A network that is trained on centred latents of unit mean variance, and a density that its samples start from.
 
-    A kind says which network (`build`), how it learns (`recipe`), what of the classes is fitted to the trained network
-    (`settle`) and how samples are drawn (`sample`). What it is conditioned on are the ``embeddings`` of its classes:
-    fitting and sampling both read them through `classes_of`.
+    A kind defines the network (`build`), its training (`spec`), the parts fitted to the trained network (`finalize`)
+    and sampling (`sample`). Fitting and sampling both read the ``embeddings`` of classes through `classes_of`.
 
     Attributes
     ----------
     model : nn.Module
         On the CPU, except while it is trained.
     embeddings : dict[str, Tensor]
-        What the network sees of each global class id, ``(C, ...)`` by name; empty for unconditioned kinds.
+        Input of the network for each global class id, ``(C, ...)`` by name; empty for unconditioned kinds.
     mean, deviation : Tensor
         ``(k,)`` and ``()``: of the latents of the first fit; 0 and 1 for a shared generator.
     residual : Tensor
         Deviation of the noise that samples get ``(k,)``.
     density : ClassGaussians or None
-        None until the generator is settled.
+        None until `finalize`.
     moments : dict[str, Tensor]
         AdamW's, between fits.
     """
 
     def forget(self) -> None:
-        """Be without weights, standardisation, density and the optimiser's state."""
+        """Drop weights, standardisation, density and the optimiser's state."""
         self.embeddings = self.see(self.conditions)
         self.model = self.build()
         self.mean, self.deviation, self.residual = torch.zeros(self.size), torch.ones(()), torch.zeros(self.size)
@@ -53,7 +52,7 @@ class NeuralGenerator(Generator):
 
     @classmethod
     def see(cls, conditions: Conditions | None) -> dict[str, Tensor]:
-        """Return what of ``conditions`` the network sees: by default one vector a class, or nothing."""
+        """Return the network's input of ``conditions``: by default one vector a class, or nothing."""
         return {} if conditions is None else {"pooled": conditions.pooled()}
 
     @abstractmethod
@@ -62,7 +61,7 @@ class NeuralGenerator(Generator):
 
     @property
     @abstractmethod
-    def recipe(self) -> Recipe:
+    def spec(self) -> TrainingSpec:
         """How the network learns from rows ``values`` ``(b, k)`` and ``classes`` ``(b, C)``: see `classes_of`."""
 
     @property
@@ -84,9 +83,9 @@ class NeuralGenerator(Generator):
     def fit(
         self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0, limit: BatchLimit | None = None
     ) -> list[dict[str, float]]:
-        """Train on ``latents`` ``(N, k)`` and settle; a generator that was trained goes on, its ramps being over."""
+        """Train on ``latents`` ``(N, k)`` and finalize; a trained generator goes on, its ramps being over."""
         losses = self._train(Part(latents, labels, seed, split_seed), None, limit)
-        self.settle(latents, labels)
+        self.finalize(latents, labels)
         return losses
 
     def fit_shared(
@@ -96,14 +95,14 @@ class NeuralGenerator(Generator):
         return self._train(Part(latents, labels, seed), schedule, limit)
 
     def _train(self, part: Part, schedule: Schedule | None, limit: BatchLimit | None) -> list[dict[str, float]]:
-        job = self._job(part, shared=schedule is not None)
-        losses = train(job, self.recipe, self.settings.training, schedule, limit)
-        self.moments = job.moments
+        state = self._train_state(part, shared=schedule is not None)
+        losses = train(state, self.spec, self.settings.training, schedule, limit)
+        self.moments = state.moments
         self.model.cpu()
         return losses
 
-    def _job(self, part: Part, shared: bool) -> Job:
-        """Return what training needs; an untrained generator is initialised unless nodes share it."""
+    def _train_state(self, part: Part, shared: bool) -> TrainState:
+        """Return the training data and state; an untrained generator is initialised unless nodes share it."""
         if not self.initialised:
             self.initialise(part.seed)
             if not shared:
@@ -113,14 +112,14 @@ class NeuralGenerator(Generator):
         rows = {"values": self.standardised(part.latents), "classes": classes}
         resumed = bool(self.moments) and not shared
         split_seed = None if shared else part.split_seed
-        return Job(self.model, rows, part.seed, split_seed, tables, self.moments, resumed)
+        return TrainState(self.model, rows, part.seed, split_seed, tables, self.moments, resumed)
 
     def standardised(self, latents: Tensor) -> Tensor:
         """Return ``latents`` ``(N, k)`` as the network sees them."""
         return (latents - self.mean.to(latents.device)) / self.deviation.to(latents.device)
 
     def classes_of(self, labels: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, dict[str, Tensor]]:
-        """Return which class each of ``labels`` ``(N,)`` is, one-hot ``(N, C)``, and the embeddings of these ``C``.
+        """Return the class of each of ``labels`` ``(N,)``, one-hot ``(N, C)``, and the embeddings of these ``C``.
 
         A network embeds each class once and spreads the result over the rows with a product.
         """
@@ -141,7 +140,7 @@ class NeuralGenerator(Generator):
         return {name: value.detach().clone() for name, value in join(parts).items()}
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
-        """Take over weights and AdamW's state; latents count as standardised."""
+        """Load weights and AdamW's state; latents count as standardised."""
         moments = part_of(state, "optimizer")
         shapes = {f"optimizer.{name}": value.shape for name, value in moments.items()}
         check_tensors(state, self._model_shapes() | shapes)
@@ -165,7 +164,7 @@ class NeuralGenerator(Generator):
         return join(parts) | {"mean": self.mean, "deviation": self.deviation, "residual": self.residual}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over ``state``; `DataError` names a tensor that is missing, unknown, not finite or misshapen."""
+        """Load ``state``; `DataError` names a tensor that is missing, unknown, not finite or misshapen."""
         expected = self._model_shapes()
         expected |= {"mean": self.mean.shape, "deviation": self.deviation.shape, "residual": self.residual.shape}
         moments, density = part_of(state, "optimizer"), part_of(state, "density")

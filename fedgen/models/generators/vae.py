@@ -11,20 +11,24 @@ from torch.nn import functional
 
 from fedgen.data.seeds import seeded
 from fedgen.data.targets import Conditions
-from fedgen.models.generators.base import GeneratorTraining
 from fedgen.models.generators.density import ClassGaussians, variance_within
-from fedgen.models.generators.loop import Batch, OptimStep, Recipe
+from fedgen.models.generators.loop import Batch, OptimStep, TrainingSpec
 from fedgen.models.generators.neural import NeuralGenerator
+from fedgen.models.settings import VAETraining
 
 
-class ConditionEncoder(nn.Module):
-    """From the conditions of classes to one vector for each row."""
+class LinearCondition(nn.Module):
+    """One linear layer over one vector a class."""
 
-    width: int  # of that vector
     names: tuple[str, ...] = ()  # of the conditions that a row can do without
 
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.layer = linear(inputs, width)
+
     def forward(self, classes: Tensor, tables: dict[str, Tensor], absent: Tensor | None) -> Tensor:
-        """Return a vector for each row ``(B, width)``.
+        """Return a vector for each row ``(B, width)``: each class is embedded once, then spread over the rows.
 
         Parameters
         ----------
@@ -33,31 +37,16 @@ class ConditionEncoder(nn.Module):
         tables : dict[str, Tensor]
             Conditions of the ``C`` classes by name.
         absent : Tensor, optional
-            Which of ``names`` each row does without ``(B, len(names))``, boolean.
+            Conditions of ``names`` that each row does without ``(B, len(names))``, boolean.
         """
-        raise NotImplementedError
-
-
-class LinearCondition(ConditionEncoder):
-    """One linear layer over one vector a class."""
-
-    def __init__(self, inputs: int, width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.layer = linear(inputs, width)
-
-    def forward(self, classes: Tensor, tables: dict[str, Tensor], absent: Tensor | None) -> Tensor:
-        """Embed each class once, then spread over the rows."""
         return classes @ self.layer(tables["pooled"])
 
 
-class FusedConditions(ConditionEncoder):
-    """Each condition encoded apart, then summed; what is absent is replaced by a vector that is learned for it.
+class FusedConditions(nn.Module):
+    """Each condition encoded apart, then summed; an absent one is replaced by a vector that is learned for it.
 
     A sum of linear layers is one linear layer over all inputs side by side: with nothing absent, fusing loses nothing
-    against `LinearCondition`. The learned stand-ins keep its scale when something is absent, which a mean of what is
-    present would not, and let the network know what it does without. Experts with a variance each (a product of
-    experts) would model how sure each condition is of the codes; here every class has one known value of each.
+    against `LinearCondition`. The learned stand-ins keep the scale of the sum when something is absent.
 
     Parameters
     ----------
@@ -85,14 +74,7 @@ class FusedConditions(ConditionEncoder):
 
 
 class AttentionPool(nn.Module):
-    """One vector from a token sequence: projected tokens, weighted by a learned query and by their position.
-
-    Parameters
-    ----------
-    tokens, inputs : int
-        Shape of a sequence ``(T, w)``.
-    width : int
-    """
+    """One vector from a token sequence ``(T, w)``: projected tokens, weighted by a learned query and by position."""
 
     def __init__(self, tokens: int, inputs: int, width: int) -> None:
         super().__init__()
@@ -105,6 +87,9 @@ class AttentionPool(nn.Module):
         values = self.project(sequences)  # (C, T, width)
         weights = ((values @ self.query).squeeze(-1) + self.position).softmax(dim=1)  # (C, T)
         return (weights[:, None] @ values).squeeze(1)
+
+
+Condition = LinearCondition | FusedConditions
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -121,19 +106,15 @@ FILL = 256  # samples of a class that tell how much variance decoding loses
 
 
 class VAENetwork(nn.Module):
-    """Encoder and decoder of two hidden layers each; the embedded condition enters both.
+    """Encoder and decoder of two hidden layers each; the embedded condition, if any, enters both.
 
-    Parameters
-    ----------
-    size : int
-        Coefficients ``k`` of a latent vector.
-    width, latents : int
-        Hidden width and length of the codes.
-    condition : ConditionEncoder, optional
-        Embeds the classes; without it they are not seen.
+    ``size`` are the coefficients ``k`` of a latent vector, ``width`` and ``latents`` the hidden width and the length of
+    the codes.
     """
 
-    def __init__(self, size: int, width: int, latents: int, condition: ConditionEncoder | None = None) -> None:
+    def __init__(
+        self, size: int, width: int, latents: int, condition: LinearCondition | FusedConditions | None = None
+    ) -> None:
         super().__init__()
         extra = condition.width if condition else 0
         self.condition = condition
@@ -141,17 +122,7 @@ class VAENetwork(nn.Module):
         self.decoder = mlp(latents + extra, width, size)
 
     def embed(self, classes: Tensor, tables: dict[str, Tensor], absent: Tensor | None = None) -> Tensor:
-        """Return the condition of each row ``(B, e)``; of no width for unconditioned kinds.
-
-        Parameters
-        ----------
-        classes : Tensor
-            One-hot class of each row ``(B, C)``.
-        tables : dict[str, Tensor]
-            Embeddings of the ``C`` classes.
-        absent : Tensor, optional
-            Which of the embeddings each row does without ``(B, n)``, boolean.
-        """
+        """Return the condition of each row as `LinearCondition` does; of no width for unconditioned kinds."""
         return classes[:, :0] if self.condition is None else self.condition(classes, tables, absent)
 
     def encode(self, values: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,8 +139,8 @@ class VAEGenerator(NeuralGenerator):
     """MLP VAE on centred latents of unit mean variance, with ex-post density.
 
     The loss is the mean squared error over elements plus beta times the divergence summed over codes. After training,
-    class Gaussians are fitted to the posterior means; samples are decoded from them, and each coefficient gets, as
-    noise, what its variance within classes then lacks of the data's. Codes from the prior would cover a third of it.
+    class Gaussians are fitted to the posterior means. Samples are decoded from them, with noise that restores each
+    coefficient's variance within classes: codes from the prior would cover a third of it.
 
     References
     ----------
@@ -184,12 +155,12 @@ class VAEGenerator(NeuralGenerator):
         """Return encoder and decoder."""
         return VAENetwork(self.size, self.settings.width, self.settings.latents, self.condition_encoder())
 
-    def condition_encoder(self) -> ConditionEncoder | None:
+    def condition_encoder(self) -> Condition | None:
         """Return the layers that embed the classes' conditions; None for an unconditioned kind."""
         return None
 
     @property
-    def recipe(self) -> Recipe:
+    def spec(self) -> TrainingSpec:
         """Reconstruction and divergence in one step, on codes and inputs with noise."""
         training, size, latents = self.settings.training, self.size, self.settings.latents
         names = self.model.condition.names if self.model.condition else ()
@@ -205,10 +176,10 @@ class VAEGenerator(NeuralGenerator):
 
         losses = partial(vae_losses, training=training)
         step = OptimStep(losses, ("similarity", "reconstruction", "kl", "loss"))
-        return Recipe((step,), noise, validation=losses)
+        return TrainingSpec((step,), noise, validation=losses)
 
     @torch.no_grad()
-    def settle(self, latents: Tensor, labels: Tensor) -> None:
+    def finalize(self, latents: Tensor, labels: Tensor) -> None:
         """Fit the density of the classes' codes, and the noise that samples of these classes lack."""
         values = self.standardised(latents)
         codes, _ = self.model.to(latents.device).encode(values, self._condition(labels, latents.device))
@@ -273,11 +244,10 @@ class MultimodalVAEGenerator(VAEGenerator):
         return FusedConditions(shapes, self.settings.embedding)
 
 
-def vae_losses(model: VAENetwork, batch: Batch, training: GeneratorTraining) -> Tensor:
-    """Return similarity, reconstruction, divergence and what is minimised ``(4,)``.
+def vae_losses(model: VAENetwork, batch: Batch, training: VAETraining) -> Tensor:
+    """Return similarity (a mean cosine, only reported), reconstruction, divergence and the minimised loss ``(4,)``.
 
-    Noise goes on the input, not on the target; without noise everything is deterministic. The similarity, a mean
-    cosine, is only reported.
+    Noise goes on the input, not on the target; without noise everything is deterministic.
     """
     values, noise = batch.rows["values"], batch.noise  # (b, k)
     condition = model.embed(batch.rows["classes"], batch.tables, noise.get("absent"))

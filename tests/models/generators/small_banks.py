@@ -16,8 +16,9 @@ from fedgen.data.settings import TARGETS, TargetSettings
 from fedgen.data.targets import Conditions, open_targets
 from fedgen.data.tensors import save_tensors
 from fedgen.data.tokens import TensorTokens
-from fedgen.models.generators import KINDS, GeneratorSettings, GeneratorTraining
-from fedgen.models.generators.bank import GRANULARITIES, Bank, GranularitySettings
+from fedgen.models.generators import KINDS
+from fedgen.models.generators.bank import Bank
+from fedgen.models.settings import GRANULARITIES, GeneratorSettings, GeneratorTraining, GranularitySettings
 from fedgen.runs.checkpoint import load_bank
 
 NAMES = ["cow", "dog", "rain", "wind"]

@@ -9,9 +9,9 @@ from spaces import toy_space
 from fedgen.data.targets import Conditions
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.generators import GeneratorSettings, GeneratorTraining
-from fedgen.models.generators.bank import GRANULARITIES, Bank, GranularitySettings, slots
+from fedgen.models.generators.bank import Bank, slots
 from fedgen.models.public import PublicSpace
+from fedgen.models.settings import GRANULARITIES, GeneratorSettings, GeneratorTraining, GranularitySettings
 
 NAMES = ["cow", "dog", "rain", "wind", "siren"]
 GROUPS = {"animals": ["dog", "cow"], "weather": ["rain", "wind"], "machines": ["engine"]}

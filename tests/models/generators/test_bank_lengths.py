@@ -11,9 +11,9 @@ from fedgen.data.targets import Conditions
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import CheckpointError
 from fedgen.messages.samples import samples_from_record, samples_to_record
-from fedgen.models.bases import UPSAMPLING
-from fedgen.models.generators import KINDS, GeneratorSettings, GeneratorTraining
-from fedgen.models.generators.bank import Bank, GranularitySettings
+from fedgen.models.generators import KINDS
+from fedgen.models.generators.bank import Bank
+from fedgen.models.settings import UPSAMPLING, GeneratorSettings, GeneratorTraining, GranularitySettings
 from fedgen.runs.checkpoint import load_bank, save_bank
 
 NAMES = ["rain", "dog"]

@@ -12,10 +12,12 @@ import small_banks
 import torch
 from small_banks import COMBINATIONS, base_name, draw, open_bank, source
 
+from fedgen.data.tensors import load_tensors
 from fedgen.models.generators import KINDS
-from fedgen.models.generators.bank import GRANULARITIES, Bank
+from fedgen.models.generators.bank import Bank
+from fedgen.models.settings import GRANULARITIES
 from fedgen.models.training import Schedule
-from fedgen.runs.checkpoint import load_tensors, save_bank
+from fedgen.runs.checkpoint import save_bank
 
 Losses = list[dict[str, float | str]]
 KEYS = {"unified": ["unified"], "per_class": ["cow", "dog", "rain"], "per_group": ["animals", "weather"]}

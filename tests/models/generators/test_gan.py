@@ -8,7 +8,7 @@ from torch import Tensor
 from toy_latents import CONDITIONS, SIZE, clusters
 
 from fedgen.data.seeds import seeded
-from fedgen.models.generators import Generator, GeneratorSettings, GeneratorTraining, Part, open_generator
+from fedgen.models.generators import Generator, Part, open_generator
 from fedgen.models.generators.density import ClassGaussians
 from fedgen.models.generators.gan import (
     GANGenerator,
@@ -17,7 +17,8 @@ from fedgen.models.generators.gan import (
     generator_losses,
     held_out_energy,
 )
-from fedgen.models.generators.loop import Batch, Recipe, train
+from fedgen.models.generators.loop import Batch, TrainingSpec, train
+from fedgen.models.settings import GeneratorSettings, GeneratorTraining
 from fedgen.models.training import Schedule
 
 TRAINING = GeneratorTraining(epochs=5, batch_size=16, lr=5e-3, validation=0.3)
@@ -43,8 +44,8 @@ def draw(generator: Generator, label: int = 1, count: int = 50) -> Tensor:
 
 def batch(generator: GANGenerator, noise: bool = True) -> Batch:
     """What a step on 15 clips sees; without ``noise``, what validation sees."""
-    job = generator._job(Part(*clusters([5, 5, 5]), seed=0), shared=False)
-    drawn = generator.recipe.noise(15, torch.Generator().manual_seed(0)) if noise else {}
+    job = generator._train_state(Part(*clusters([5, 5, 5]), seed=0), shared=False)
+    drawn = generator.spec.noise(15, torch.Generator().manual_seed(0)) if noise else {}
     return Batch(job.rows, job.tables, drawn, torch.full((15,), 1 / 15), torch.tensor(1.0))
 
 
@@ -56,7 +57,7 @@ def test_before_training_it_is_the_map_of_the_class_gaussians() -> None:
     generator = gan()
     generator.initialise(seed=0)
     latents, labels = clusters()
-    generator.settle(latents, labels)
+    generator.finalize(latents, labels)
     gaussians = ClassGaussians.fit(latents, labels, shrinkage=0.0)
     for label in range(3):
         expected = gaussians.sample(label, 50, torch.Generator().manual_seed(9))
@@ -77,18 +78,18 @@ def test_held_out_clips_are_not_in_the_gaussians_that_they_judge() -> None:
     for share, kept in ((0.3, 63), (0.0, 90)):
         generator = gan(replace(TRAINING, validation=share))
         generator.initialise(seed=0)
-        job = generator._job(Part(latents, labels, seed=0), shared=False)
+        job = generator._train_state(Part(latents, labels, seed=0), shared=False)
         order = torch.randperm(90, generator=seeded(0, "validation"))[90 - kept :]
         expected = torch.stack([latents[order][labels[order] == label].mean(dim=0) for label in range(3)])
         torch.testing.assert_close(job.tables["means"], expected)
-        generator.settle(latents, labels)
+        generator.finalize(latents, labels)
         torch.testing.assert_close(generator.require_density().means, ClassGaussians.fit(latents, labels).means)
 
 
 def test_a_class_whose_clips_are_all_held_out_has_a_gaussian_all_the_same() -> None:
     latents, labels = clusters([12, 1, 1])
     for split_seed in range(12):  # each clip is held out in some of the splits
-        job = gan(replace(TRAINING, validation=0.5))._job(Part(latents, labels, 0, split_seed), shared=False)
+        job = gan(replace(TRAINING, validation=0.5))._train_state(Part(latents, labels, 0, split_seed), shared=False)
         assert job.tables["means"].shape == (3, SIZE)
 
 
@@ -179,9 +180,9 @@ def test_validation_repeats_exactly_and_uses_nothing_random() -> None:
 def test_each_network_has_a_gradient_of_its_own_and_it_is_clipped(number: int) -> None:
     """The moments of a training of one step are a tenth of its gradients."""
     generator = gan()
-    job = generator._job(Part(*clusters([5, 5, 5]), seed=0), shared=True)
-    step = generator.recipe.steps[number]
-    train(job, Recipe((step,), generator.recipe.noise), replace(TRAINING, epochs=1, clip=1e-3))
+    job = generator._train_state(Part(*clusters([5, 5, 5]), seed=0), shared=True)
+    step = generator.spec.steps[number]
+    train(job, TrainingSpec((step,), generator.spec.noise), replace(TRAINING, epochs=1, clip=1e-3))
     own = {name: value for name, value in job.moments.items() if name.startswith("exp_avg.")}
     assert all(name.startswith(f"exp_avg.{step.part}.") for name in own)
     others = [value for name, value in job.model.named_parameters() if not name.startswith(f"{step.part}.")]
@@ -206,13 +207,13 @@ def test_nodes_share_networks_and_optimisers_and_no_gaussian() -> None:
     sender, receiver = gan(), gan()
     sender.initialise(seed=0)
     sender.fit_shared(latents, labels, 0, Schedule())
-    sender.settle(latents, labels)
+    sender.finalize(latents, labels)
     state = sender.shared_state()
     networks = {f"model.{name}" for name in sender.model.state_dict()}
     assert {name for name in state if not name.startswith("optimizer.")} == networks
     assert all(any(name.endswith(weight[6:]) for weight in networks) for name in state)
     receiver.load_shared_state(state)
-    receiver.settle(latents + 5, labels)
+    receiver.finalize(latents + 5, labels)
     torch.testing.assert_close(draw(receiver), draw(sender) + 5)
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fedgen.errors import DataError
-from fedgen.models.generators import GeneratorTraining
-from fedgen.models.generators.loop import Batch, Job, OptimStep, Recipe, train
+from fedgen.models.generators.loop import Batch, OptimStep, TrainingSpec, TrainState, train
 from fedgen.models.memory import BatchLimit
+from fedgen.models.settings import GeneratorTraining
 from fedgen.models.training import Schedule
 
 TRAINING = GeneratorTraining(epochs=4, batch_size=8, lr=1e-2, validation=0.0)
@@ -55,21 +55,21 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-RECIPE = Recipe((OptimStep(line_losses, ("progress", "loss")),), noise, line_losses)
+SPEC = TrainingSpec((OptimStep(line_losses, ("progress", "loss")),), noise, line_losses)
 
 
 def rows(count: int, seed: int = 0) -> dict[str, Tensor]:
     return {"values": torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))}
 
 
-def job(count: int = 19, seed: int = 0) -> Job:
-    return Job(Line(seed), rows(count, seed), seed=seed, split_seed=seed)
+def job(count: int = 19, seed: int = 0) -> TrainState:
+    return TrainState(Line(seed), rows(count, seed), seed=seed, split_seed=seed)
 
 
 @pytest.mark.parametrize("count", ROWS)
 def test_an_epoch_takes_each_batch_once(count: int) -> None:
     own = job(count)
-    train(own, RECIPE, TRAINING)
+    train(own, SPEC, TRAINING)
     assert own.moments["step.first"] == 4 * -(-count // 8)
 
 
@@ -77,7 +77,7 @@ def test_an_epoch_takes_each_batch_once(count: int) -> None:
 def test_every_row_counts_once_in_the_mean_of_a_batch(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no step taken, an epoch's loss is the mean over all rows, however the batches are cut."""
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
-    still = Recipe((OptimStep(line_losses, ("progress", "loss")),), lambda count, generator: {})
+    still = TrainingSpec((OptimStep(line_losses, ("progress", "loss")),), lambda count, generator: {})
     own = job(count)
     values = own.rows["values"]
     expected = (own.model(values) - values).square().mean().item()
@@ -87,10 +87,10 @@ def test_every_row_counts_once_in_the_mean_of_a_batch(count: int, monkeypatch: p
 
 def test_a_training_that_is_cut_into_calls_has_one_schedule(rates: list[float]) -> None:
     training = replace(TRAINING, epochs=6, warmup=0.2)
-    whole = train(job(16), RECIPE, training)
+    whole = train(job(16), SPEC, training)
     own, pieces = job(16), []
     for call in range(3):
-        pieces += train(own, RECIPE, replace(training, epochs=2), Schedule(call, 3))
+        pieces += train(own, SPEC, replace(training, epochs=2), Schedule(call, 3))
     assert rates[:12] == pytest.approx(rates[12:])
     assert rates[0] < max(rates) == pytest.approx(TRAINING.lr)
     assert [epoch["progress"] for epoch in pieces] == pytest.approx([epoch["progress"] for epoch in whole])
@@ -102,7 +102,7 @@ def test_gradients_are_clipped() -> None:
         return line_losses(model, batch, scale=1e6)
 
     own = job(16)
-    train(own, Recipe((OptimStep(losses, ("progress", "loss")),), noise), replace(TRAINING, clip=0.01))
+    train(own, TrainingSpec((OptimStep(losses, ("progress", "loss")),), noise), replace(TRAINING, clip=0.01))
     assert 0 < max(value.norm() for name, value in own.moments.items() if name.startswith("exp_avg.")) < 0.01
 
 
@@ -116,7 +116,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return line_losses(model, batch)
 
-        monkeypatch.setattr(f"{__name__}.RECIPE", Recipe((OptimStep(full, ("progress", "loss")),), noise, full))
+        monkeypatch.setattr(f"{__name__}.SPEC", TrainingSpec((OptimStep(full, ("progress", "loss")),), noise, full))
 
     return fill
 
@@ -125,10 +125,10 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing_else(
     memory: Callable[[int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     plenty, little, limit = job(), job(), BatchLimit()
-    expected = train(plenty, RECIPE, TRAINING)
+    expected = train(plenty, SPEC, TRAINING)
     memory(3)
     with caplog.at_level(logging.WARNING):
-        losses = train(little, RECIPE, TRAINING, limit=limit)
+        losses = train(little, SPEC, TRAINING, limit=limit)
     assert limit.rows == 2
     assert [record.getMessage() for record in caplog.records] == [
         "out of memory with 8 rows in a batch: going on with 4",
@@ -142,7 +142,7 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing_else(
 def test_a_device_that_holds_not_even_one_row_is_an_error(memory: Callable[[int], None]) -> None:
     memory(0)
     with pytest.raises(torch.OutOfMemoryError):
-        train(job(4), RECIPE, TRAINING)
+        train(job(4), SPEC, TRAINING)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -152,7 +152,7 @@ def test_a_model_that_gets_no_better_stops(seed: int) -> None:
     if seed == 0:
         for weights in (own.model.first, own.model.second):
             nn.init.eye_(weights)
-    losses = train(own, RECIPE, replace(TRAINING, epochs=30, validation=0.3, patience=3, lr=0.05))
+    losses = train(own, SPEC, replace(TRAINING, epochs=30, validation=0.3, patience=3, lr=0.05))
     scores = [epoch["validation_loss"] for epoch in losses]
     best = scores.index(min(scores)) + 1
     assert own.moments["step.first"] == best * 2  # 14 rows: two batches
@@ -165,7 +165,7 @@ def test_held_out_rows_are_the_same_in_every_call() -> None:
     held = []
     for seed in (0, 1):
         marked = rows(20)
-        own = Job(Line(), marked | {"number": torch.arange(20)}, seed, split_seed=7)
+        own = TrainState(Line(), marked | {"number": torch.arange(20)}, seed, split_seed=7)
         seen: set[int] = set()
 
         def losses(model: Line, batch: Batch, seen: set[int]) -> Tensor:
@@ -174,7 +174,7 @@ def test_held_out_rows_are_the_same_in_every_call() -> None:
             return line_losses(model, batch)
 
         seeing = partial(losses, seen=seen)
-        train(own, Recipe((OptimStep(seeing, ("progress", "loss")),), noise, seeing), training)
+        train(own, TrainingSpec((OptimStep(seeing, ("progress", "loss")),), noise, seeing), training)
         held.append(set(range(20)) - seen)
     assert len(held[0]) == 5
     assert held[0] == held[1]
@@ -184,10 +184,10 @@ def test_a_later_call_never_ends_worse_on_the_held_out_rows() -> None:
     """Its first mark is the loss that it starts with: a training that only does harm is undone, moments too."""
     training = replace(TRAINING, validation=0.25, epochs=20)
     own = job(20)
-    train(own, RECIPE, training)
+    train(own, SPEC, training)
     weights, moments = {name: value.clone() for name, value in own.model.state_dict().items()}, dict(own.moments)
     own.resumed = True
-    losses = train(own, RECIPE, replace(training, lr=10.0, epochs=3))
+    losses = train(own, SPEC, replace(training, lr=10.0, epochs=3))
     assert all(epoch["progress"] == 1 for epoch in losses)  # ramps are over
     torch.testing.assert_close(own.model.state_dict(), weights, atol=0, rtol=0)
     torch.testing.assert_close(own.moments, moments, atol=0, rtol=0)
@@ -195,14 +195,14 @@ def test_a_later_call_never_ends_worse_on_the_held_out_rows() -> None:
 
 @pytest.mark.parametrize(("count", "validates"), [(1, False), (2, False), (3, True)])
 def test_few_rows_are_all_trained_on(count: int, validates: bool) -> None:
-    losses = train(job(count), RECIPE, replace(TRAINING, validation=0.4))
+    losses = train(job(count), SPEC, replace(TRAINING, validation=0.4))
     assert ["validation_loss" in epoch for epoch in losses] == [validates] * 4
 
 
 def test_divergence_is_an_error_that_says_what_to_change() -> None:
-    broken = Job(Line(), {"values": torch.tensor([[float("inf")] * 3])}, seed=0)
+    broken = TrainState(Line(), {"values": torch.tensor([[float("inf")] * 3])}, seed=0)
     with pytest.raises(DataError, match=r"diverged in epoch 0.*generator\.training\.lr=0\.01"):
-        train(broken, RECIPE, TRAINING)
+        train(broken, SPEC, TRAINING)
 
 
 # Two networks that step in turn
@@ -227,11 +227,13 @@ class Pair(nn.Module):
         return self.up(values) + self.down(values)
 
 
-DUEL = Recipe((OptimStep(first_losses, ("fall",), "down"), OptimStep(second_losses, ("rise",), "up", rate=0.5)), noise)
+DUEL = TrainingSpec(
+    (OptimStep(first_losses, ("fall",), "down"), OptimStep(second_losses, ("rise",), "up", rate=0.5)), noise
+)
 
 
-def pair() -> Job:
-    return Job(Pair(0), rows(19), seed=0)
+def pair() -> TrainState:
+    return TrainState(Pair(0), rows(19), seed=0)
 
 
 def test_networks_step_in_turn_each_with_its_own_optimiser_and_clipping(rates: list[float]) -> None:
@@ -250,6 +252,6 @@ def test_networks_step_in_turn_each_with_its_own_optimiser_and_clipping(rates: l
 def test_a_turn_moves_its_own_part_alone() -> None:
     own = pair()
     before = {name: value.clone() for name, value in own.model.state_dict().items()}
-    train(own, Recipe(DUEL.steps[:1], noise), TRAINING)
+    train(own, TrainingSpec(DUEL.steps[:1], noise), TRAINING)
     for name, value in own.model.state_dict().items():
         assert torch.equal(value, before[name]) == name.startswith("up."), name

@@ -9,12 +9,13 @@ from toy_latents import CONDITIONS, SIZE, clusters
 
 from fedgen.data.seeds import seeded
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.generators import KINDS, Generator, GeneratorSettings, GeneratorTraining, open_generator
+from fedgen.models.generators import KINDS, Generator, open_generator
 from fedgen.models.generators.density import ClassStatistics
 from fedgen.models.generators.gaussian import GaussianGenerator
 from fedgen.models.generators.loop import Batch
 from fedgen.models.generators.neural import NeuralGenerator
 from fedgen.models.generators.vae import VAEGenerator, vae_losses
+from fedgen.models.settings import GeneratorSettings, GeneratorTraining
 from fedgen.models.training import Schedule
 
 TRAINING = GeneratorTraining(epochs=3, batch_size=8, lr=5e-3, noise=0.1)
@@ -176,7 +177,7 @@ def test_a_settled_generator_samples_and_is_whole(kind: str, fresh: Callable[[st
     receiver.load_shared_state(sender.shared_state())
     with pytest.raises(DataError, match="not fitted"):
         draw(receiver, 1)
-    receiver.settle(latents[labels == 1], labels[labels == 1])
+    receiver.finalize(latents[labels == 1], labels[labels == 1])
     assert draw(receiver, 1).isfinite().all()
     twin.load_state(receiver.state())
     assert torch.equal(draw(twin, 1), draw(receiver, 1))
@@ -214,7 +215,7 @@ def test_shared_gaussians_are_those_of_all_clips_together(fresh: Callable[[str],
     merged = fresh("gaussian")
     merged.load_shared_state(GaussianGenerator.merge(states, [1, 1]))
     for generator in (turns, merged):
-        generator.settle(latents, labels)
+        generator.finalize(latents, labels)
         torch.testing.assert_close(generator.state(), whole.state(), atol=1e-3, rtol=1e-3)  # float32 sums
 
 
@@ -233,4 +234,4 @@ def test_statistics_that_cannot_be_are_refused() -> None:
 
 def test_nothing_shared_is_nothing_to_settle_on(fresh: Callable[[str], Generator]) -> None:
     with pytest.raises(DataError, match="no shared statistics"):
-        fresh("gaussian").settle(*clusters([9, 9, 9]))
+        fresh("gaussian").finalize(*clusters([9, 9, 9]))

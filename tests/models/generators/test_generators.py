@@ -9,8 +9,9 @@ from toy_latents import CONDITIONS, SIZE, clusters
 
 from fedgen.data.targets import Conditions
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.generators import KINDS, Generator, GeneratorSettings, GeneratorTraining, open_generator
+from fedgen.models.generators import KINDS, Generator, open_generator
 from fedgen.models.generators.neural import NeuralGenerator
+from fedgen.models.settings import GeneratorSettings, GeneratorTraining
 
 TRAINING = GeneratorTraining(epochs=30, batch_size=16, lr=5e-3, validation=0.0)
 FLUX = Conditions({"clip": torch.zeros(2, 768), "t5": torch.zeros(2, 17, 4096)})

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import DataError
-from fedgen.models.bases import CodecSettings, Lengths
 from fedgen.models.codec import NATIVE, Codec
 from fedgen.models.generators.density import FEW, ClassGaussians
 from fedgen.models.generators.marginals import POINTS, Marginals
+from fedgen.models.settings import CodecSettings, Lengths
 
 SHAPE = (40, 6)  # tokens of a clip
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from toy_latents import CONDITIONS, SIZE, clusters
 
 from fedgen.data.targets import Conditions
-from fedgen.models.generators import GeneratorSettings, GeneratorTraining, open_generator
+from fedgen.models.generators import open_generator
 from fedgen.models.generators.loop import Batch
 from fedgen.models.generators.vae import AttentionPool, FusedConditions, VAEGenerator, vae_losses
+from fedgen.models.settings import GeneratorSettings, GeneratorTraining
 
 TRAINING = GeneratorTraining(epochs=30, batch_size=16, lr=5e-3, validation=0.0)
 KINDS = ["vae", "conditioned_vae", "multimodal_vae"]
@@ -144,11 +145,11 @@ def test_what_is_absent_does_not_matter() -> None:
 
 def test_conditions_are_dropped_one_by_one_in_training() -> None:
     """Each of a sample's conditions with the configured chance, independent of the other: all four cases occur."""
-    recipe = vae("multimodal_vae", replace(TRAINING, condition_dropout=0.3)).recipe
-    absent = recipe.noise(20_000, torch.Generator().manual_seed(0))["absent"]
+    spec = vae("multimodal_vae", replace(TRAINING, condition_dropout=0.3)).spec
+    absent = spec.noise(20_000, torch.Generator().manual_seed(0))["absent"]
     assert absent.float().mean(dim=0).tolist() == pytest.approx([0.3, 0.3], abs=0.02)
     assert absent.all(dim=1).float().mean().item() == pytest.approx(0.09, abs=0.01)
-    assert "absent" not in vae("conditioned_vae").recipe.noise(5, torch.Generator())
+    assert "absent" not in vae("conditioned_vae").spec.noise(5, torch.Generator())
 
 
 def test_a_target_with_one_condition_will_do() -> None:
