@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test simulation docs install clean
+.PHONY: demo check test measure simulation docs install clean
 
 ## The main job on the built-in sounds: four ways of learning, one table, at most three minutes.
 demo: $(INSTALLED)
@@ -13,9 +13,20 @@ demo: $(INSTALLED)
 		hydra.sweep.dir=runs/demo 'hydra.sweep.subdir=$${mode}'
 	$(BIN)/fedgen compare runs/demo/*
 
+## Lint, types and the fast tests, as often as you like: at most three minutes.
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m 'not slow and not chaos and not huge' $(ARGS)
+
 ## The whole test suite, on as many cores as there are; ARGS="-m 'not slow'" for the fast part.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+
+## How large and how entangled the code is.
+measure: $(INSTALLED)
+	$(BIN)/python benchmarks/measure.py
 
 ## The apps in Flower's own simulation: make simulation OVERRIDES="mode=one_shot rounds=2"
 simulation: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""What a configuration works on: embeddings, targets, shares of the nodes, adapters; the same in every process."""
+"""The task: a configuration with its store, targets and partition; the same in every process."""
 
 from __future__ import annotations
 
@@ -32,24 +32,12 @@ from fedgen.models.settings import GranularitySettings
 
 @dataclass(frozen=True)
 class Task:
-    """A configuration with the data it names.
+    """A configuration with the data it names."""
 
-    Attributes
-    ----------
-    config : Config
-        With ``data.store`` set.
-    store : Store
-        Embeddings of every clip.
-    targets : Targets
-        Targets of the store's classes.
-    device : torch.device
-        Where tensors are trained.
-    """
-
-    config: Config
-    store: Store
-    targets: Targets
-    device: torch.device
+    config: Config  # with ``data.store`` set
+    store: Store  # embeddings of every clip
+    targets: Targets  # of the store's classes
+    device: torch.device  # where tensors are trained
 
     @property
     def classes(self) -> list[str]:
@@ -159,18 +147,8 @@ def prepare_task(config: Config) -> Task:
 def prepare_store(config: Config, verify: bool = False) -> Store:
     """Encode the clips of ``config`` that this machine misses, and return their store; the encoder is freed.
 
-    What the targets need is looked for first: hours of encoding do not end with a model that is not there.
-
-    Parameters
-    ----------
-    config : Config
-    verify : bool
-        Whether every byte of a store that is there is read, and what is damaged is encoded again.
-
-    Raises
-    ------
-    ConfigError, DataError
-        As `prepare_task`.
+    The models of the targets are looked for first: hours of encoding do not end with a missing model. With ``verify``
+    every byte of an existing store is read, and damaged parts are encoded again. Raises as `prepare_task`.
     """
     dataset, encoder, folder = embedding_sources(config)
     if not verify:
@@ -200,15 +178,10 @@ def embedding_sources(config: Config) -> tuple[Dataset, Encoder, Path]:
 
 
 def open_task(config: Config, own_store: str | None = None) -> Task:
-    """Open what `prepare_task` prepared, in another process; nothing is encoded.
+    """Open a prepared task in another process; nothing is encoded.
 
-    Parameters
-    ----------
-    config : Config
-        Of the task that was prepared: ``data.store`` is set.
-    own_store : str, optional
-        A store of the caller's own in place of ``data.store``. With ``data=nodes`` its clips get the ids that
-        ``data.classes`` give their classes.
+    ``own_store`` is the caller's own in place of ``data.store``. With ``data=nodes`` its clips get the ids that
+    ``data.classes`` gives their classes.
 
     Raises
     ------

@@ -1,6 +1,7 @@
 """The command: what it does, what it prints, and how it exits."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -222,28 +223,52 @@ def generators(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFacto
 
 
 def test_checkpoints_of_a_run(fedgen: Fedgen, generators: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fedgen("checkpoints", "ls", str(generators)) == 0
+    assert fedgen("checkpoints", str(generators)) == 0
     lines = capsys.readouterr().out.splitlines()
     nodes = [line for line in lines if "vae_unified_node" in line]
     assert [line.split("│")[1].strip() for line in nodes] == [f"vae_unified_node{number}" for number in range(3)]
     assert all(word in nodes[0] for word in ("gaussian", "unified", "dog, cow", "patches", "small"))
-    assert fedgen("checkpoints", "ls", str(generators / "checkpoints"), "vae_unified_node1") == 0
+    assert fedgen("checkpoints", str(generators / "checkpoints"), "vae_unified_node1") == 0
     assert "vae_unified_node0" not in capsys.readouterr().out
 
 
 def test_checkpoints_where_there_are_none(fedgen: Fedgen, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fedgen("checkpoints", "ls", str(done)) == 1
+    assert fedgen("checkpoints", str(done)) == 1
     assert "federate holds no checkpoints of generators" in last_line(capsys)
-    assert fedgen("checkpoints", "ls", "nowhere") == 1
+    assert fedgen("checkpoints", "nowhere") == 1
     assert last_line(capsys) == "error: there is no folder nowhere"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["run", "sed=1"], ["run", "mode=onee_shot"], ["rnu"]])
+def test_nothing_heavy_is_imported_for_help_and_typing_errors(words: list[str]) -> None:
+    """A second of CPU is double what it takes; with torch it would be three."""
+    code = f"""
+import sys, time
+from fedgen.cli import main
+try:
+    main({words})
+except SystemExit:
+    pass
+heavy = {{"torch", "flwr", "sklearn", "scipy", "transformers"}} & set(sys.modules)
+print("HEAVY", sorted(heavy), time.process_time() < 1)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "HEAVY [] True" in shown.stdout, shown.stdout + shown.stderr
+    assert len(shown.stderr.splitlines()) == (0 if "--help" in words else 1)
 
 
 def test_unknown_arguments_and_commands(fedgen: Fedgen, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fedgen("compare", str(done), "--colour") == 1
     assert "unknown arguments: --colour" in last_line(capsys)
-    with pytest.raises(SystemExit) as raised:
-        main(["rum"])
-    assert raised.value.code == 2
+    for words, message in (
+        (["rum"], r"error: 'rum' is not one of run, prepare, info.* Did you mean 'run'\?"),
+        (["compare"], "error: the following arguments are required: RUN"),
+        (["evaluate", "x", "--fold=one"], "error: argument --fold: invalid int value: 'one'"),
+    ):
+        with pytest.raises(SystemExit) as raised:
+            main(words)
+        assert raised.value.code == 2
+        assert re.fullmatch(message, capsys.readouterr().err.strip())
 
 
 def test_exit_codes_of_the_installed_command(tiny_overrides: list[str], tmp_path: Path) -> None:

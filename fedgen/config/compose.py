@@ -1,4 +1,4 @@
-"""The configuration: composed by Hydra, read once, and turned into typed settings that refuse what they do not know."""
+"""The configuration: composed by Hydra, read once, and turned into typed settings that refuse unknown keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,19 +24,10 @@ from fedgen.config.settings import Config, NodeConfig
 from fedgen.data.plain import read_text, read_yaml
 from fedgen.errors import ConfigError, require, said, suggestion
 
-
-def paths_of(config: Config) -> dict[str, str]:
-    """Return the paths that are set in a configuration, by key."""
-    keys = ("run_dir", "data.root", "data.store", "checkpoint.load", "checkpoint.dir")
-    models = {key: name for key in ("encoder.model", "target.model") if (name := attrgetter(key)(config))}
-    folders = {key: name for key, name in models.items() if Path(name).is_dir()}  # others are names at Hugging Face
-    return {key: path for key in keys if (path := attrgetter(key)(config))} | folders
-
-
 Settings = TypeVar("Settings")
 
 CHANGEABLE = ["device", "threads", "memory", "strategy.timeout", "strategy.wait"]  # when a run is resumed
-SCALARS: dict[type, tuple[str, tuple[type, ...]]] = {  # by type: its name, and what is taken for it
+SCALARS: dict[type, tuple[str, tuple[type, ...]]] = {  # by type: its name, and the types that are read as it
     str: ("text: in quotes, if it reads as something else", (str, int, float)),
     int: ("a whole number", (int, str)),
     float: ("a number", (float, int, str)),
@@ -45,6 +36,14 @@ SCALARS: dict[type, tuple[str, tuple[type, ...]]] = {  # by type: its name, and 
 OPEN_KEYS = ("granularity.groups", "strategy.options", "nodes")  # mappings whose keys are the user's own
 
 ConfigStore.instance().store("settings", dataclasses.asdict(Config()))  # conf/config.yaml begins with it
+
+
+def paths_of(config: Config) -> dict[str, str]:
+    """Return the paths that are set in a configuration, by key."""
+    keys = ("run_dir", "data.root", "data.store", "checkpoint.load", "checkpoint.dir")
+    models = {key: name for key in ("encoder.model", "target.model") if (name := attrgetter(key)(config))}
+    folders = {key: name for key, name in models.items() if Path(name).is_dir()}  # others are names at Hugging Face
+    return {key: path for key in keys if (path := attrgetter(key)(config))} | folders
 
 
 def config_dir() -> Path:
@@ -116,7 +115,12 @@ def quoted(value: str) -> str:
 
 
 def opened(overrides: Sequence[str]) -> list[str]:
-    """Return ``overrides`` with those of mappings in Hydra's form for new keys, so that nobody has to know it."""
+    """Return ``overrides`` with those of `OPEN_KEYS` in Hydra's form for new keys; `ConfigError` for an unknown key."""
+    known = [*known_keys(), *choices()]
+    for text in overrides:
+        key = re.match(r"[+~]*([\w.]+)=", text)
+        if key and not re.match(rf"(hydra|{'|'.join(OPEN_KEYS)})\b", key[1]) and key[1] not in known:
+            raise ConfigError(f"unknown configuration key '{key[1]}'.{suggestion(key[1], known)}")
     return [f"++{text}" if re.match(rf"({'|'.join(OPEN_KEYS)})[.=]", text) else text for text in overrides]
 
 
@@ -128,16 +132,10 @@ def read_config(file: Path) -> Config:
 def from_yaml(text: str, where: str = "the configuration") -> Config:
     """Return the configuration that `to_yaml` wrote: plain data, in which nothing is interpolated or completed.
 
-    Parameters
-    ----------
-    text : str
-    where : str
-        It is from: a file or a message, for errors.
-
     Raises
     ------
     ConfigError
-        It is no plain YAML; a key is missing or unknown, or a value of another type or out of range.
+        ``where`` holds no plain YAML; a key is missing or unknown, or a value of another type or out of range.
     """
     require(text.endswith("\n"), f"{where} is empty, or cut off: its last line has no end")
     values = read_yaml(text, where)
@@ -186,22 +184,12 @@ def _resolved(values: DictConfig) -> dict[str, Any]:
 
 
 def typed(cls: type[Settings], values: Any, key: str = "", complete: bool = False) -> Settings:
-    """Return plain ``values`` as the settings ``cls``.
-
-    Parameters
-    ----------
-    cls : type
-        A dataclass.
-    values : dict
-    key : str
-        Where they stand in the configuration, with a full stop at its end.
-    complete : bool
-        Whether every key must be there; otherwise defaults stand in.
+    """Return plain ``values``, at ``key`` of the configuration, as the dataclass ``cls``.
 
     Raises
     ------
     ConfigError
-        Names the key that is unknown or missing, or whose value is of another type or out of range.
+        A key is unknown, or (if ``complete``) missing; a value is of another type or out of range.
     """
     require(isinstance(values, dict), f"{key[:-1]}={said(repr(values))} must be a mapping of keys to values")
     known = get_type_hints(cls)
@@ -244,47 +232,32 @@ def _scalar(kind: type, value: Any, key: str) -> Any:
 
 
 def explain(error: HydraException) -> ConfigError:
-    """Turn what Hydra says about an override into an error that suggests the nearest known key or choice."""
+    """Turn Hydra's error about an override into one that suggests the nearest choice."""
     text = str(error)
     if isinstance(error, MissingConfigException) and (found := re.search(r"'([\w/]+)/([^/']+)'", text)):
         group, choice = found.groups()
         options = choices().get(group, [])
         return ConfigError(f"{group}={choice!r} is not one of {', '.join(options)}.{suggestion(choice, options)}")
-    if isinstance(error, ConfigCompositionException) and (
-        found := re.search(r"[Oo]verride '?\+*([\w./]+)", text) or re.search(r"'([\w./]+)'", text)
-    ):
-        key = found.group(1)
-        cause = error.__cause__
-        if isinstance(cause, OmegaConfBaseException) and "not in struct" not in str(cause):
-            return ConfigError(f"{key}: {str(cause).splitlines()[0]}")
-        return ConfigError(f"unknown configuration key '{key}'.{suggestion(key, [*known_keys(), *choices()])}")
     if isinstance(error, OverrideParseException):
         return ConfigError(f"cannot read the override {error.override!r}: {text.splitlines()[0]}")
     return ConfigError(text.splitlines()[0])
 
 
-def known_keys() -> list[str]:
+def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
     """Return every configuration key, dotted."""
-
-    def walk(cls: type, prefix: str) -> list[str]:
-        keys = []
-        for name, hint in get_type_hints(cls).items():
-            if name not in {item.name for item in dataclasses.fields(cls)}:
-                continue
-            keys.append(prefix + name)
-            if dataclasses.is_dataclass(hint):
-                keys += walk(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
-            elif hint == dict[str, NodeConfig]:
-                keys += walk(NodeConfig, f"{prefix}{name}.0.")
-        return keys
-
-    return walk(Config, "")
+    keys, hints = [], get_type_hints(cls)
+    for name in (item.name for item in dataclasses.fields(cls)):
+        inner = NodeConfig if hints[name] == dict[str, NodeConfig] else hints[name]
+        key = f"{prefix}{name}"
+        keys.append(key)
+        if dataclasses.is_dataclass(inner):
+            keys += known_keys(inner, f"{key}.0." if inner is NodeConfig else f"{key}.")
+    return keys
 
 
 def choices() -> dict[str, list[str]]:
     """Return the choices of every configuration group."""
-    root = config_dir()
     groups: dict[str, list[str]] = {}
-    for file in sorted(root.glob("*/*.yaml")):
+    for file in sorted(config_dir().glob("*/*.yaml")):
         groups.setdefault(file.parent.name, []).append(file.stem)
     return groups

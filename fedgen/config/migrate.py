@@ -1,10 +1,11 @@
-"""The translation: every entry of the old file is set, decided upon with others, or listed with a reason."""
+"""Translate a configuration of FedA2V: every entry is set, decided upon with others, or listed with a reason."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -12,19 +13,14 @@ from operator import attrgetter
 from pathlib import Path, PurePath
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from fedgen.config.compose import choices, known_keys, load_config, nested_yaml, quoted
 from fedgen.config.migrate_table import LENGTH, NULLS, TABLE, Remark
 from fedgen.config.phases import MODES, Generators, Mode
 from fedgen.config.settings import Config
-from fedgen.errors import ConfigError, require, suggestion
+from fedgen.errors import ConfigError, require, suggestion, visible
 
 MAPPINGS = ("generator_class_groups", "class_labels", "class_remapping")  # their values are mappings, not sections
 FOLDS = 5  # of ESC-50; the predecessor counted them from 0
-WIDTH = 160  # of a report that no terminal shows
 BARE = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_./][\w./-]*", re.ASCII | re.IGNORECASE)
 
 DEMANDS: dict[tuple[str, Any], Callable[[Mode], bool]] = {  # of an old value on the mode
@@ -39,10 +35,12 @@ DEMANDS: dict[tuple[str, Any], Callable[[Mode], bool]] = {  # of an old value on
 }
 # The first that meets every demand is taken.
 PREFERENCE = ["federate", "train_generators", "standalone", "generators_only", "one_shot", "generate"]
-DECISIVE = (  # what decides most about a run; without .name and .kind these are the keys
-    *("data.name", "target.name", "encoder.name", "generator.kind", "rounds"),
-    *("adapter.training.epochs", "generator.training.epochs", "synthesis.samples_per_class", "seed"),
-)
+DECISIVE = {  # the keys that decide most about a run, and where their values stand
+    **{key: f"{key}.name" for key in ("data", "target", "encoder")},
+    "generator": "generator.kind",
+    **{key: key for key in ("rounds", "adapter.training.epochs", "generator.training.epochs")},
+    **{key: key for key in ("synthesis.samples_per_class", "seed")},
+}
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,9 @@ class Entry:
 
     path: str  # the key with the sections around it, such as feda2v.generator_type
     name: str  # the key as the table has it; empty if it is unknown
-    value: Any  # what JSON gives
-    node: int | None = None  # the node in whose entry it stood; None: it holds for all
-    new: Any = None  # what the value was read as
+    value: Any  # as JSON gives it
+    node: int | None = None  # the node whose entry it is; None: it holds for all
+    new: Any = None  # the value as fedgen takes it
 
     def __str__(self) -> str:
         return f"{self.path}={json.dumps(self.value, ensure_ascii=False)}"
@@ -66,30 +64,26 @@ Told = list[tuple[Entry | str, str]]
 class Translation:
     """What became of an old file."""
 
-    # Entries that set something, of single nodes and (None) of all, by the table's key; several, where a key stands in
-    # several places with one value.
+    # Entries that set something, of single nodes and (None) of all, by the table's key.
     read: dict[int | None, dict[str, list[Entry]]] = field(default_factory=lambda: {None: {}})
     settings: dict[str, Any] = field(default_factory=dict)  # values by new key
     sources: dict[str, list[Entry]] = field(default_factory=dict)  # the entries that each setting comes from
-    changed: Told = field(default_factory=list)  # entries whose meaning changed, with what is said of them
-    dropped: Told = field(default_factory=list)  # entries that set nothing here, with the reason
+    changed: Told = field(default_factory=list)  # entries whose meaning changed, and how
+    dropped: Told = field(default_factory=list)  # entries that set nothing here, and why
     unknown: Told = field(default_factory=list)  # entries of keys that no version had, with the nearest one
-    problems: list[str] = field(default_factory=list)  # what cannot be translated, with the old and the new key
-    config: Config = field(default_factory=Config)  # what the settings without the problems compose to
+    problems: list[str] = field(default_factory=list)  # values that cannot be translated, with the old and the new key
+    config: Config = field(default_factory=Config)  # the composition of the settings without the problems
 
     def given(self, *names: str, node: int | None = None) -> list[Entry]:
         """Return the entries of the old keys ``names`` that set something, for all nodes or for one."""
-        return [entry for name in names for entry in self.read[node].get(name, [])]
+        return [entry for name in names for entry in self.read.get(node, {}).get(name, [])]
 
     def get(self, name: str, node: int | None = None) -> Any:
-        """Return what the old key ``name`` was read as, for all nodes or for one; None if it sets nothing."""
+        """Return the value of the old key ``name`` as fedgen takes it, for all nodes or for one; None if unset."""
         return next((entry.new for entry in self.given(name, node=node)), None)
 
     def set(self, key: str, value: Any, *sources: Entry, unless: bool = False) -> None:
-        """Set a new key; a second value for it is a problem that names the old entries of both.
-
-        If ``unless``, nothing is set, and the table says why of the old entries.
-        """
+        """Set a new key; a second value is a problem. If ``unless``, the entries are dropped with the table's note."""
         if unless:
             self.dropped += [(entry, TABLE[entry.name].note) for entry in sources]
             return
@@ -109,10 +103,21 @@ class Translation:
 
 
 def translate(path: Path) -> Translation:
-    """Translate an old configuration and compose the result; what cannot be translated is listed in ``problems``."""
+    """Translate an old configuration and compose the result; settings that are refused are in ``problems``."""
     result = gather(read_old(path))
-    validate(result)
-    return result
+    kept = dict(result.settings)
+    while True:
+        try:
+            result.config = load_config(overrides(kept))
+            return result
+        except ConfigError as error:
+            named = [key for key in kept if re.sub(r"nodes\.\d+", "nodes.*", key) in str(error)]
+            if not named:
+                result.problems.append(str(error))
+                return result
+            guilty = max(named, key=len)
+            wanted = overrides({guilty: kept.pop(guilty)})[0]
+            result.problems.append(f"{joined(result.sources[guilty])} would be {wanted}: {error}")
 
 
 def read_old(path: Path) -> list[Entry]:
@@ -136,26 +141,27 @@ def read_old(path: Path) -> list[Entry]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise ValueError(f"key {', '.join(map(repr, twice))} stands twice in one place: only one value can be meant")
     return dict(pairs)
 
 
 def _entries(values: Mapping[str, Any], prefix: str, node: int | None, file: str) -> Iterator[Entry]:
-    """Yield the entries of a section; a section may have any name."""
+    """Yield the entries of a section, which may have any name; of nodes their number, then the entries of each."""
     for key, value in values.items():
         path = f"{prefix}{key}"
         if key in ("nodes", "nodes_tasks") and isinstance(value, dict | list):
-            yield from _of_nodes(value, path, file)
+            nodes = _nodes(value, path, file)
+            yield Entry(path, "nodes", len(nodes))
+            for number, own in nodes.items():
+                yield from _entries(own, f"{path}.{number}.", number, file)
         elif isinstance(value, dict) and key not in MAPPINGS:
             yield from _entries(value, f"{path}.", node, file)
         else:
             yield Entry(path, table_name(path), value, node)
 
 
-def _of_nodes(nodes: Mapping[str, Any] | list[Any], path: str, file: str) -> Iterator[Entry]:
-    """Yield the number of nodes, then the entries of each."""
+def _nodes(nodes: Mapping[str, Any] | list[Any], path: str, file: str) -> dict[int, Any]:
     found: dict[int, Any] = {}
     for key, own in nodes.items() if isinstance(nodes, Mapping) else enumerate(nodes):
         number = re.fullmatch(r"(?:node[_ ]?)?(\d+)", str(key), re.IGNORECASE)
@@ -164,9 +170,7 @@ def _of_nodes(nodes: Mapping[str, Any] | list[Any], path: str, file: str) -> Ite
         found[int(number.group(1))] = own
     numbers, numbered = ", ".join(map(str, sorted(found))), sorted(found) == list(range(len(nodes)))
     require(numbered, f"{file}: {path} has the nodes {numbers}; nodes are numbered 0, 1, 2 ... here")
-    yield Entry(path, "nodes", len(found))
-    for node, own in found.items():
-        yield from _entries(own, f"{path}.{node}.", node, file)
+    return found
 
 
 def table_name(path: str) -> str:
@@ -178,41 +182,35 @@ def table_name(path: str) -> str:
 
 
 def gather(entries: list[Entry]) -> Translation:
-    """Return what the entries of an old file say, not composed yet."""
+    """Return the translation of the entries of an old file, not composed yet."""
     result = Translation()
     for entry in entries:
         _take(entry, result)
-    for decide in (decide_mode, decide_aggregation, decide_generator, decide_training, decide_sharing):
-        decide(result)
-    for decide in (decide_checkpoint, decide_data, decide_fold, decide_classes, decide_groups):
+    for decide in DECISIONS:
         decide(result)
     taken = [entry for own in result.read.values() for alike in own.values() for entry in alike]
     for entry in taken:
         _set_alone(entry, result)
     told = [*result.changed, *result.dropped, *((entry, "") for known in result.sources.values() for entry in known)]
-    mentioned = {str(entry) for entry, _ in told}
-    result.dropped += [
-        (entry, "nothing follows from it")
-        for entry in taken
-        if str(entry) not in mentioned and not any(str(entry) in problem for problem in result.problems)
-    ]
+    listed = " ".join([*(str(entry) for entry, _ in told), *result.problems])
+    result.dropped += [(entry, "nothing follows from it") for entry in taken if str(entry) not in listed]
     return result
 
 
 def _take(entry: Entry, result: Translation) -> None:
-    """Read the value of an entry and file it under its name; say so if it stands twice with different values."""
+    """Read the value of an entry and file it under its name."""
     if not entry.name:
         nearest = suggestion(entry.path.split(".")[-1], TABLE).strip() or "No key like it is known."
         result.unknown.append((entry, nearest))
         return
-    row = TABLE[entry.name]
-    if not row.new:
-        result.dropped.append((entry, row.note))
-        return
-    null = NULLS.get(entry.name, Remark("null is as good as no key", changed=False))
-    value = null if entry.value is None else entry.value
+    row, value = TABLE[entry.name], entry.value
     try:
-        value = value if isinstance(value, Remark) else row.read(value)
+        if not row.new:
+            value = Remark(changed=False)
+        elif value is None:
+            value = NULLS.get(entry.name, Remark("null is as good as no key", changed=False))
+        else:
+            value = row.read(value)
     except ValueError as error:
         result.problems.append(f"{entry} {error} ({row.new})")
         return
@@ -227,7 +225,7 @@ def _take(entry: Entry, result: Translation) -> None:
 
 
 def _set_alone(entry: Entry, result: Translation) -> None:
-    """Set what ``entry`` says on its own."""
+    """Set an entry that needs no other to be decided."""
     row = TABLE[entry.name]
     if row.joint:
         return
@@ -239,23 +237,6 @@ def _set_alone(entry: Entry, result: Translation) -> None:
         result.changed.append((entry, row.note))
 
 
-def validate(result: Translation) -> None:
-    """Compose the configuration; leave out and report what it refuses, until the rest composes."""
-    kept = dict(result.settings)
-    while True:
-        try:
-            result.config = load_config(overrides(kept))
-            return
-        except ConfigError as error:
-            named = [key for key in kept if re.sub(r"nodes\.\d+", "nodes.*", key) in str(error)]
-            if not named:
-                result.problems.append(str(error))
-                return
-            guilty = max(named, key=len)
-            sources = joined(result.sources[guilty])
-            result.problems.append(f"{sources} would be {overrides({guilty: kept.pop(guilty)})[0]}: {error}")
-
-
 def decide_mode(result: Translation) -> None:
     """Take the row of the mode table that meets every demand; demands that no row meets are a problem."""
     asked = [(result.given(name)[0], DEMANDS[name, value]) for name, value in DEMANDS if result.get(name) == value]
@@ -264,15 +245,12 @@ def decide_mode(result: Translation) -> None:
     for some in [*combinations(asked, 2), asked]:
         modes = [mode for mode in fitting if all(demand(mode) for _, demand in some)]
         if not modes:
-            entries = " and ".join(str(entry) for entry, _ in some)
-            result.problems.append(
-                f"{entries} contradict each other: no mode does {'both' if len(some) == 2 else 'all'}"
-            )
+            both = " and ".join(str(entry) for entry, _ in some)
+            result.problems.append(f"{both} contradict each other: no mode does {'both' if len(some) == 2 else 'all'}")
             return
     mode, loads = modes[0], result.given("use_pretrained_generators")
-    names = ("adapter_aggregation_mode", "global_model_train")
     flags = result.given("generator_training_mode", "generator_only_mode", "train_adapters")
-    result.set("mode", mode.name, *flags, *loads, *result.given(*names))
+    result.set("mode", mode.name, *flags, *loads, *result.given("adapter_aggregation_mode", "global_model_train"))
     if mode.name == "one_shot":
         text = "the server learns from synthetic samples alone, so nodes train generators and send samples at once"
         result.changed += [(entry, text) for entry in result.given("global_model_train")]
@@ -289,13 +267,11 @@ def decide_aggregation(result: Translation) -> None:
     counts = any(entry.new for entry in trains) and any(entry.new for entry in teachers)
     if how and how[0].new == "avg":
         result.set("strategy", "fedavg", *how)
-    distils = [entry for entry in how if entry.new == "kd"] + teachers * counts
-    if distils:
+    if distils := [entry for entry in how if entry.new == "kd"] + teachers * counts:
         result.set("global_training", "distil", *distils)
     elif trains and MODES[result.settings.get("mode", "federate")].synthesizes:
         result.set("global_training", "supervised" if trains[0].new else "none", *trains)
-    if not counts:
-        result.dropped += [(entry, TABLE[entry.name].note) for entry in teachers]
+    result.dropped += [(entry, TABLE[entry.name].note) for entry in teachers if not counts]
 
 
 def decide_generator(result: Translation) -> None:
@@ -315,7 +291,7 @@ def decide_generator(result: Translation) -> None:
 
 
 def decide_training(result: Translation) -> None:
-    """Find the noise on inputs, and say what the length of samples is."""
+    """Find the noise on inputs, the length of samples, and whether nodes share generators."""
     noise, switch = result.given("generator_augmentation_noise"), result.given("generator_augmentation")
     if switch and not switch[0].new:
         result.set("generator.training.noise", 0.0, *switch)
@@ -328,10 +304,6 @@ def decide_training(result: Translation) -> None:
     lengths = result.given("generator_training_sequence_length", "generator_target_sequence_length")
     if not result.given("generator_output_sequence_length"):
         result.changed += [(entry, LENGTH) for entry in lengths[:1]]
-
-
-def decide_sharing(result: Translation) -> None:
-    """Find whether nodes share generators; the predecessor did only while it trained nothing else."""
     for entry in result.given("shared_generator_in_only_mode"):
         result.set("sharing", entry.new, entry, unless=result.settings.get("mode") != "generators_only")
     for entry in result.given("reset_generator_on_class_change"):
@@ -339,16 +311,12 @@ def decide_sharing(result: Translation) -> None:
         result.set("sharing.reset_on_class_change", entry.new, entry, unless=unshared)
 
 
-def decide_checkpoint(result: Translation) -> None:
-    """Split the old path of generator files into folder and base name."""
+def decide_files(result: Translation) -> None:
+    """Split the old path of generator files; find the data set and, where no node lists its classes, its partition."""
     for entry in result.given("generator_checkpoint_path"):
         path = PurePath(entry.new)
         result.set("checkpoint.dir", str(path.parent), entry)
         result.set("checkpoint.base_name", path.stem, entry)
-
-
-def decide_data(result: Translation) -> None:
-    """Find the data set and, where no node lists its classes, how it is dealt."""
     for entry in result.given("esc50_path"):
         result.set("data", "esc50", entry)
         result.set("data.root", entry.new, entry)
@@ -383,24 +351,22 @@ def decide_fold(result: Translation) -> None:
 
 def decide_classes(result: Translation) -> None:
     """Find the classes of the run and of each node; only these are scored."""
-    listing, excluded = _listing(result), result.given("excluded_classes")
-    wanted = _classes(result, None)
+    listing, excluded, wanted = _listing(result), result.given("excluded_classes"), _classes(result, None)
     if wanted:
         result.set("data.classes", wanted, *result.given("selected_classes"), *excluded)
     elif excluded and not listing:
         result.problems.append(f"{joined(excluded)}: list the classes that remain, as selected_classes (data.classes)")
-    if not listing:
-        return
-    assignment, sources = [_classes(result, node) for node in range(result.get("nodes") or 0)], [*listing, *excluded]
-    missing = ", ".join(str(node) for node, classes in enumerate(assignment) if not classes)
-    if missing:
-        text = "list the classes of every node, as selected_classes (partition.assignment)"
-        result.problems.append(f"{joined(sources)} leave nodes {missing} without classes: {text}")
-        return
-    result.set("partition", "explicit", *sources)
-    result.set("partition.assignment", assignment, *sources)
-    if not wanted:
-        result.set("data.classes", list(dict.fromkeys(name for classes in assignment for name in classes)), *sources)
+    if listing:
+        assignment = [_classes(result, node) for node in range(result.get("nodes") or 0)]
+        sources = [*listing, *excluded]
+        if missing := ", ".join(str(node) for node, classes in enumerate(assignment) if not classes):
+            text = "list the classes of every node, as selected_classes (partition.assignment)"
+            result.problems.append(f"{joined(sources)} leave nodes {missing} without classes: {text}")
+            return
+        result.set("partition", "explicit", *sources)
+        result.set("partition.assignment", assignment, *sources)
+        if not wanted:
+            result.set("data.classes", list(dict.fromkeys(name for names in assignment for name in names)), *sources)
 
 
 def decide_groups(result: Translation) -> None:
@@ -416,16 +382,20 @@ def decide_groups(result: Translation) -> None:
                 result.problems.append(f"{entry}: selected_classes must say what is in it (nodes.{node}.groups)")
 
 
+DECISIONS = (decide_mode, decide_aggregation, decide_generator, decide_training, decide_files, decide_fold,
+             decide_classes, decide_groups)  # fmt: skip
+
+
 def _listing(result: Translation) -> list[Entry]:
-    """Return the entries of nodes that list their classes, or those that they do without."""
+    """Return the entries of nodes that list classes, included or excluded."""
     names = ("selected_classes", "excluded_classes")
     return [entry for node in result.read if node is not None for entry in result.given(*names, node=node)]
 
 
 def _classes(result: Translation, node: int | None) -> list[str]:
     """Return the classes that a node lists and does not exclude, or (None) that are listed for all."""
-    own = result.read.setdefault(node, {})
-    without = result.get("excluded_classes", node if "excluded_classes" in own else None) or []
+    excludes = result.given("excluded_classes", node=node)
+    without = result.get("excluded_classes", node if excludes else None) or []
     return [name for name in result.get("selected_classes", node) or [] if name not in without]
 
 
@@ -441,11 +411,11 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
 
 def command(texts: Sequence[str]) -> str:
     """Return the command line that runs with these overrides, quoted for a shell."""
-    return " ".join(["fedgen", "run", *map(shlex.quote, texts)])
+    return shlex.join(["fedgen", "run", *texts])
 
 
 def experiment(settings: Mapping[str, Any], name: str, origin: str) -> str:
-    """Return the text of an experiment file ``name.yaml`` that says what ``settings``, from a file ``origin``, do."""
+    """Return the text of an experiment file ``name.yaml`` with the ``settings`` from a file ``origin``."""
     groups = choices()
     lines = ["# @package _global_", f"# fedgen run experiment={name}", f"# Translated from {origin}.", "defaults:"]
     lines += [f"  - override /{key}: {settings[key]}" for key in ordered(settings) if key in groups]
@@ -458,8 +428,7 @@ def ordered(settings: Mapping[str, Any]) -> list[str]:
     order, groups = known_keys(), choices()
 
     def place(key: str) -> tuple[bool, int, str]:
-        known = key if key in order else key.split(".")[0]
-        return key not in groups, order.index(known), key
+        return key not in groups, order.index(key if key in order else key.split(".")[0]), key
 
     return sorted(settings, key=place)
 
@@ -478,33 +447,19 @@ def written(value: Any) -> str:
 
 def report(result: Translation) -> None:
     """Print on standard error what became of each key, in sections; none is left out."""
-    console = Console(stderr=True)
-    console = console if console.is_terminal else Console(stderr=True, width=WIDTH)
-    keys = {re.sub(r"\.(name|kind)$", "", place): place for place in DECISIVE}
-    open_ = [f"{key}={attrgetter(place)(result.config)}" for key, place in keys.items() if key not in result.settings]
-    sources = ["\n".join(map(str, result.sources[key])) for key in ordered(result.settings)]
-    sources = [text or "(nothing in the file says otherwise)" for text in sources]
-    sections = {
-        "Translated": list(zip(sources, overrides(result.settings), strict=True)),
-        "Changed in meaning": _by_reason(result.changed),
-        "Without effect here": _by_reason(result.dropped),
-        "Unknown, left out": _by_reason(result.unknown),
-        "Not in the file, so the default of fedgen holds": [(" ".join(open_), "")] if open_ else [],
+    open_keys = [key for key in DECISIVE if key not in result.settings]
+    sources = [joined(result.sources[key]) or "nothing in the file" for key in ordered(result.settings)]
+    sections: dict[str, Iterable[tuple[Entry | str, str]]] = {
+        "Translated": zip(overrides(result.settings), (f"from {text}" for text in sources), strict=True),
+        "Changed in meaning": result.changed,
+        "Without effect here": result.dropped,
+        "Unknown, left out": result.unknown,
+        "Not in the file, so the default of fedgen holds": [
+            (f"{key}={attrgetter(DECISIVE[key])(result.config)}", "") for key in open_keys
+        ],
         "Cannot be translated": [(problem, "") for problem in result.problems],
     }
     for title, rows in sections.items():
-        table = Table(show_header=False, box=None, padding=(0, 2))
-        for _ in range(2):
-            table.add_column(overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        if rows:
-            console.print(Text(title, style="bold"), table, "")
-
-
-def _by_reason(entries: Told) -> list[tuple[str, str]]:
-    """Return entries with what is said of them; those of which the same is said stand together."""
-    reasons: dict[str, list[str]] = {}
-    for entry, reason in entries:
-        reasons.setdefault(reason, []).append(str(entry))
-    return [("\n".join(alike), reason) for reason, alike in reasons.items()]
+        lines = [f"  {entry}: {text}" if text else f"  {entry}" for entry, text in rows]
+        if lines:
+            print(visible("\n".join([title, *lines, ""])), file=sys.stderr)

@@ -1,7 +1,7 @@
 """The table of old keys, ``migrate_table.csv``, and the readers of old values.
 
-A reader takes what JSON gives and returns what fedgen takes. It raises `ValueError` for a value that cannot be
-translated and returns a `Remark` for one that sets nothing.
+A reader takes a JSON value and returns fedgen's. It raises `ValueError` for a value that cannot be translated and
+returns a `Remark` for one that sets nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Reader = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Remark:
-    """What is said of a value that sets nothing, by default the key's note; unless ``changed``, all is as asked."""
+    """The remark on a value that sets nothing, by default the key's note; ``changed``: its meaning is another here."""
 
     text: str = ""
     changed: bool = True
@@ -30,26 +30,22 @@ class Remark:
 
 @dataclass(frozen=True)
 class Key:
-    """What becomes of an old key.
-
-    The note says what changed in meaning, or why there is no counterpart. Of a key that is true or false, it is about
-    true. What keys that are decided together have to say, the decision says where it applies.
-    """
+    """What becomes of an old key."""
 
     new: str  # the key here; empty where there is none
     read: Reader
-    note: str
-    node: str  # the key of ``nodes.N`` here, for what may stand in a node's entry
+    note: str  # what changed in meaning (of true, where the key is a flag), or why there is no counterpart
+    node: str  # the key of ``nodes.N`` here, if it may stand in a node's entry
     joint: bool  # whether it is decided together with other keys
     unless: str  # an old key that counts instead where both are there
 
 
 def flag(value: Any) -> bool:
     """Return true or false, which may also be 1, 0 or text."""
-    known = {"true": True, "1": True, "false": False, "0": False}
-    if isinstance(value, bool | int | str) and str(value).lower() in known:
-        return known[str(value).lower()]
-    raise ValueError("is neither true nor false")
+    known = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+    if known is None:
+        raise ValueError("is neither true nor false")
+    return known
 
 
 def whole(value: Any) -> int:
@@ -96,16 +92,6 @@ def groups(value: Any) -> dict[str, Any]:
     return {text(name): names(classes) for name, classes in value.items()}
 
 
-def samples(value: Any) -> int | str:
-    """Return a number of samples or ``auto``."""
-    return "auto" if str(value).lower() == "auto" else whole(value)
-
-
-def folds(value: Any) -> list[int]:
-    """Return numbers of folds; a single one may stand without brackets."""
-    return [whole(item) for item in (value if isinstance(value, list) else [value])]
-
-
 def seed(value: Any) -> int | Remark:
     """Return a seed; below 0 it stood for none."""
     chosen = whole(value)
@@ -141,12 +127,12 @@ def switch(on: Any, off: Any) -> Reader:
 LENGTH = "samples had the training length; here they get the encoder's, unless generator.output_length is set"
 FEDA2V = "FedA2V is what fedgen does; strategy= chooses the aggregation"
 
-READERS: dict[str, Reader] = {reader.__name__: reader for reader in (flag, whole, number, text, names, groups, samples)}
-READERS |= {
+READERS: dict[str, Reader] = {
+    reader.__name__: reader for reader in (flag, whole, number, text, names, groups, seed, device)
+} | {
     "": lambda value: value,
-    "folds": folds,
-    "seed": seed,
-    "device": device,
+    "folds": lambda value: [whole(item) for item in (value if isinstance(value, list) else [value])],
+    "samples": lambda value: "auto" if str(value).lower() == "auto" else whole(value),
     "strategy": one_of(*STRATEGIES, feda2v=Remark(FEDA2V, changed=False)),
     "upsampling": switch("learned", "linear"),
     "sharing": switch("shared", "local"),
@@ -154,7 +140,7 @@ READERS |= {
     "load": switch(Remark(), Remark("nothing is loaded without checkpoint.load", changed=False)),
     "use_folds": switch(Remark(changed=False), Remark()),
 }
-NULLS = {  # what null stood for
+NULLS = {  # the meaning of null
     "synthetic_samples_per_class": "auto",
     "generator_output_sequence_length": Remark(LENGTH),
 }

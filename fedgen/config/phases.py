@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from fedgen.errors import ConfigError, choose, require
+from fedgen.errors import choose, require
 
 
 class Generators(Enum):
@@ -82,24 +82,13 @@ class Phase:
 
 
 def plan(settings: list[PhaseSettings], finished: int = 0) -> list[Phase]:
-    """Return the phases of a run that goes on after ``finished`` rounds.
-
-    Raises
-    ------
-    ConfigError
-        If a reference (``standalone``, ``centralised``) stands among other phases.
-    """
-    phases, offset = [], finished
+    """Return the phases of a run that goes on after ``finished`` rounds."""
+    phases: list[Phase] = []
     for item in settings:
-        phase = Phase(MODES[item.mode], item.rounds, offset)
-        phases.append(phase)
-        offset = phase.last
-    alone = [phase.mode.name for phase in phases if not phase.mode.federated]
-    if alone and len(phases) > 1:
-        raise ConfigError(f"mode={alone[0]} is a reference: it cannot be one of several phases")
+        phases.append(Phase(MODES[item.mode], item.rounds, phases[-1].last if phases else finished))
     return phases
 
 
 def uses_samples(settings: list[PhaseSettings]) -> bool:
-    """Say whether any phase makes or uses generators: then the run has a codec."""
+    """Return whether any phase makes or uses generators: then the run has a codec."""
     return any(MODES[item.mode].generators is not Generators.NONE for item in settings)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedgen.config.phases import MODES, PhaseSettings
+from fedgen.config.phases import PhaseSettings
+from fedgen.config.rules import rules
 from fedgen.config.strategy import StrategyConfig
 from fedgen.data.plain import check_names
 from fedgen.data.settings import DataSettings, EncoderSettings, PartitionSettings, TargetSettings
@@ -19,10 +20,11 @@ from fedgen.models.settings import (
     GranularitySettings,
     ProjectionSettings,
     TrainingSettings,
+    check_ranges,
 )
 from fedgen.privacy.settings import EvaluationSettings, PrivacySettings
 
-TRACKERS = ("none", "tensorboard", "wandb")
+DEVICES = ["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class TrackingSettings:
     entity : str, optional
         Team or user there; the user's default by default.
     group : str, optional
-        What runs are grouped by there; of a sweep its folder by default.
+        Under which runs are grouped there; of a sweep its folder by default.
     offline : bool
         Whether the run is kept on this machine until ``wandb sync``; ``WANDB_MODE=offline`` does the same.
     """
@@ -50,15 +52,8 @@ class TrackingSettings:
     offline: bool = False
 
     def __post_init__(self) -> None:
-        choose(self.name, TRACKERS, "tracking")
+        choose(self.name, ["none", "tensorboard", "wandb"], "tracking")
         require(bool(self.project), "tracking.project='' must be a name")
-
-
-DEVICES = ["auto", "cpu", "cuda"]
-MEMORY = ["auto", "low", "high"]
-CHECKS = ["strict", "warn"]
-SHARING = ["local", "shared"]
-SCHEMES = ["cyclic", "average"]
 
 
 @dataclass(frozen=True)
@@ -93,13 +88,12 @@ class SynthesisConfig:
 
     def __post_init__(self) -> None:
         check_samples_per_class(self.samples_per_class, "synthesis.samples_per_class")
-        require(self.max_samples >= 1, f"synthesis.max_samples={self.max_samples} must be at least 1")
-        require(self.fill >= 0, f"synthesis.fill={self.fill} must be at least 0")
+        check_ranges(self, "synthesis", {"max_samples": 1, "fill": 0})
 
 
-def check_samples_per_class(value: str, key: str) -> None:
-    """Raise `ConfigError` unless ``value`` is a positive whole number or ``auto``."""
-    good = value == "auto" or (value.isdecimal() and int(value) > 0)
+def check_samples_per_class(value: str | None, key: str) -> None:
+    """Raise `ConfigError` unless ``value`` is a positive whole number, ``auto`` or None."""
+    good = value in ("auto", None) or (str(value).isdecimal() and int(str(value)) > 0)
     require(good, f"{key}={value!r} must be a positive whole number or auto")
 
 
@@ -137,15 +131,12 @@ class CheckpointConfig:
     keep_last: int | None = None
 
     def __post_init__(self) -> None:
-        choose(self.check, CHECKS, "checkpoint.check")
-        require(self.round is None or self.round >= 1, f"checkpoint.round={self.round} must be at least 1")
-        require(self.frequency >= 0, f"checkpoint.frequency={self.frequency} must be at least 0")
-        require(
-            self.keep_last is None or self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last} must be at least 1"
-        )
-        name = self.base_name
-        check_names([name] if name else [], "checkpoint.base_name")
-        require(not name or Path(name).name == name, f"checkpoint.base_name={name!r} must be a name, not a path")
+        choose(self.check, ["strict", "warn"], "checkpoint.check")
+        check_ranges(self, "checkpoint", {"round": 1, "frequency": 0, "keep_last": 1})
+        if self.base_name:
+            check_names([self.base_name], "checkpoint.base_name")
+            good = Path(self.base_name).name == self.base_name
+            require(good, f"checkpoint.base_name={self.base_name!r} must be a name, not a path")
 
 
 @dataclass(frozen=True)
@@ -168,13 +159,13 @@ class SharingConfig:
     reset_on_class_change: bool = False
 
     def __post_init__(self) -> None:
-        choose(self.name, SHARING, "sharing")
-        choose(self.scheme, SCHEMES, "sharing.scheme")
+        choose(self.name, ["local", "shared"], "sharing")
+        choose(self.scheme, ["cyclic", "average"], "sharing.scheme")
 
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """What one node does otherwise than the rest; None: as the rest.
+    """Settings of one node that differ from the run's; None: as the run's.
 
     Parameters
     ----------
@@ -195,16 +186,38 @@ class NodeConfig:
     def __post_init__(self) -> None:
         if self.granularity is not None:
             choose(self.granularity, GRANULARITIES, "nodes.*.granularity")
-        if self.samples_per_class is not None:
-            check_samples_per_class(self.samples_per_class, "nodes.*.samples_per_class")
+        check_samples_per_class(self.samples_per_class, "nodes.*.samples_per_class")
         check_names([*(self.groups or {}), *(self.classes or ())], "nodes.*.groups and .classes")
         check_names((name for names in (self.groups or {}).values() for name in names), "nodes.*.groups")
-        require(self.classes is None or bool(self.classes), "nodes.*.classes=[] leaves a node without classes")
+        require(self.classes != [], "nodes.*.classes=[] leaves a node without classes")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run; ``phases`` overrules ``mode`` and ``rounds`` where it is not empty."""
+    """Everything that decides a run; these defaults hold where no file of ``conf/`` and no override says otherwise.
+
+    Parameters
+    ----------
+    nodes : dict[str, NodeConfig]
+        Settings of single nodes that differ, such as ``{0: {granularity: per_class, samples_per_class: 64}}``.
+    mode, rounds : str, int
+        A row of the mode table, and how long it lasts.
+    phases : list[PhaseSettings]
+        Overrules ``mode`` and ``rounds``: ``[{mode: train_generators, rounds: 2}, {mode: generate, rounds: 1}]``.
+    resume : str, optional
+        A run folder: the run goes on there as if it had never stopped; its own configuration counts.
+    seed : int
+    device : str
+        ``auto``, ``cpu`` or ``cuda``.
+    memory : str
+        ``auto``, ``low`` or ``high``: ``low`` trades time for memory, ``auto`` picks from what is free.
+    threads : int, optional
+        CPU threads of torch; one for each core by default.
+    run_dir : str, optional
+        The run folder; Hydra's by default.
+    record : str, optional
+        A folder: the server writes every message to it, as an attacker there would see it.
+    """
 
     data: DataSettings = field(default_factory=DataSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
@@ -235,35 +248,13 @@ class Config:
     record: str | None = None
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed={self.seed} must be at least 0")
         PhaseSettings(self.mode, self.rounds)
         choose(self.device, DEVICES, "device")
-        choose(self.memory, MEMORY, "memory")
+        choose(self.memory, ["auto", "low", "high"], "memory")
+        require(self.seed >= 0, f"seed={self.seed} must be at least 0")
         require(self.threads is None or self.threads >= 1, f"threads={self.threads} must be at least 1")
-        require(
-            not self.synthesis.fill or self.adapter.projection.used,
-            f"synthesis.fill={self.synthesis.fill} needs adapter.projection: set synthesis.fill=0, or both of "
-            "adapter.projection.positions and adapter.projection.channels above 0",
-        )
-        self.privacy.check(self.generator, self.sharing.name)
-        modes = [phase.mode for phase in self.phase_list]
-        references = [mode for mode in modes if not MODES[mode].federated]
-        require(
-            not (self.privacy.used and references),
-            f"privacy=dp means nothing with mode={''.join(references[:1])}: nothing leaves a node there",
-        )
-        remote = self.data.on_nodes
-        require(not (remote and references), f"mode={''.join(references[:1])} needs everyone's clips: not data=nodes")
-        require(
-            not (remote and self.privacy.used) or self.data.store is not None,
-            "privacy=dp with data=nodes needs data.store, clips that the server tests on: scores of the nodes' own "
-            "held-out clips are not covered by epsilon",
-        )
-        nodes = self.partition.nodes
-        self.strategy.check(nodes, modes, self.global_training.name)
-        for number in self.nodes:
-            good = number.isdecimal() and int(number) < nodes
-            require(good, f"nodes.{number} is no node: partition.nodes={nodes}, they are 0 to {nodes - 1}")
+        for holds, message in rules(self):
+            require(holds, message)
 
     @property
     def phase_list(self) -> list[PhaseSettings]:

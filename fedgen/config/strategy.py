@@ -1,17 +1,21 @@
-"""How adapters are aggregated: the settings of ``strategy``, and what they refuse."""
+"""How adapters are aggregated: the settings of ``strategy``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
 
-from fedgen.config.phases import MODES, Generators
-from fedgen.errors import ConfigError, choose, require, suggestion
+from fedgen.errors import choose, require
+from fedgen.models.settings import check_ranges
 
-PROTOCOLS = ["none", "secagg"]
+STRATEGIES = [
+    "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm",
+    "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
+]  # fmt: skip
+AVERAGES = STRATEGIES[:2]  # a node changes them by its share of its own change
+SUMS = STRATEGIES[:6]  # these need no node's own adapters
 MODULUS = 2**32  # masked numbers are of 32 bits, and sums wrap around
 FEWEST = 3  # nodes: of a sum of two, each learns the other's part
-SUMS = ["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm"]  # these need no node's own adapters
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,15 @@ class SecureSettings:
     quantization: int = 2**22
 
     def __post_init__(self) -> None:
-        choose(self.name, PROTOCOLS, "strategy.secure.name")
-        good = self.shares is None or self.shares >= FEWEST
-        require(good, f"strategy.secure.shares={self.shares} must be at least {FEWEST}")
-        most, least = self.shares, 2 if self.shares is None else self.shares // 2 + 1
-        good = self.threshold is None or least <= self.threshold <= (most or self.threshold)
+        choose(self.name, ["none", "secagg"], "strategy.secure.name")
+        check_ranges(self, "strategy.secure", {"shares": FEWEST})
+        most, least = self.shares or math.inf, 2 if self.shares is None else self.shares // 2 + 1
         require(
-            good,
-            f"strategy.secure.threshold={self.threshold} must be above half of strategy.secure.shares={most}, "
+            self.threshold is None or least <= self.threshold <= most,
+            f"strategy.secure.threshold={self.threshold} must be above half of strategy.secure.shares={self.shares}, "
             "and not above it",
         )
-        good = 0 < self.clipping_range < float("inf")
+        good = 0 < self.clipping_range < math.inf
         require(good, f"strategy.secure.clipping_range={self.clipping_range} must be a finite number above 0")
         good = 2 <= self.quantization < MODULUS
         require(good, f"strategy.secure.quantization={self.quantization} must be from 2 to below {MODULUS}")
@@ -61,65 +63,10 @@ class SecureSettings:
         """Whether adapters are masked."""
         return self.name != "none"
 
-    def check(self, nodes: int, min_nodes: int, strategy: str, dp: str, trains: bool, teaching: str) -> None:
-        """Refuse what needs single nodes' adapters, and federations in which nothing would be hidden.
-
-        Parameters
-        ----------
-        nodes, min_nodes : int
-            Of the federation, and of a round.
-        strategy, dp : str
-            ``strategy.name`` and ``strategy.dp``.
-        trains : bool
-            Whether adapters leave nodes in any phase.
-        teaching : str
-            ``global_training.name`` where samples are sent, else ``none``.
-
-        Raises
-        ------
-        ConfigError
-        """
-        if not self.used:
-            return
-        chosen = f"strategy.secure.name={self.name}"
-        require(trains, f"{chosen} means nothing here: no adapters leave a node")
-        require(nodes >= FEWEST, f"{chosen} needs at least {FEWEST} nodes, got partition.nodes={nodes}")
-        shares = min(self.shares or nodes, nodes)
-        good = self.shares is None or self.shares == nodes or (self.shares < nodes and self.shares % 2 == 1)
-        require(good, f"strategy.secure.shares={self.shares} must be odd and below partition.nodes={nodes}, or that")
-        need = self.threshold or shares // 2 + 1
-        require(
-            shares // 2 < need <= shares,
-            f"strategy.secure.threshold={need} must be above half of {shares} shares, and not above them",
-        )
-        require(min_nodes >= need, f"strategy.min_nodes={min_nodes} is below strategy.secure.threshold={need}")
-        good = nodes * self.quantization < MODULUS
-        require(
-            good,
-            f"strategy.secure.quantization={self.quantization} times partition.nodes={nodes} must be below {MODULUS}",
-        )
-        good = strategy in SUMS
-        require(
-            good,
-            f"{chosen} needs strategy={'|'.join(SUMS)}: strategy={strategy} looks at single nodes' adapters, "
-            "which the server does not see",
-        )
-        require(dp != "server", f"{chosen} hides what strategy.dp=server would have to clip: use strategy.dp=client")
-        require(teaching != "distil", f"{chosen} hides nodes' adapters: global_training=distil has no teachers")
-
     def round(self, nodes: int) -> tuple[int, int]:
         """Return how many shares secrets have in a round of ``nodes`` nodes, and how many of them give one back."""
         shares = min(self.shares or nodes, nodes)
         return shares, max(self.threshold or 0, shares // 2 + 1)
-
-
-STRATEGIES = [
-    "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm",
-    "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
-]  # fmt: skip
-SENT = ["all", "samples"]
-CLIPPING = ["none", "server", "client"]
-AVERAGES = ["fedavg", "fedprox"]  # a node changes them by its share of its own change
 
 
 @dataclass(frozen=True)
@@ -180,73 +127,14 @@ class StrategyConfig:
     secure: SecureSettings = field(default_factory=SecureSettings)
 
     def __post_init__(self) -> None:
-        if self.name not in STRATEGIES:
-            raise ConfigError(
-                f"strategy.name={self.name!r} is not one of {', '.join(STRATEGIES)}.{suggestion(self.name, STRATEGIES)}"
-            )
-        for name in ("min_nodes", "nodes_per_round", "pool_nodes"):
-            number = getattr(self, name)
-            require(number is None or number >= 1, f"strategy.{name}={number} must be at least 1")
-        least, asked, most = self.min_nodes, self.nodes_per_round, self.max_change
-        require(None in (least, asked) or least <= asked, f"strategy.min_nodes={least} is more than {asked} a round")  # type: ignore[operator]
-        require(self.max_payload_mb > 0, f"strategy.max_payload_mb={self.max_payload_mb} must be above 0")
+        choose(self.name, STRATEGIES, "strategy.name")
+        choose(self.send, ["all", "samples"], "strategy.send")
+        choose(self.dp, ["none", "server", "client"], "strategy.dp")
+        least = dict.fromkeys(("min_nodes", "nodes_per_round", "pool_nodes"), 1)
+        check_ranges(self, "strategy", least, positive=("max_payload_mb", "timeout", "wait"))
+        most = self.max_change
         require(most is None or most > 1, f"strategy.max_change={most} must be above 1")
-        require(self.timeout > 0, f"strategy.timeout={self.timeout} must be above 0")
-        require(self.wait > 0, f"strategy.wait={self.wait} must be above 0")
-        choose(self.send, SENT, "strategy.send")
-        choose(self.dp, CLIPPING, "strategy.dp")
         for name in ("clipping_norm", "noise_multiplier", "delta"):
             value, needs = getattr(self, name), "no such number" if self.dp == "none" else "a finite number above 0"
-            good = value is None if self.dp == "none" else value is not None and 0 < value < float("inf")
+            good = value is None if self.dp == "none" else value is not None and 0 < value < math.inf
             require(good, f"strategy.{name}={value}: strategy.dp={self.dp} needs {needs}")
-        good = self.dp == "none" or self.name in AVERAGES
-        require(good, f"strategy.dp={self.dp} needs strategy={'|'.join(AVERAGES)}, got strategy={self.name}")
-
-    def check(self, nodes: int, modes: Sequence[str], teaching: str) -> None:
-        """Refuse a run for which ``dp`` or ``secure`` would not hold, or mean nothing.
-
-        Parameters
-        ----------
-        nodes : int
-            Of the partition.
-        modes : Sequence[str]
-            Of the run's phases.
-        teaching : str
-            ``global_training.name``.
-
-        Raises
-        ------
-        ConfigError
-        """
-        least, chosen = self.min_nodes, f"strategy.dp={self.dp}"
-        for name in ("min_nodes", "nodes_per_round"):
-            number = getattr(self, name)
-            require(number is None or number <= nodes, f"strategy.{name}={number} is more than partition.nodes={nodes}")
-        sources = {MODES[mode].generators for mode in modes}
-        require(
-            self.nodes_per_round in (None, nodes) or not {Generators.TRAIN, Generators.LOAD} <= sources,
-            f"strategy.nodes_per_round={self.nodes_per_round}: nodes that are not asked while generators are trained "
-            "have none in the phase that only uses them: train them in a run of its own, with every node",
-        )
-        taught = teaching if any(MODES[mode].synthesizes for mode in modes) else "none"
-        self._check_send(modes, teaching)
-        trains = self.send == "all" and any(MODES[m].federated and MODES[m].trains_adapters for m in modes)
-        asked = self.nodes_per_round or nodes
-        self.secure.check(asked, least or asked, self.name, self.dp, trains, taught)
-        if self.dp == "none":
-            return
-        assert self.delta is not None
-        require(trains, f"{chosen} means nothing here: no adapters leave a node")
-        good = {least or nodes, asked} == {nodes}
-        require(good, f"{chosen} needs every node: leave strategy.min_nodes and strategy.nodes_per_round out")
-        require(self.delta < 1 / nodes, f"strategy.delta={self.delta} must be below one over partition.nodes={nodes}")
-        require(taught != "distil", f"{chosen}: with global_training=distil nodes' adapters teach without noise")
-
-    def _check_send(self, modes: Sequence[str], teaching: str) -> None:
-        """Refuse ``samples`` where the global adapters would not learn from any."""
-        if self.send == "all":
-            return
-        idle = [mode for mode in modes if not MODES[mode].synthesizes]
-        require(not idle, f"strategy.send=samples: mode={''.join(idle[:1])} sends none; use one_shot or generate")
-        good = teaching == "supervised"
-        require(good, f"strategy.send=samples needs global_training=supervised: with {teaching} nothing is learnt")

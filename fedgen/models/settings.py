@@ -32,7 +32,7 @@ def check_ranges(
     """
     for name, low in (least or {}).items():
         value = getattr(settings, name)
-        require(value >= low, f"{key}.{name}={value} must be at least {low}")
+        require(value is None or value >= low, f"{key}.{name}={value} must be at least {low}")
     for name in positive:
         value = getattr(settings, name)
         require(value > 0, f"{key}.{name}={value} must be above 0")

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 
 from fedgen.errors import choose, require
-from fedgen.models.settings import GeneratorSettings
 
 PRIVACY = ("none", "dp")
 GATES = ("auto", "off", "warn", "fail")
@@ -51,14 +50,6 @@ class PrivacySettings:
         assert self.epsilon is not None
         assert self.delta is not None
         return self.epsilon, self.delta
-
-    def check(self, generator: GeneratorSettings, sharing: str) -> None:
-        """Raise `ConfigError` for a generator, or a ``sharing.name``, that a private release cannot serve."""
-        if not self.used:
-            return
-        kind = generator.kind
-        require(kind == "gaussian", f"privacy=dp needs generator=gaussian: generator.kind={kind} is trained on clips")
-        require(sharing == "local", f"privacy=dp needs sharing=local: sharing={sharing} sends sums over clips")
 
     def check_clips(self, clips: int) -> None:
         """Raise `ConfigError` where ``delta`` would allow a mechanism that publishes one of ``clips`` at random."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,9 +15,8 @@ PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
 DEVICES = ["auto", "cpu", "cuda"]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the run's folder and the options; `settings_of` makes settings of what it finds."""
-    add = parser.add_argument
+def add_options(add: Callable[..., object]) -> None:
+    """Declare the run's folder and the options with a parser's ``add_argument``; `settings_of` reads their values."""
     add("folder", type=Path, metavar="RUN", help="run folder")
     add("--class", dest="classes", nargs="+", action="extend", metavar="NAME", help="classes; all by default")
     about = "text (the class's own targets), synthetic (samples), real (held-out clips); text and synthetic by default"

@@ -1,4 +1,4 @@
-"""``fedgen checkpoints ls``: a line for each checkpoint of a folder."""
+"""``fedgen checkpoints``: a line for each checkpoint of a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed here, and what there is to choose."""
+"""The installed versions, and the choices of the configuration."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fedgen.config.compose import choices, load_config
 from fedgen.report.tables import PlainTable
 from fedgen.runtimes.sweeps import launching
 
-PACKAGES = ("fedgen", "flwr", "torch", "numpy", "hydra-core", "omegaconf", "safetensors", "scikit-learn")
-EXTRAS = {
+PACKAGES = {  # the extra that brings a package; empty: fedgen itself needs it
+    **dict.fromkeys(("fedgen", "flwr", "torch", "numpy", "hydra-core", "omegaconf", "safetensors", "scikit-learn"), ""),
     "transformers": "encoders",
     "diffusers": "render",
     "dp-accounting": "privacy",
@@ -22,20 +22,17 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
 }
-"""The extra that brings a package."""
 
 
 def versions() -> Table:
     """Return versions of Python, packages and extras, and the device that ``device=auto`` is."""
-    table = PlainTable(title="installed")
-    table.add_column("what")
-    table.add_column("version")
+    table = PlainTable("what", "version", title="installed")
     table.add_row("python", platform.python_version())
-    for name in PACKAGES:
-        table.add_row(name, metadata.version(name))
-    table.add_section()
-    for name, extra in EXTRAS.items():
-        table.add_row(name, _version(name) or f"not here: pip install 'fedgen[{extra}]'")
+    for name, extra in PACKAGES.items():
+        try:
+            table.add_row(name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            table.add_row(name, f"not here: pip install 'fedgen[{extra}]'" if extra else "not installed")
     table.add_section()
     table.add_row("device", torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu")
     table.add_row("cores of torch", str(torch.get_num_threads()))
@@ -43,24 +40,14 @@ def versions() -> Table:
 
 
 def groups() -> Table:
-    """Return every configuration group with its choices, the default marked; of sweeps, those that are installed."""
+    """Return every configuration group with its choices, the default marked; of sweeps, the installed ones."""
+    table = PlainTable(
+        "group", "choices; the default has a star", title="configuration groups: fedgen run GROUP=CHOICE"
+    )
     config = load_config([])
-    table = PlainTable(title="configuration groups: fedgen run GROUP=CHOICE")
-    table.add_column("group")
-    table.add_column("choices; the default has a star", overflow="fold")
-    for group, names in choices().items():
-        chosen = getattr(config, group, None)
+    defaults = {group: getattr(config, group, None) for group in choices()} | {"adapter": "attention"}
+    for group, names in (choices() | launching()).items():
+        chosen = defaults.get(group, "basic")
         default = chosen if isinstance(chosen, str) else getattr(chosen, "name", getattr(chosen, "kind", None))
-        told = [f"{name}*" if name == default or (group == "adapter" and len(names) == 1) else name for name in names]
-        table.add_row(group, ", ".join(told))
-    table.add_section()
-    for group, names in launching().items():
-        table.add_row(group, ", ".join(f"{name}*" if name == "basic" else name for name in names))
+        table.add_row(group, ", ".join(f"{name}*" if name == default else name for name in names))
     return table
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

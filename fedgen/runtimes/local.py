@@ -41,22 +41,18 @@ FIRST_NODE_ID = 1001
 class LocalGrid(Grid):
     """A Flower ``Grid`` whose nodes are calls of one ``ClientApp`` in this process.
 
-    Every node has a ``Context`` of its own that lives as long as the grid, and both sides get copies of a message, so
-    that neither sees what the other changes. Nodes answer one after the other: a message is handled when its reply is
-    pulled, and a reply is handed over only once. As in Flower's simulation, what a node changed in its context before
-    it raised is dropped, and the server gets an error reply.
+    Every node has its own ``Context``, and both sides get copies of a message. Nodes answer one after the other, when
+    their replies are pulled. As in Flower's simulation, a node that raises loses its changes of the context, and the
+    server gets an error reply.
 
     Parameters
     ----------
     client_app : ClientApp
-        Handles the messages of every node.
     num_nodes : int
-        Number of nodes, at least 1.
     run_config : dict
-        The flat run configuration that every node finds in ``context.run_config``.
+        Flat; every node finds it in ``context.run_config``.
     node_configs : list of dict, optional
-        More entries for ``context.node_config``, one mapping a node; ``partition-id`` and ``num-partitions`` are set
-        to the position and the number of nodes unless given.
+        More entries of each node's ``context.node_config``, besides ``partition-id`` and ``num-partitions``.
 
     Raises
     ------
@@ -76,15 +72,13 @@ class LocalGrid(Grid):
         require(len(configs) == num_nodes, f"{len(configs)} node_configs for num_nodes={num_nodes}")
         self._client_app = client_app
         self._run = Run.create_empty(run_id=secrets.randbits(62) + 1)
-        self._contexts = {
-            FIRST_NODE_ID + i: self._new_context(FIRST_NODE_ID + i, _node_config(i, num_nodes, config), run_config)
-            for i, config in enumerate(configs)
-        }
+        self._contexts = {}
+        for i, config in enumerate(configs):
+            facts = {PARTITION_ID_KEY: i, NUM_PARTITIONS_KEY: num_nodes, **_flat(config, f"node_configs[{i}]")}
+            own = _flat(run_config, "run_config")
+            self._contexts[FIRST_NODE_ID + i] = Context(self._run.run_id, FIRST_NODE_ID + i, facts, RecordDict(), own)
         self._waiting: dict[str, Message] = {}  # pushed, not yet handled; in the order of pushing
         _assume_server_identity(self._run.run_id)
-
-    def _new_context(self, node_id: int, node_config: UserConfig, run_config: Mapping[str, UserConfigValue]) -> Context:
-        return Context(self._run.run_id, node_id, node_config, RecordDict(), _flat(run_config, "run_config"))
 
     @property
     def run(self) -> Run:
@@ -118,23 +112,19 @@ class LocalGrid(Grid):
         ValueError
             For a message to an unknown node, or one that Flower's own validation refuses.
         """
-        return [self._push(message) for message in messages]
-
-    def _push(self, message: Message) -> str:
-        _begin_life(message)  # it may have been made long before
-        _stamp(message, self._run.run_id)
-        _check(message, is_reply=False)
-        if message.metadata.dst_node_id not in self._contexts:
-            raise ValueError(f"no node {message.metadata.dst_node_id}; the nodes are {self.get_node_ids()}")
-        self._waiting[message.metadata.message_id] = deepcopy(message)
-        return message.metadata.message_id
+        pushed = []
+        for message in messages:
+            _begin_life(message)  # it may have been made long before
+            _stamp(message, self._run.run_id)
+            _check(message, is_reply=False)
+            if message.metadata.dst_node_id not in self._contexts:
+                raise ValueError(f"no node {message.metadata.dst_node_id}; the nodes are {self.get_node_ids()}")
+            self._waiting[message.metadata.message_id] = deepcopy(message)
+            pushed.append(message.metadata.message_id)
+        return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Let one node handle its message and return the reply; an empty list once nothing is left.
-
-        Like any Flower grid, this returns what is ready rather than waiting for all: ask again until every reply has
-        come. One reply at a time keeps one payload in memory at a time.
-        """
+        """Let one node handle its message and return the reply, one payload at a time; an empty list at the end."""
         for message_id in message_ids:
             if message_id in self._waiting:
                 return [self._handle(self._waiting.pop(message_id))]
@@ -187,31 +177,10 @@ class LocalGrid(Grid):
 
 
 def run_server(server_app: ServerApp, grid: Grid, run_config: Mapping[str, UserConfigValue]) -> Context:
-    """Run a ServerApp on a grid, as Flower's own server process does.
-
-    Parameters
-    ----------
-    server_app : ServerApp
-        The app; whatever it raises passes through.
-    grid : Grid
-        Usually a `LocalGrid`.
-    run_config : dict
-        The flat run configuration that the app finds in ``context.run_config``.
-
-    Returns
-    -------
-    Context
-        The server's context after the run.
-    """
-    config = _flat(run_config, "run_config")
-    context = Context(grid.run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), config)
+    """Run a ServerApp on a grid, as Flower's own server process does, and return the server's context after the run."""
+    context = Context(grid.run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), _flat(run_config, "run_config"))
     server_app(grid, context)
     return context
-
-
-def _node_config(index: int, num_nodes: int, config: Mapping[str, UserConfigValue]) -> UserConfig:
-    """Return the entries that Flower's simulation gives each node, and those of ``config``."""
-    return {PARTITION_ID_KEY: index, NUM_PARTITIONS_KEY: num_nodes, **_flat(config, f"node_configs[{index}]")}
 
 
 def _flat(config: Mapping[str, UserConfigValue], name: str) -> UserConfig:
@@ -254,7 +223,6 @@ def run_config(config: Config) -> dict[str, Any]:
     Raises
     ------
     FedgenError
-        What went wrong, in words for the user.
     """
     logging.getLogger("flwr").setLevel(logging.ERROR)  # our own progress lines say it shorter
     try:

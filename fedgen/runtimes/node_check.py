@@ -1,20 +1,16 @@
-"""What a node needs before it joins; what is wrong is said with the way to mend it."""
+"""Check a node's configuration, store and device before it joins; every failure says how to fix it."""
 
 from __future__ import annotations
 
 import os
-import socket
-import ssl
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from packaging.requirements import Requirement
 from rich.table import Table
 
 from fedgen.client_app import own_settings
@@ -27,9 +23,7 @@ from fedgen.node.secure import OWN_KEY, fewest
 from fedgen.report.tables import PlainTable
 from fedgen.task import use_hardware
 
-SECONDS = 10.0  # how long a server may take to answer
-
-# What a node configuration may say, of which type, and what it is.
+# The entries of a node configuration: their types, and their meaning.
 KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "partition-id": ((int,), "a whole number from 0, the node's own"),
     "num-partitions": ((int,), "a whole number; nothing reads it"),
@@ -48,44 +42,34 @@ KEYS: dict[str, tuple[tuple[type, ...], str]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at, and what it is; or what is wrong with it, and how to mend it."""
+    """One check: the value, or what is wrong and how to fix it."""
 
     subject: str
     found: str
     sound: bool
 
 
-def check_node(
-    file: Path,
-    config: Config,
-    joins: bool = False,
-    root_certificates: Path | None = None,
-    key: Path | None = None,
-    superlink: str | None = None,
-) -> list[Finding]:
-    """Look at everything that a node needs; what is None is not looked at.
-
-    ``file`` is the node configuration. Where the node ``joins`` the run of ``config``, its embeddings must be of the
-    run's encoder; else ``config`` says the device alone. ``root_certificates`` vouch for the server, ``key`` is the
-    node's private one, ``superlink`` is the ``HOST:PORT`` that nodes connect to.
-    """
+def check_node(file: Path, config: Config, joins: bool = False) -> list[Finding]:
+    """Check the node configuration in ``file``; where the node ``joins`` the run of ``config``, its encoder too."""
     facts, problem = read_node_config(file)
     facts = {"device": config.device, **facts}
-    checks: dict[str, Callable[[], str]] = {name: partial(version, name) for name in ("flwr", "torch")}
+    checks: dict[str, Callable[[], str]] = {}
     checks |= {name: partial(entry, facts, name) for name in ("partition-id", "store", *facts)}
     if isinstance(facts.get("store"), str):
         checks["embeddings"] = partial(embeddings, facts, config if joins else None)
     if isinstance(facts.get("state"), str):
         checks["state folder"] = partial(writable, Path(facts["state"]))
-    checks |= {"root certificate": partial(certificate, root_certificates)} if root_certificates else {}
-    checks |= {"key": partial(private_key, key)} if key else {}
-    checks |= {"superlink": partial(reached, superlink, root_certificates)} if superlink else {}
     findings = [Finding("node configuration", problem, False)] if problem else []
-    return findings + [_looked(subject, check) for subject, check in checks.items()]
+    for subject, check in checks.items():
+        try:
+            findings.append(Finding(subject, check(), True))
+        except (FedgenError, OSError) as error:
+            findings.append(Finding(subject, str(error), False))
+    return findings
 
 
 def findings_table(findings: list[Finding]) -> Table:
-    """Return what was found, one line a thing."""
+    """Return one line for each finding."""
     wrong = sum(not finding.sound for finding in findings)
     table = PlainTable(title="this node is ready" if not wrong else f"this node is not ready: {wrong} to mend")
     for name in ("what", "is", "found"):
@@ -95,24 +79,8 @@ def findings_table(findings: list[Finding]) -> Table:
     return table
 
 
-def _looked(subject: str, check: Callable[[], str]) -> Finding:
-    try:
-        return Finding(subject, check(), True)
-    except (FedgenError, OSError) as error:
-        return Finding(subject, str(error), False)
-
-
-def version(package: str) -> str:
-    """Return the installed version of a package; `ConfigError` if fedgen needs another one."""
-    wanted = next(item for item in map(Requirement, metadata.requires("fedgen") or []) if item.name == package)
-    found = metadata.version(package)
-    sound = wanted.specifier.contains(found, prereleases=True)
-    require(sound, f"{package} {found} is installed, fedgen needs {package}{wanted.specifier}")
-    return found
-
-
 def read_node_config(file: Path) -> tuple[dict[str, Any], str | None]:
-    """Return what a node configuration says; and why Flower cannot read it, if it cannot."""
+    """Return the entries of a node configuration; and why Flower cannot read it, if it cannot."""
     if file.suffix != ".toml":
         return {}, f"--node-config={file} must end in .toml: any other text is `key=value` for Flower"
     try:
@@ -122,7 +90,7 @@ def read_node_config(file: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def entry(facts: Mapping[str, Any], key: str) -> str:
-    """Return an entry of a node configuration; `ConfigError` if nothing reads it, or not so."""
+    """Return an entry of a node configuration; `ConfigError` if it is missing, unknown or wrong."""
     if key not in KEYS:
         raise ConfigError(f"nothing reads {key}.{suggestion(key, KEYS)} What is read: {', '.join(KEYS)}")
     types, meaning = KEYS[key]
@@ -138,7 +106,7 @@ def entry(facts: Mapping[str, Any], key: str) -> str:
 
 
 def embeddings(facts: Mapping[str, Any], config: Config | None) -> str:
-    """Return what the node's store holds, every byte of it read; an error if that is unsound, or not the run's."""
+    """Return the content of the node's store, every byte of it read; an error if it is damaged, or not the run's."""
     path = Path(facts["store"]).expanduser()
     require(path.is_absolute(), f"store={path} must be an absolute path: Flower works in another folder")
     store = open_store(path)
@@ -161,30 +129,3 @@ def writable(folder: Path) -> str:
     good = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     require(good, f"{there} cannot be written to: let the user of the SuperNode own it")
     return str(folder)
-
-
-def certificate(file: Path) -> str:
-    """Return until when the certificates vouch for servers; `ConfigError` if none does, openssl's if it is unsound."""
-    found = ssl.create_default_context(cafile=str(file)).get_ca_certs()
-    require(bool(found), f"{file} holds no certificate of an authority: ask the operator for ca.crt")
-    return ", ".join(f"until {item['notAfter']}" for item in found)
-
-
-def private_key(file: Path) -> str:
-    """Return that the owner alone can read the key; `ConfigError` if not. Whether it is sound, Flower says."""
-    mode = file.stat().st_mode & 0o777
-    require(not mode & 0o077, f"others may read {file} (mode {mode:o}): chmod 600 {file}")
-    return f"{file}, of its owner alone"
-
-
-def reached(address: str, root_certificates: Path | None) -> str:
-    """Return that a server answers and proves who it is; `FedgenError` with openssl's words if not."""
-    host, _, port = address.rpartition(":")
-    require(bool(host) and port.isdecimal() and "/" not in host, f"--superlink={address} must be HOST:PORT")
-    context = ssl.create_default_context(cafile=root_certificates and str(root_certificates))
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS) as connection:
-            context.wrap_socket(connection, server_hostname=host.strip("[]")).close()
-    except OSError as error:
-        raise FedgenError(f"{address} cannot be reached, or does not prove who it is: {error}") from error
-    return f"{address} answers, and proves who it is"

@@ -20,7 +20,7 @@ from fedgen.task import Task, prepare_task
 
 
 def run_reference(config: Config) -> dict[str, Any]:
-    """Train each node alone for as many rounds as a federation would, never aggregating, and return the results.
+    """Train each node alone for as many rounds as a federation would, and return the results.
 
     ``standalone`` has the nodes of the partition and reports the mean of their scores on the whole held-out fold;
     ``centralised`` has one node with everyone's clips.

@@ -1,4 +1,4 @@
-"""Run the project's apps in Flower's own simulation, or on a SuperLink, and tell the truth about how the run ended."""
+"""Run the apps in Flower's own simulation, or on a SuperLink; a run that failed raises."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +49,9 @@ def simulate(config: Config, cpus: int = 1, gpus: float = 0.0) -> dict[str, Any]
     Raises
     ------
     FedgenError
-        What went wrong, in words for the user.
     """
     os.environ.update(ENVIRONMENT)
+    logging.getLogger("alembic").setLevel(logging.ERROR)  # of Flower's database; it logs when it is imported
     import ray
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
@@ -66,8 +69,7 @@ def simulate(config: Config, cpus: int = 1, gpus: float = 0.0) -> dict[str, Any]
     def ended(message_ids: Any) -> Any:
         raise FedgenError("the simulation has ended")
 
-    for name in ("flwr", "alembic"):  # of Flower's database; our own progress lines say it shorter
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # our own progress lines are shorter
     warnings.filterwarnings("ignore", module="ray")
     # before the server's thread works: Ray forks, which ends OpenBLAS's threads, and NumPy would wait for them for ever
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -89,30 +91,28 @@ def simulate(config: Config, cpus: int = 1, gpus: float = 0.0) -> dict[str, Any]
 def submit(connection: str, overrides: list[str], app: Path | None = None) -> None:
     """Run a Flower app on a SuperLink that is running, and stream its log.
 
-    Who interrupts it leaves the run to the SuperLink, which goes on with it.
+    After Ctrl-C the run goes on.
 
     Parameters
     ----------
     connection : str
         Name of the SuperLink in ``$FLWR_HOME/config.toml`` (``~/.flwr``).
     overrides : list of str
-        Hydra overrides; the ServerApp finds them as ``shlex.split(context.run_config["overrides"])``.
+        Hydra overrides; the ServerApp reads them as ``shlex.split(context.run_config["overrides"])``.
     app : Path, optional
-        Folder with the ``pyproject.toml`` of the app; this checkout by default.
+        Folder with the ``pyproject.toml`` of the app; fedgen itself by default.
 
     Raises
     ------
     ConfigError
-        If there is no such connection, or no such app.
+        There is no such connection, or no such app.
     FedgenError
-        Flower starts no run, or calls it anything but ``finished:completed``.
+        Flower starts no run, or the run ends as anything but ``finished:completed``.
     """
-    folder = (app or Path(__file__).parents[2]).resolve()
-    require((folder / "pyproject.toml").is_file(), f"app={folder} holds no pyproject.toml: not a Flower app")
     home = Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser().absolute()
-    choose(connection, _connections(home / "config.toml"), "CONNECTION")
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as settings:
-        settings.write(run_config_toml(overrides))  # a file is the one way to pass every character
+    with app_folder(app) as folder, tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as settings:
+        choose(connection, _connections(home / "config.toml"), "CONNECTION")
+        settings.write(run_config_toml(overrides))  # only in a file may a value have any character
         settings.flush()
         run = _ask_flower(home, "run", str(folder), connection, "--run-config", settings.name)["run-id"]
     try:
@@ -129,11 +129,27 @@ def submit(connection: str, overrides: list[str], app: Path | None = None) -> No
         raise FedgenError(f"run {run} ended as {found['status']}: {found['status-details'] or 'see its log'}")
 
 
+@contextmanager
+def app_folder(app: Path | None = None) -> Iterator[Path]:
+    """Give the folder of a Flower app: ``app``, this checkout, or a copy of the installed package in its layout."""
+    package = Path(__file__).resolve().parents[1]
+    folder = (app or package.parent).resolve()
+    if app or not (package / "app").is_dir() or (folder / "pyproject.toml").is_file():
+        require((folder / "pyproject.toml").is_file(), f"app={folder} holds no pyproject.toml: not a Flower app")
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="fedgen-") as name:
+        shutil.copytree(package / "app", name, dirs_exist_ok=True)
+        shutil.copytree(package / "conf", Path(name) / "conf")
+        shutil.copytree(package, Path(name) / "fedgen", ignore=shutil.ignore_patterns("app", "conf", "__pycache__"))
+        yield Path(name)
+
+
 def run_config_toml(overrides: list[str]) -> str:
     """Return a run configuration file with the overrides as one string.
 
-    On the command line Flower takes no double quotes or backslashes inside a value; in a file every character works.
-    ``shlex.split`` gives the list back, also from what one types by hand: ``overrides="mode=one_shot rounds=3"``.
+    On the command line Flower takes no double quotes or backslashes inside a value. ``shlex.split`` gives the list
+    back, also from a value that is typed by hand: ``overrides="mode=one_shot rounds=3"``.
     """
     text = json.dumps(shlex.join(overrides), ensure_ascii=False)  # TOML's escapes, but for one character
     return f"overrides = {text}\n".replace("\x7f", "\\u007f")
@@ -149,7 +165,7 @@ def _connections(file: Path) -> list[str]:
 
 
 def _command(home: Path, *words: str) -> dict[str, Any]:
-    """Return what starts a command of Flower, in a folder that is no checkout, from where it would take the apps."""
+    """Return the arguments of `subprocess.run` for a command of Flower; in a checkout it would take the apps there."""
     flower = Path(sys.executable).with_name("flwr")
     return {"args": [flower, *words], "cwd": home, "env": os.environ | ENVIRONMENT, "text": True, "errors": "replace"}
 

@@ -91,7 +91,7 @@ def test_all_nodes_are_needed_unless_told_otherwise() -> None:
         ("synthesis.samples_per_class='²'", r"synthesis\.samples_per_class='²'"),
         ("granularity.groups={a: [dog], b: [dog]}", r"granularity\.groups names dog more than once"),
         ("granularity.group={a: [dog]}", r"'granularity\.group'.*Did you mean 'granularity\.groups'"),
-        ("a=[1", r"cannot read the override 'a=\[1'"),
+        ("seed=[1", r"cannot read the override 'seed=\[1'"),
     ],
 )
 def test_bad_overrides(override: str, words: str) -> None:

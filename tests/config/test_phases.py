@@ -3,6 +3,7 @@
 import pytest
 
 from fedgen.config.phases import MODES, PhaseSettings, plan
+from fedgen.config.settings import Config
 from fedgen.errors import ConfigError
 
 #                    trains adapters, generators, sends samples, is a federation
@@ -33,9 +34,9 @@ def test_rounds_are_counted_over_the_run() -> None:
 
 @pytest.mark.parametrize("reference", ["standalone", "centralised"])
 def test_a_reference_stands_alone(reference: str) -> None:
-    assert len(plan([PhaseSettings(reference, 2)])) == 1
+    assert len(plan(Config(phases=[PhaseSettings(reference, 2)]).phase_list)) == 1
     with pytest.raises(ConfigError, match=f"mode={reference} is a reference"):
-        plan([PhaseSettings("federate"), PhaseSettings(reference)])
+        Config(phases=[PhaseSettings("federate"), PhaseSettings(reference)])
 
 
 def test_unknown_modes_and_no_rounds() -> None:

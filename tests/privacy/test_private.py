@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedgen.config.compose import load_config
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError
 from fedgen.models.generators import open_generator
@@ -115,17 +116,16 @@ def test_wrong_and_missing_settings_are_refused(values: dict[str, object], words
 
 
 @pytest.mark.parametrize(
-    ("generator", "sharing", "words"),
+    ("override", "words"),
     [
-        (GeneratorSettings(kind="vae"), "local", "needs generator=gaussian"),
-        (GeneratorSettings(kind="gan"), "local", "needs generator=gaussian"),
-        (SETTINGS, "shared", "needs sharing=local"),
+        ("generator=vae", "needs generator=gaussian"),
+        ("generator=gan", "needs generator=gaussian"),
+        ("sharing=shared", "needs sharing=local"),
     ],
 )
-def test_what_a_release_cannot_serve_is_refused(generator: GeneratorSettings, sharing: str, words: str) -> None:
+def test_what_a_release_cannot_serve_is_refused(override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        DP.check(generator, sharing)
-    PrivacySettings().check(generator, sharing)
+        load_config(["privacy=dp", "privacy.epsilon=8", "privacy.delta=0.001", override])
 
 
 def test_a_large_delta_is_refused(space: PublicSpace) -> None:

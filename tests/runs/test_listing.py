@@ -1,4 +1,4 @@
-"""``fedgen checkpoints ls``: a line for each checkpoint of a folder."""
+"""``fedgen checkpoints``: a line for each checkpoint of a folder."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,10 @@ import torch
 from banks import METADATA, bank
 from rich.console import Console, RenderableType
 
+from fedgen.data.tensors import save_tensors
 from fedgen.errors import CheckpointError, ConfigError
 from fedgen.report.listing import checkpoint_folder, overview
-from fedgen.runs.checkpoint import save_bank, save_tensors
+from fedgen.runs.checkpoint import save_bank
 
 
 @pytest.fixture

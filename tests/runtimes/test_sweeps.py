@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from fedgen.config.settings import Config
 from fedgen.errors import ConfigError
 from fedgen.runs.folder import RunFolder
 from fedgen.runtimes.references import run_reference
-from fedgen.runtimes.sweeps import Failures, cores_of_a_job, objective
+from fedgen.runtimes.sweeps import cores_of_a_job, objective
 from fedgen.task import available_cores
 
 Sweep = Callable[..., int]
@@ -135,7 +136,7 @@ def test_ctrl_c_ends_a_sweep_and_what_failed_before_is_told(
 
 
 def test_a_failed_job_is_the_worst_to_a_search_and_nothing_to_a_sweep(tmp_path: Path) -> None:
-    failed = Failures(tmp_path / "failed")
+    failed = tmp_path / "failed"
     values = OmegaConf.create({"rounds": "many"})
     hydra: Any = SimpleNamespace(
         mode=RunMode.MULTIRUN,
@@ -145,7 +146,7 @@ def test_a_failed_job_is_the_worst_to_a_search_and_nothing_to_a_sweep(tmp_path: 
     assert objective(values, hydra, failed) == 0.0
     hydra.sweeper._target_ = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
     assert math.isnan(objective(values, hydra, failed))
-    assert [line.split(":")[0] for line in failed.all()] == ["sweep/3", "sweep/3"]
+    assert [json.loads(line)[0] for line in failed.read_text().splitlines()] == ["sweep/3", "sweep/3"]
     hydra.mode = RunMode.RUN
     with pytest.raises(ConfigError, match="rounds"):
         objective(values, hydra, failed)
@@ -153,7 +154,7 @@ def test_a_failed_job_is_the_worst_to_a_search_and_nothing_to_a_sweep(tmp_path: 
 
 @pytest.mark.parametrize(("jobs", "share"), [(1, 8), (2, 4), (3, 2), (16, 1), (-1, 1), (-2, 1), (-8, 8), (None, None)])
 def test_cores_of_a_job(jobs: int | None, share: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedgen.runtimes.sweeps.available_cores", lambda: 8)
+    monkeypatch.setattr("fedgen.task.available_cores", lambda: 8)
     launcher = SimpleNamespace(n_jobs=jobs) if jobs is not None else SimpleNamespace()
     hydra: Any = SimpleNamespace(launcher=launcher, mode=RunMode.MULTIRUN)
     assert cores_of_a_job(hydra) == share

@@ -16,6 +16,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
+from fedgen.config.compose import load_config
 from fedgen.config.settings import Config
 from fedgen.config.strategy import MODULUS, SecureSettings
 from fedgen.data.tensors import load_tensors
@@ -394,36 +395,41 @@ def test_a_node_may_demand_secure_aggregation() -> None:
         check_node(SECRET, 2)
 
 
-GOOD: dict[str, Any] = {
-    "nodes": 5, "min_nodes": 5, "strategy": "fedavg", "dp": "none", "trains": True, "teaching": "none"
-}  # fmt: skip
+FIVE = ["strategy.secure.name=secagg", "partition.nodes=5", "mode=one_shot"]
 
 
 @pytest.mark.parametrize(
-    ("settings", "change", "words"),
+    ("overrides", "words"),
     [
-        (SECRET, {"nodes": 2, "min_nodes": 2}, "needs at least 3 nodes"),
-        (SECRET, {"strategy": "krum"}, "strategy=krum looks at single nodes' adapters"),
-        (SECRET, {"dp": "server"}, "strategy.dp=server would have to clip"),
-        (SECRET, {"teaching": "distil"}, "global_training=distil has no teachers"),
-        (SECRET, {"trains": False}, "no adapters leave a node"),
-        (SECRET, {"min_nodes": 2}, "min_nodes=2 is below strategy.secure.threshold=3"),
-        (SecureSettings("secagg", shares=4), {}, "shares=4 must be odd"),
-        (SecureSettings("secagg", shares=7), {}, "shares=7 must be odd and below"),
-        (SecureSettings("secagg", threshold=2), {}, "threshold=2 must be above half of 5"),
-        (SecureSettings("secagg", threshold=6), {}, "threshold=6 must be above half of 5"),
-        (SecureSettings("secagg", quantization=2**30), {}, "quantization=1073741824 times partition.nodes=5"),
+        (["partition.nodes=2"], "needs at least 3 nodes"),
+        (["strategy.nodes_per_round=2"], "needs at least 3 nodes"),
+        (["strategy=krum"], "strategy=krum looks at single nodes' adapters"),
+        (
+            ["strategy.dp=server", "strategy.clipping_norm=1", "strategy.noise_multiplier=1", "strategy.delta=0.1"],
+            "strategy.dp=server would have to clip",
+        ),
+        (["global_training=distil"], "global_training=distil has no teachers"),
+        (["mode=generators_only"], "no adapters leave a node"),
+        (["strategy.min_nodes=2"], "min_nodes=2 is below strategy.secure.threshold=3"),
+        (["strategy.secure.shares=4"], "shares=4 must be odd"),
+        (["strategy.secure.shares=7"], "shares=7 must be odd and below"),
+        (["strategy.secure.threshold=2"], "threshold=2 must be above half of 5"),
+        (["strategy.secure.threshold=6"], "threshold=6 must be above half of 5"),
+        ([f"strategy.secure.quantization={2**30}"], "quantization=1073741824 times partition.nodes=5"),
     ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_runs_are_refused(settings: SecureSettings, change: dict[str, Any], words: str) -> None:
+def test_runs_are_refused(overrides: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        settings.check(**{**GOOD, **change})
+        load_config([*FIVE, *overrides])
 
 
-@pytest.mark.parametrize("change", [{}, {"strategy": "fedprox"}, {"strategy": "fedadam"}, {"dp": "client"}])
-def test_runs_are_allowed(change: dict[str, Any]) -> None:
-    SECRET.check(**{**GOOD, **change})
-    SecureSettings().check(**{**GOOD, "nodes": 1, "strategy": "krum"})
+CLIENT = ["strategy.dp=client", "strategy.clipping_norm=1", "strategy.noise_multiplier=1", "strategy.delta=0.1"]
+
+
+@pytest.mark.parametrize("overrides", [[], ["strategy=fedprox"], ["strategy=fedadam"], CLIENT], ids=str)
+def test_runs_are_allowed(overrides: list[str]) -> None:
+    assert load_config([*FIVE, *overrides]).strategy.secure.used
 
 
 @pytest.mark.parametrize(

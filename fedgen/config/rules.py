@@ -1,0 +1,128 @@
+"""The rules between settings of several sections, each with the message for a configuration that breaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fedgen.config.phases import MODES, Generators, Mode
+from fedgen.config.strategy import AVERAGES, FEWEST, MODULUS, SUMS
+
+if TYPE_CHECKING:
+    from fedgen.config.settings import Config
+
+Rules = Iterator[tuple[bool, str]]  # whether a rule holds, and the message if it does not
+
+
+def rules(config: Config) -> Rules:
+    """Yield the rules; later ones may rely on earlier ones."""
+    modes = [MODES[phase.mode] for phase in config.phase_list]
+    yield from _phases(config, modes)
+    yield from _privacy(config)
+    yield from _strategy(config, modes)
+    yield from _secure(config, modes)
+    yield from _noise(config, modes)
+
+
+def _phases(config: Config, modes: list[Mode]) -> Rules:
+    fill, nodes, remote = config.synthesis.fill, config.partition.nodes, config.data.on_nodes
+    reference = next((f"mode={mode.name}" for mode in modes if not mode.federated), "")
+    yield (
+        not fill or config.adapter.projection.used,
+        f"synthesis.fill={fill} needs adapter.projection: set synthesis.fill=0, or both of "
+        "adapter.projection.positions and adapter.projection.channels above 0",
+    )
+    yield not reference or len(modes) == 1, f"{reference} is a reference: it cannot be one of several phases"
+    yield not (remote and reference), f"{reference} needs everyone's clips: not data=nodes"
+    yield (
+        not (config.privacy.used and reference),
+        f"privacy=dp means nothing with {reference}: nothing leaves a node there",
+    )
+    for number in config.nodes:
+        good = number.isdecimal() and int(number) < nodes
+        yield good, f"nodes.{number} is no node: partition.nodes={nodes}, they are 0 to {nodes - 1}"
+
+
+def _privacy(config: Config) -> Rules:
+    if not config.privacy.used:
+        return
+    kind, sharing = config.generator.kind, config.sharing.name
+    yield kind == "gaussian", f"privacy=dp needs generator=gaussian: generator.kind={kind} is trained on clips"
+    yield sharing == "local", f"privacy=dp needs sharing=local: sharing={sharing} sends sums over clips"
+    yield (
+        not config.data.on_nodes or config.data.store is not None,
+        "privacy=dp with data=nodes needs data.store, clips that the server tests on: scores of the nodes' own "
+        "held-out clips are not covered by epsilon",
+    )
+
+
+def _strategy(config: Config, modes: list[Mode]) -> Rules:
+    chosen, nodes, teaching = config.strategy, config.partition.nodes, config.global_training.name
+    least, asked = chosen.min_nodes, chosen.nodes_per_round
+    yield asked is None or (least or 1) <= asked, f"strategy.min_nodes={least} is more than {asked} a round"
+    for name, number in (("min_nodes", least), ("nodes_per_round", asked)):
+        yield number is None or number <= nodes, f"strategy.{name}={number} is more than partition.nodes={nodes}"
+    yield (
+        asked in (None, nodes) or not {Generators.TRAIN, Generators.LOAD} <= {mode.generators for mode in modes},
+        f"strategy.nodes_per_round={asked}: nodes that are not asked while generators are trained have none in the "
+        "phase that only uses them: train them in a run of its own, with every node",
+    )
+    if chosen.send == "samples":
+        idle = next((mode.name for mode in modes if not mode.synthesizes), None)
+        yield idle is None, f"strategy.send=samples: mode={idle} sends none; use one_shot or generate"
+        good = teaching == "supervised"
+        yield good, f"strategy.send=samples needs global_training=supervised: with {teaching} nothing is learnt"
+
+
+def _secure(config: Config, modes: list[Mode]) -> Rules:
+    secure, strategy = config.strategy.secure, config.strategy
+    if not secure.used:
+        return
+    chosen, nodes = f"strategy.secure.name={secure.name}", strategy.nodes_per_round or config.partition.nodes
+    yield _sends_adapters(config, modes), f"{chosen} means nothing here: no adapters leave a node"
+    yield nodes >= FEWEST, f"{chosen} needs at least {FEWEST} nodes, got partition.nodes={nodes}"
+    shares = min(secure.shares or nodes, nodes)
+    yield (
+        secure.shares in (None, nodes) or (shares == secure.shares and shares % 2 == 1),
+        f"strategy.secure.shares={secure.shares} must be odd and below partition.nodes={nodes}, or that",
+    )
+    need = secure.threshold or shares // 2 + 1
+    yield (
+        shares // 2 < need <= shares,
+        f"strategy.secure.threshold={need} must be above half of {shares} shares, and not above them",
+    )
+    least = config.min_nodes
+    yield least >= need, f"strategy.min_nodes={least} is below strategy.secure.threshold={need}"
+    yield (
+        nodes * secure.quantization < MODULUS,
+        f"strategy.secure.quantization={secure.quantization} times partition.nodes={nodes} must be below {MODULUS}",
+    )
+    yield (
+        strategy.name in SUMS,
+        f"{chosen} needs strategy={'|'.join(SUMS)}: strategy={strategy.name} looks at single nodes' adapters, "
+        "which the server does not see",
+    )
+    good = strategy.dp != "server"
+    yield good, f"{chosen} hides what strategy.dp=server would have to clip: use strategy.dp=client"
+    yield not _distils(config, modes), f"{chosen} hides nodes' adapters: global_training=distil has no teachers"
+
+
+def _noise(config: Config, modes: list[Mode]) -> Rules:
+    strategy, nodes, chosen = config.strategy, config.partition.nodes, f"strategy.dp={config.strategy.dp}"
+    if strategy.delta is None:
+        return
+    yield strategy.name in AVERAGES, f"{chosen} needs strategy={'|'.join(AVERAGES)}, got strategy={strategy.name}"
+    yield _sends_adapters(config, modes), f"{chosen} means nothing here: no adapters leave a node"
+    good = {strategy.min_nodes or nodes, strategy.nodes_per_round or nodes} == {nodes}
+    yield good, f"{chosen} needs every node: leave strategy.min_nodes and strategy.nodes_per_round out"
+    good = strategy.delta < 1 / nodes
+    yield good, f"strategy.delta={strategy.delta} must be below one over partition.nodes={nodes}"
+    yield not _distils(config, modes), f"{chosen}: with global_training=distil nodes' adapters teach without noise"
+
+
+def _sends_adapters(config: Config, modes: list[Mode]) -> bool:
+    return config.strategy.send == "all" and any(mode.federated and mode.trains_adapters for mode in modes)
+
+
+def _distils(config: Config, modes: list[Mode]) -> bool:
+    return config.global_training.name == "distil" and any(mode.synthesizes for mode in modes)
