@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from fedgen.privacy.evidence import Candidates, Release
@@ -81,6 +80,8 @@ def nearest(clips: Tensor, samples: Tensor, _: int) -> Tensor:
 def density(clips: Tensor, samples: Tensor, _: int) -> Tensor:
     """Return the log density ``(n,)`` under the samples' Gaussian, shrunk as Ledoit and Wolf 2004, less a constant."""
     centred = clips - samples.mean(dim=0)
+    from sklearn.covariance import ledoit_wolf  # takes a second to import
+
     precision = torch.linalg.pinv(torch.from_numpy(ledoit_wolf(samples.numpy())[0]), hermitian=True)
     return -0.5 * ((centred @ precision) * centred).sum(dim=1)
 

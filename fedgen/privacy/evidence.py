@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from fedgen.errors import DataError
@@ -55,6 +54,8 @@ class Candidates:
         classes, rows = torch.cat([self.labels, labels]).unique(return_inverse=True)
         means = torch.stack([clips[rows == row].mean(dim=0) for row in range(len(classes))])
         centred = clips - means[rows]
+        from sklearn.covariance import ledoit_wolf  # takes a second to import
+
         found = torch.from_numpy(ledoit_wolf(centred.numpy(), assume_centered=True)[0])
         values, vectors = torch.linalg.eigh(found * len(clips) / max(1, len(clips) - len(classes)))
         return (vectors / values.clamp(min=1e-12).sqrt()) @ vectors.T

@@ -9,7 +9,6 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 DRAWS = 5_000
@@ -123,6 +122,8 @@ def epsilon_bound(members: np.ndarray, controls: np.ndarray, delta: float = 1e-5
         (controls <= cuts[:, None], members <= cuts[:, None]),
     ):
         (hits, right), (false, wrong) = ((call.sum(axis=1), call.shape[1]) for call in calls)
+        from scipy.special import betaincinv  # takes a second to import
+
         lower = np.where(hits > 0, betaincinv(np.maximum(hits, 1), right - hits + 1, each), 0.0)
         upper = np.where(false < wrong, betaincinv(false + 1, np.maximum(wrong - false, 1), 1 - each), 1.0)
         best = max(best, float(np.log(np.maximum((lower - delta) / upper, 1.0)).max()))
