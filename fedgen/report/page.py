@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 from rich.table import Table
 
@@ -25,26 +26,19 @@ from fedgen.errors import ConfigError, FedgenError, said
 from fedgen.evaluation.audit import AUDIT
 from fedgen.privacy.result import Report
 from fedgen.privacy.show import audit_table
-from fedgen.report.charts import Points, drawn, line_chart, looks, samples_chart, summed_up
 from fedgen.report.comparison import flat, with_differences
-from fedgen.report.plots import draw_run, draw_samples
+from fedgen.report.plots import Points, as_svg, draw_run, draw_samples, drawn, line_figure, samples_figure, summed_up
 from fedgen.report.record import RunRecord, told_apart
 from fedgen.report.tables import comparison_table, distribution_table, quality_table
 
 NOTHING = "·"
 
 
-def figure(value: Any, digits: int = 3) -> str:
-    """Return a number with ``digits`` after the point, a count as it is, and a dot for what is not there."""
+def figure(value: Any) -> str:
+    """Return a number with three digits after the point, a count as it is, and a dot for what is not there."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return NOTHING
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
-def digits_for(values: Sequence[float]) -> int:
-    """Return how many digits after the point tell ``values`` apart: three, or more where all are small."""
-    largest = max(map(abs, values), default=0.0)
-    return min(12, max(3, 2 - math.floor(math.log10(largest)))) if largest else 3
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def counted(number: int, what: str) -> str:
@@ -149,7 +143,7 @@ def draw_again(folder: Path) -> list[Path]:
     if run.results is None:
         return []
     pictures = draw_run(run.results, folder)
-    if run.points and run.points["classes"]:
+    if run.points:
         draw_samples(run.points, folder / "samples.png")
         pictures.append(folder / "samples.png")
     return pictures
@@ -231,7 +225,8 @@ def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
         ),
         "confusion": matrix(run.results["confusion"], run.classes) if run.results else None,
         "per_class": {name: value for name, value in run.results["per_class"].items()} if run.results else {},
-        "samples": _samples(run.points) if run.points and run.points["classes"] else None,
+        "samples": _picture(samples_figure(run.points), "Embeddings by class") if run.points else None,
+        "explained": sum(run.points["explained"]) if run.points else 0,
         "quality": html_table(quality_table(run.evaluation)) if run.evaluation else None,
         "gate": (run.evaluation or {}).get("gate"),
         "audit": _audit(run.path),
@@ -300,20 +295,21 @@ def _losses(run: RunRecord) -> list[dict[str, Any]]:
 def chart(
     title: str, series: Mapping[str, Points], limits: tuple[float, float] | None = None, shorten: bool = True
 ) -> dict[str, Any]:
-    """Return a chart, its legend of names and colours, and its figures by round where they are few."""
-    shown = summed_up(series) if shorten else dict(series)
-    points = {name: dict(found) for name, all_of_it in shown.items() if (found := drawn(all_of_it))}
-    rounds = sorted({x for by_round in points.values() for x in by_round})
-    digits = digits_for([y for by_round in points.values() for y in by_round.values()])
-    rows = [(f"{x:.4g}", [figure(by_round.get(x), digits) for by_round in points.values()]) for x in rounds]
+    """Return a chart as an image for the page, and the names that have no figures in it."""
+    shown = {name: drawn(points) for name, points in series.items()}
+    silent = [name for name, points in shown.items() if not points]
+    lines = summed_up(shown) if shorten else shown
+    ends = [f"{name} ends at {points[-1][1]:.3g}" for name, points in lines.items() if points]
+    figure = line_figure(lines, "accuracy" if limits else "loss", limits)
     return {
         "title": title,
-        "svg": line_chart(title, shown, "accuracy" if limits else "loss", limits),
-        "legend": [(name, looks(number)) for number, name in enumerate(shown) if name in points],
-        "without": [name for name in series if not drawn(series[name])] if points else [],
-        "rows": rows if len(rows) <= MOST_ROUNDS else [],
-        "names": list(points),
+        "picture": _picture(figure, f"{title}. {'; '.join(ends)}") if ends else None,
+        "without": silent if ends else [],
     }
+
+
+def _picture(figure: Figure, about: str) -> dict[str, str]:
+    return {"source": f"data:image/svg+xml;base64,{base64.b64encode(as_svg(figure)).decode()}", "about": about}
 
 
 def html_table(table: Table) -> dict[str, Any]:
@@ -334,12 +330,6 @@ def matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str,
         total = max(1, sum(row))
         rows.append((name, [(count, round(count / total, 2)) for count in row]))
     return {"classes": list(classes), "rows": rows}
-
-
-def _samples(points: Mapping[str, Any]) -> dict[str, Any]:
-    everything = [point for kinds in points["classes"].values() for found in kinds.values() for point in found]
-    pictures = [(name, samples_chart(name, kinds, everything)) for name, kinds in points["classes"].items()]
-    return {"pictures": pictures, "explained": sum(points["explained"])}
 
 
 def _by_class(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -68,6 +68,7 @@ class RunRecord:
         config = folder.config()
         files = (_json(path / name) for name in ("results.json", "partition.json", "evaluation.json", SAMPLES))
         results, nodes, evaluated, points = files
+        points = points if points and points["classes"] else None
         stopped = folder.failure() if results is None else None
         return cls(path, config, _lines(path / "metrics.jsonl"), results, nodes or {}, evaluated, points, stopped)
 
