@@ -21,7 +21,7 @@ from fedgen.evaluation.quality import Site
 
 INK = "#1c1e21"
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-STYLE = {
+STYLE: dict[Any, Any] = {
     **dict.fromkeys(INKED, INK),
     "text.parse_math": False,
     "svg.fonttype": "none",

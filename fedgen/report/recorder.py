@@ -153,6 +153,7 @@ class Recorder:
         """Note why the run stops in a round: who is missing, for what cause, and how it goes on."""
         line = {"round": report.round, "phase": phase.mode.name, "server/stopped": str(error)}
         self.folder.log_metrics(line | _lost(report))
+        self.folder.fail(str(error))
         self._bar.stop()
         self._tracker.close(finished=False)
         logger.error("the run stops; it goes on after the last finished round with resume=%s", self.folder.path)

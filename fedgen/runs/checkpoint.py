@@ -401,7 +401,7 @@ def _read_file(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
         raise CheckpointError(f"{path.name} is missing")
     content, file = path.read_bytes(), checkpoint.files[path.name]
     tensors, header = parse(content, Path(path.name))
-    faults = mismatches(_flat(header), _flat(checkpoint.header(file)), "the manifest")
+    faults = mismatches(_flat(header), _flat(checkpoint.header(file)))
     if hashlib.sha256(content).hexdigest() != file.sha256:
         faults.insert(0, "another checksum than the manifest's")
     if faults:
@@ -445,23 +445,21 @@ def _differences(
     if checkpoint.granularity != granularity.name:
         return fatal, mild
     served, needed = checkpoint.classes, slots(granularity, classes)
-    told = f"classes is {served}, this run has {needed}"
+    told = f"classes is {served}, not {needed}"
     missing = [(name, key) for key, names in needed.items() for name in names if name not in served.get(key, [])]
     if missing:
         fatal.append(f"{told}: not served are {', '.join(f'{name} (generator {key})' for name, key in missing)}")
     for name in classes:
         one, other = checkpoint.class_ids.get(name), bank.class_names.index(name)
         if one not in (None, other):
-            fatal.append(f"id of class {name} is {one}, this run has {other}: its classes are in another order")
+            fatal.append(f"id of class {name} is {one}, not {other}: the classes of this run are in another order")
     if surplus := [name for names in served.values() for name in names if name not in classes]:
         mild.append(f"{told}: {', '.join(surplus)} not needed")
     return fatal, mild
 
 
-def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any], whose: str = "this run") -> list[str]:
+def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """Return a phrase for each entry of ``expected`` that ``found`` has not."""
     return [
-        f"{name} is {found.get(name)}, {whose} has {value}"
-        for name, value in expected.items()
-        if found.get(name) != value
+        f"{name} is {found.get(name)!r}, not {value!r}" for name, value in expected.items() if found.get(name) != value
     ]

@@ -33,6 +33,7 @@ ELSEWHERE = {
     "tensorboard/",  # tests/tracking
     "wandb/",
     "wandb.json",
+    "failure.json",  # tests/runtimes/test_sweeps.py
     "optimization_results.yaml",  # tests/runtimes/test_sweeps.py
     "momentum_vector.{n}",  # tests/runs/test_resume.py: these strategies remember something
     "m_t.…",

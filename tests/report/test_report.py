@@ -15,11 +15,10 @@ from PIL import Image
 
 from fedgen.cli import main
 from fedgen.config.phases import PhaseSettings
-from fedgen.data.progress import LOG
 from fedgen.errors import ConfigError
 from fedgen.report.page import beside, images, section, write_report
 from fedgen.report.record import RunRecord
-from fedgen.runs.folder import FAILED
+from fedgen.runs.folder import RunFolder
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -103,7 +102,7 @@ def test_a_job_of_a_sweep_that_failed_says_why(runs: Path, tmp_path: Path) -> No
     folder = tmp_path / "7"
     folder.mkdir()
     shutil.copy(runs / "federate" / "config.yaml", folder)
-    (folder / LOG).write_text(f"[12:00:00] {folder}{FAILED}no room for <weights>\n")
+    RunFolder(folder).fail("no room for <weights>")
     assert "stopped after 0 of 2 rounds: no room for <weights>" in Page(write_report([folder])).text
 
 

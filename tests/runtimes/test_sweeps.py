@@ -83,7 +83,7 @@ def test_a_sweep_names_the_runs_that_fail_and_goes_on(
     assert "sweep/1 failed: RuntimeError: no memory\nto be had\nTraceback" in log
     assert "Traceback" not in (tmp_path / "sweep" / "0" / "fedgen.log").read_text()
     assert RunFolder(tmp_path / "sweep" / "2").results()["mode"] == "standalone"
-    assert RunFolder(tmp_path / "sweep" / "1").failure() == "RuntimeError: no memory"
+    assert RunFolder(tmp_path / "sweep" / "1").failure() == "RuntimeError: no memory to be had"
 
 
 @pytest.mark.parametrize(
