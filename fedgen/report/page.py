@@ -1,4 +1,4 @@
-"""The page: its parts are chosen here, its text is in ``page.html``, its looks are in ``style.css``."""
+"""The page of `fedgen report`; its text is in ``page.html``, its style in ``style.css``."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def of_nodes(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what is known of each node as heads and rows of a table, a column for each node."""
+    """Return a table with a column for each node and a row for each value."""
     columns = [flattened(facts) for facts in values.values()]
     rows = [
         (key, *(column.get(key, NOTHING) for column in columns)) for key in dict.fromkeys(k for c in columns for k in c)
@@ -94,7 +94,7 @@ def _text(value: Any) -> str:
 logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
-MOST_BESIDE = 7  # references that a chart has colours for, beside the run itself
+MAX_BESIDE = 7  # references that a chart has colours for, beside the run itself
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -111,7 +111,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     Raises
     ------
     ConfigError
-        A folder is none of a run.
+        A folder is not a run folder.
     """
     runs = [RunRecord.read(folder) for folder in {folder.absolute(): folder for folder in folders}.values()]
     references = beside(runs[0]) if len(runs) == 1 else []
@@ -121,7 +121,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def beside(run: RunRecord) -> list[RunRecord]:
-    """Return comparable runs in the folders beside a run's."""
+    """Return comparable runs in sibling folders."""
     found = []
     for folder in sorted(run.path.absolute().parent.iterdir()):
         if folder == run.path.absolute() or not (folder / "config.yaml").is_file():
@@ -132,9 +132,9 @@ def beside(run: RunRecord) -> list[RunRecord]:
             continue
         if other.accuracy and run.comparable(other):
             found.append(other)
-    if len(found) > MOST_BESIDE:
-        logger.warning("%s: %d of %d comparable runs beside it are drawn", run.path, MOST_BESIDE, len(found))
-    return found[:MOST_BESIDE]
+    if len(found) > MAX_BESIDE:
+        logger.warning("%s: %d of %d comparable runs beside it are drawn", run.path, MAX_BESIDE, len(found))
+    return found[:MAX_BESIDE]
 
 
 def draw_again(folder: Path) -> list[Path]:
@@ -150,12 +150,11 @@ def draw_again(folder: Path) -> list[Path]:
 
 
 HERE = Path(__file__).parent
-MOST_ROUNDS = 40  # whose figures stand below a chart
-MOST_REASONS = 200  # rows of replies that are missing
-MOST_IMAGES = 60
+MAX_REASONS = 200  # rows of replies that are missing
+MAX_IMAGES = 60
 IMAGE_SIDE = 384  # pixels; larger images are made smaller for the page
 GRID, GRID_SIDE = "grid.png", 1152  # the pictures beside it, together
-LONGEST = 400  # characters of a reason
+MAX_REASON_CHARS = 400  # characters of a reason
 BY_CLASS = ("frechet", "precision", "recall", "density", "coverage")
 OVERVIEW = (
     "data.name",
@@ -203,7 +202,7 @@ def _comparison(runs: Mapping[str, RunRecord]) -> dict[str, Any] | None:
 
 
 def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
-    """Return all that the page says of one run; ``name`` is its own among those of the page."""
+    """Return the values of one run for the template; no other run of the page has its ``name``."""
     done, asked = run.rounds
     given = ("mode", "rounds") if run.config.phases else ()  # which phases take the place of
     settings = flattened({key: value for key, value in asdict(run.config).items() if key not in given})
@@ -235,14 +234,14 @@ def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
         "spent": of_nodes(privacy["nodes"]) if privacy.get("nodes") else None,
         "done": done,
         "phases": run.phases(),
-        "missing": [(*place, why[:LONGEST]) for *place, why in run.missing()[:MOST_REASONS]],
-        "more_missing": max(0, len(run.missing()) - MOST_REASONS),
+        "missing": [(*place, why[:MAX_REASON_CHARS]) for *place, why in run.missing()[:MAX_REASONS]],
+        "more_missing": max(0, len(run.missing()) - MAX_REASONS),
         "images": images(run.path),
     }
 
 
 def _overview(run: RunRecord, settings: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings that runs differ in most, of those that are of any use in its modes."""
+    """Return the most important settings that the run's modes use."""
     modes = [MODES[phase.mode] for phase in run.config.phase_list]
     idle: list[str] = []
     if all(mode.generators is Generators.NONE for mode in modes):
@@ -257,12 +256,12 @@ def _state(run: RunRecord) -> str:
     if run.results is not None:
         return f"finished after {counted(done, 'round')}"
     if run.stopped is not None:
-        return f"stopped after {done} of {counted(asked, 'round')}: {run.stopped[:LONGEST]}"
+        return f"stopped after {done} of {counted(asked, 'round')}: {run.stopped[:MAX_REASON_CHARS]}"
     return f"not finished: {done} of {counted(asked, 'round')}"
 
 
 def _tiles(run: RunRecord, done: int, asked: int) -> dict[str, str]:
-    """Return the few figures that one looks at first."""
+    """Return the main figures."""
     tiles = {}
     if "accuracy" in run.last:
         tiles["accuracy"] = figure(run.last["accuracy"])
@@ -333,7 +332,7 @@ def matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str,
 
 
 def _by_class(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what was measured of the samples of each class."""
+    """Return the measures of the samples of each class."""
     fidelity = (evaluation.get("fidelity") or {}).get("per_class") or {}
     rows = []
     for name, own in fidelity.items():
@@ -356,12 +355,12 @@ def _audit(folder: Path) -> Any:
 
 
 def images(folder: Path) -> list[dict[str, str]]:
-    """Return pictures made of the adapters' outputs, as data that stands in the page; grids where there are some."""
+    """Return the rendered pictures of a run as data for the page, grids in place of their pictures."""
     found = []
     files = [file for file in sorted(folder.glob("render*/**/*.png")) if not _in_a_grid(file)]
-    if len(files) > MOST_IMAGES:
-        logger.warning("%s: the page shows %d of %d pictures", folder, MOST_IMAGES, len(files))
-    for file in files[:MOST_IMAGES]:
+    if len(files) > MAX_IMAGES:
+        logger.warning("%s: the page shows %d of %d pictures", folder, MAX_IMAGES, len(files))
+    for file in files[:MAX_IMAGES]:
         side = GRID_SIDE if file.name == GRID else IMAGE_SIDE
         try:
             with Image.open(file) as opened:
@@ -387,9 +386,9 @@ def _in_a_grid(file: Path) -> bool:
 
 
 def _about(file: Path) -> str:
-    """Return what the JSON beside a picture says made it."""
+    """Return the settings of a picture, from the JSON beside it."""
     beside = file.with_suffix(".json")
     if not beside.is_file():
         return ""
     facts = json.loads(beside.read_text(encoding="utf-8"))
-    return ", ".join(f"{k} {v}" for k, v in facts.items() if isinstance(v, str | int | float))[:LONGEST]
+    return ", ".join(f"{k} {v}" for k, v in facts.items() if isinstance(v, str | int | float))[:MAX_REASON_CHARS]

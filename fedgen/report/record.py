@@ -1,4 +1,4 @@
-"""What a run's folder tells, also that of a run which is unfinished or was interrupted."""
+"""The content of a run folder, also of an unfinished run."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class RunRecord:
         return found
 
     def comparable(self, other: RunRecord) -> bool:
-        """Say whether accuracies of both runs are about the same clips and targets."""
+        """Return whether both runs have the same clips and targets."""
         mine, theirs = self.config, other.config
         same = all(getattr(mine, part) == getattr(theirs, part) for part in ("data", "encoder", "target", "seed"))
         return same and mine.partition == theirs.partition
@@ -215,7 +215,7 @@ COSTS = ("bytes_sent", "bytes_received", "seconds")
 
 
 def number(value: object) -> float:
-    """Return ``value`` if it is a number; not a number otherwise: nodes may have sent anything."""
+    """Return ``value`` if it is a number, else NaN: nodes may have sent anything."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on and leaves behind: progress, metrics, checkpoints, results and plots."""
+"""Log of a run: progress, metrics, adapters, results and plots."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ class Recorder:
         self.folder.log_metrics(line)
 
     def state(self) -> dict[str, Any]:
-        """Return all that `finish` needs of the rounds so far, as JSON values."""
+        """Return the rounds so far as JSON values."""
         return {
             "seconds": self._seconds(),
             "history": self._history,
@@ -286,7 +286,7 @@ class Recorder:
 
 
 def adapters_privacy(config: Config) -> dict[str, Any]:
-    """Return what the rounds of a run spend with ``strategy.dp``, for neighbours of which one lacks a node; else {}."""
+    """Return the budget of nodes that the rounds of a run spend with ``strategy.dp``; empty without."""
     settings, load = config.strategy, config.checkpoint.load
     if settings.noise_multiplier is None or settings.delta is None:
         return {}
@@ -298,7 +298,7 @@ def adapters_privacy(config: Config) -> dict[str, Any]:
 
 
 def show_samples(assessment: Assessment, folder: RunFolder) -> None:
-    """Print what was measured of a run's samples and what the audit found, draw both, and write ``audit.json``.
+    """Print and draw the measures of a run's samples and its audit, and write ``audit.json``.
 
     ``samples.json`` keeps the points of the picture, so that it can be drawn again without the clips.
     """

@@ -1,4 +1,4 @@
-"""The state of a run after each finished round, from which an interrupted run goes on as if it had never stopped."""
+"""The folder of a run, and its state after each finished round, from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ FORMAT = 1
 
 @dataclass
 class RunState:
-    """What a run needs to go on after a round.
+    """The state of a run after a round.
 
     Attributes
     ----------
