@@ -159,26 +159,23 @@ def differences(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 
 def mean_results(results: Sequence[Results]) -> Results:
-    """Return the means over runs of what a comparison shows; ``deviation`` is the sample's, of accuracy."""
-
-    def mean(values: Sequence[float]) -> float:
-        return statistics.fmean(values)
-
-    first = results[0]
+    """Return the means over runs of the figures in a comparison; ``deviation`` is the sample's, of accuracy."""
+    figures = [{name: run[name] for name in ("accuracy", "balanced_accuracy", "per_class", "heads")} for run in results]
     return {
-        **first,
-        "accuracy": mean([r["accuracy"] for r in results]),
-        "deviation": statistics.stdev([r["accuracy"] for r in results]),
-        "balanced_accuracy": mean([r["balanced_accuracy"] for r in results]),
-        "per_class": {name: mean([r["per_class"][name] for r in results]) for name in first["per_class"]},
-        "heads": {
-            head: {name: mean([r["heads"][head][name] for r in results]) for name in values}
-            for head, values in first["heads"].items()
-        },
-        "bytes": {way: [mean([sum(r["bytes"][way]) for r in results])] for way in ("sent", "received")},
-        "seconds": {"total": mean([r["seconds"]["total"] for r in results])},
-        "evaluation": _mean_gate([(r.get("evaluation") or {}).get("gate") or {} for r in results]),
+        **results[0],
+        **_mean(figures),
+        "deviation": statistics.stdev(run["accuracy"] for run in results),
+        "bytes": {way: [_mean([sum(run["bytes"][way]) for run in results])] for way in ("sent", "received")},
+        "seconds": {"total": _mean([run["seconds"]["total"] for run in results])},
+        "evaluation": _mean_gate([(run.get("evaluation") or {}).get("gate") or {} for run in results]),
     }
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Return the mean of numbers, or of each number in mappings with the same keys."""
+    if isinstance(values[0], Mapping):
+        return {key: _mean([value[key] for value in values]) for key in values[0]}
+    return statistics.fmean(values)
 
 
 def _mean_gate(gates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -67,7 +67,15 @@ def of_nodes(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     rows = [
         (key, *(column.get(key, NOTHING) for column in columns)) for key in dict.fromkeys(k for c in columns for k in c)
     ]
-    return {"heads": [("what", False), *((f"node {number}", True) for number in values)], "rows": rows, "ends": set()}
+    return plain_table("Budget spent by each node", ["what"], [f"node {number}" for number in values], rows)
+
+
+def plain_table(
+    title: str, texts: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """Return a table for the template: columns of ``texts``, then of ``numbers``."""
+    heads = [*((name, False) for name in texts), *((name, True) for name in numbers)]
+    return {"title": title, "heads": heads, "rows": rows, "ends": set()}
 
 
 def _by_name(entries: Sequence[Any]) -> Any:
@@ -337,8 +345,8 @@ def _by_class(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     rows = []
     for name, own in fidelity.items():
         values = (own or {}).get("synthetic") or {}
-        rows.append((name, [figure(values.get(key)) for key in BY_CLASS]))
-    return {"heads": list(BY_CLASS), "rows": rows} if rows else None
+        rows.append((name, *(figure(values.get(key)) for key in BY_CLASS)))
+    return plain_table("Measures of synthetic samples, by class", ["class"], BY_CLASS, rows) if rows else None
 
 
 def _audit(folder: Path) -> Any:
