@@ -13,7 +13,6 @@ or the new one. ``docs/checkpoints.md`` describes the format.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -31,8 +30,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from fedgen.data.files import locked, readable, sync_folder, write_synced
-from fedgen.data.plain import read_json
+from fedgen.data.files import digest, locked, readable, sync_folder, write_synced
+from fedgen.data.plain import mismatches, read_json
 from fedgen.data.tensors import parse, serialise
 from fedgen.errors import CheckpointError, FedgenError, choose
 from fedgen.models.generators.bank import Bank, slots
@@ -58,7 +57,7 @@ def generator_file(base_name: str, node: int, granularity: str, key: str) -> str
     """Return the file name of the generator ``key``, quoted as in a URL; a digest stands for the end of a long key."""
     quoted = quote(key, safe=" ")
     if len(quoted) > MAX_KEY_CHARS:
-        quoted = f"{quoted[: MAX_KEY_CHARS - 17]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        quoted = f"{quoted[: MAX_KEY_CHARS - 17]}-{digest(key)[:16]}"
     return checkpoint_name(base_name, node) + SLOT[granularity].format(key=quoted) + SUFFIX
 
 
@@ -252,6 +251,7 @@ def save_bank(
             for path in earlier.keys() - copies[-(keep_last or len(copies)) :]:
                 os.replace(path, new)  # so that no half of it has the name of a checkpoint
                 shutil.rmtree(new)
+            os.replace(place, folder / f"{name}_round_{round}")  # a no-op unless the round was saved before
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {name} cannot be saved in {folder}: {error.strerror or error} "
@@ -270,7 +270,7 @@ def _write(folder: Path, empty: Checkpoint, bank: Bank) -> None:
         content = serialise(state, empty.header(file))
         name = generator_file(empty.base_name, empty.node, empty.granularity, key)
         write_synced(folder / name, content)
-        files[name] = replace(file, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        files[name] = replace(file, bytes=len(content), sha256=digest(content))
     manifest = {"format": FORMAT, **asdict(replace(empty, files=files))}
     write_synced(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
     sync_folder(folder)
@@ -401,8 +401,8 @@ def _read_file(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
         raise CheckpointError(f"{path.name} is missing")
     content, file = path.read_bytes(), checkpoint.files[path.name]
     tensors, header = parse(content, Path(path.name))
-    faults = mismatches(_flat(header), _flat(checkpoint.header(file)))
-    if hashlib.sha256(content).hexdigest() != file.sha256:
+    faults = mismatches(_flat(header), _flat(checkpoint.header(file)), "the manifest")
+    if digest(content) != file.sha256:
         faults.insert(0, "another checksum than the manifest's")
     if faults:
         raise CheckpointError(f"{path.name} is damaged or another file: {', '.join(faults)}")
@@ -445,21 +445,14 @@ def _differences(
     if checkpoint.granularity != granularity.name:
         return fatal, mild
     served, needed = checkpoint.classes, slots(granularity, classes)
-    told = f"classes is {served}, not {needed}"
+    told = f"classes is {served}, this run has {needed}"
     missing = [(name, key) for key, names in needed.items() for name in names if name not in served.get(key, [])]
     if missing:
         fatal.append(f"{told}: not served are {', '.join(f'{name} (generator {key})' for name, key in missing)}")
     for name in classes:
         one, other = checkpoint.class_ids.get(name), bank.class_names.index(name)
         if one not in (None, other):
-            fatal.append(f"id of class {name} is {one}, not {other}: the classes of this run are in another order")
+            fatal.append(f"id of class {name} is {one}, this run has {other}: its classes are in another order")
     if surplus := [name for names in served.values() for name in names if name not in classes]:
         mild.append(f"{told}: {', '.join(surplus)} not needed")
     return fatal, mild
-
-
-def mismatches(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """Return a phrase for each entry of ``expected`` that ``found`` has not."""
-    return [
-        f"{name} is {found.get(name)!r}, not {value!r}" for name, value in expected.items() if found.get(name) != value
-    ]

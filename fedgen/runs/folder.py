@@ -18,12 +18,11 @@ from torch import Tensor
 from fedgen.config.compose import read_config, to_yaml
 from fedgen.config.settings import Config
 from fedgen.data.files import write_atomically, writing
-from fedgen.data.plain import read_json
+from fedgen.data.plain import mismatches, read_json
 from fedgen.data.tensors import load_tensors, save_tensors
 from fedgen.errors import CheckpointError, ConfigError, StorageError, said
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
-from fedgen.runs.checkpoint import mismatches
 
 logger = logging.getLogger(__name__)
 

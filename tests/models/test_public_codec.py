@@ -141,7 +141,7 @@ def test_another_training_length_is_refused_by_its_key(
 ) -> None:
     federate(tiny("mode=train_generators", "generator.training_length=8"), tmp_path / "first")
     load = [f"checkpoint.load={tmp_path / 'first'}", f"checkpoint.check={check}"]
-    with pytest.raises(DataError, match=r"node0.*generator\.training_length is 8, not 4") as caught:
+    with pytest.raises(DataError, match=r"node0.*generator\.training_length is 8, this run has 4") as caught:
         federate(tiny("mode=generate", "generator.training_length=4", *load), tmp_path / "second")
     assert "\n" not in str(caught.value)
 

@@ -118,13 +118,13 @@ class TestOneBadFileOfFifteen:
     @pytest.mark.parametrize(
         ("other", "file", "says"),
         [
-            ("ours", "vae_node0_class_class7.safetensors", "key is 'class7', not 'class6'"),
-            ("kind", SEVENTH, "kind is 'gaussian', not 'vae'"),
-            ("granularity", "vae_node0.safetensors", "granularity is 'unified', not 'per_class'"),
-            ("encoder", SEVENTH, "encoder is {'name': 'patches', 'stride': 16}, not"),
-            ("target", SEVENTH, "target is 'flux', not 'sd'"),
+            ("ours", "vae_node0_class_class7.safetensors", "key is class7, the manifest has class6"),
+            ("kind", SEVENTH, "kind is gaussian, the manifest has vae"),
+            ("granularity", "vae_node0.safetensors", "granularity is unified, the manifest has per_class"),
+            ("encoder", SEVENTH, "encoder is {'name': 'patches', 'stride': 16}, the manifest has"),
+            ("target", SEVENTH, "target is flux, the manifest has sd"),
             ("size", SEVENTH, "'latents': 5"),
-            ("earlier", SEVENTH, "round is 2, not 3"),
+            ("earlier", SEVENTH, "round is 2, the manifest has 3"),
         ],
     )
     @pytest.mark.parametrize("forged", [False, True], ids=["", "with its checksum in the manifest"])
@@ -186,8 +186,8 @@ def test_every_problem_is_told_at_once(ours: Path, before: Any) -> None:
         f"{SEVENTH} is missing",
         "class2.safetensors is not a whole safetensors file",
         "class3.safetensors is damaged or another file",
-        "target is 'sd', not 'flux'",
-        "seed is 7, not 8",
+        "target is sd, this run has flux",
+        "seed is 7, this run has 8",
         "class0 not needed",
     ):
         assert problem in told
@@ -203,13 +203,13 @@ class TestOfAnotherRun:
     @pytest.mark.parametrize(
         ("settings", "says"),
         [
-            ({"kind": "vae"}, "kind is 'conditioned_vae', not 'vae'"),
-            ({"granularity": "per_class"}, "granularity is 'unified', not 'per_class'"),
-            ({"width": 3}, "size of conditions is {'text': [4]}, not {'text': [3]}"),
-            ({"latents": 5}, "generator.latents is 4, not 5; vae_node0.safetensors: "),
-            ({"training_length": 5}, "generator.training_length is None, not 5"),
+            ({"kind": "vae"}, "kind is conditioned_vae, this run has vae"),
+            ({"granularity": "per_class"}, "granularity is unified, this run has per_class"),
+            ({"width": 3}, "size of conditions is {'text': [4]}, this run has {'text': [3]}"),
+            ({"latents": 5}, "generator.latents is 4, this run has 5; vae_node0.safetensors: "),
+            ({"training_length": 5}, "generator.training_length is None, this run has 5"),
             ({"names": [*NAMES, "wind"]}, "not served are wind (generator unified)"),
-            ({"names": NAMES[::-1]}, "id of class rain is 0, not 3: the classes of this run are in another order"),
+            ({"names": NAMES[::-1]}, "id of class rain is 0, this run has 3: its classes are in another order"),
         ],
         ids=lambda value: "".join(value) if isinstance(value, dict) else "",
     )
@@ -224,10 +224,10 @@ class TestOfAnotherRun:
     @pytest.mark.parametrize(
         ("name", "value", "says"),
         [
-            ("encoder", {"name": "ast"}, "encoder is {'name': 'patches', 'stride': 10}, not {'name': 'ast'}"),
-            ("target", "flux", "target is 'sd', not 'flux'"),
-            ("dataset", {"name": "esc50"}, "not {'name': 'esc50'}"),
-            ("split", {"test_fold": 1}, "split is {'test_fold': 5}, not {'test_fold': 1}"),
+            ("encoder", {"name": "ast"}, "encoder is {'name': 'patches', 'stride': 10}, this run has {'name': 'ast'}"),
+            ("target", "flux", "target is sd, this run has flux"),
+            ("dataset", {"name": "esc50"}, "this run has {'name': 'esc50'}"),
+            ("split", {"test_fold": 1}, "split is {'test_fold': 5}, this run has {'test_fold': 1}"),
         ],
     )
     def test_what_only_differs_is_a_warning(
@@ -250,7 +250,7 @@ class TestOfAnotherRun:
     ) -> None:
         save_bank(tmp_path, "vae", 0, bank(granularity), METADATA)
         into = bank(granularity, fitted=False)
-        with pytest.raises(CheckpointError, match=r"classes is .*, not .*: train, dog/cat not needed"):
+        with pytest.raises(CheckpointError, match=r"classes is .*this run has .*: train, dog/cat not needed"):
             load(tmp_path, into, classes=["rain", "sea waves"])
         with caplog.at_level(logging.WARNING):
             load(tmp_path, into, classes=["rain", "sea waves"], check="warn")
@@ -259,7 +259,7 @@ class TestOfAnotherRun:
 
     def test_anything_else_that_is_expected_cannot_differ(self, folder: Path) -> None:
         for check in ("strict", "warn"):
-            with pytest.raises(CheckpointError, match=r"tokens is None, not \[7, 5\]"):
+            with pytest.raises(CheckpointError, match=r"tokens is None, this run has \[7, 5\]"):
                 load(folder, bank(fitted=False), expected=EXPECTED | {"tokens": (7, 5)}, check=check)
 
     def test_without_a_difference_nothing_is_said(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -78,6 +78,6 @@ def test_a_checkpoint_serves_every_output_length_and_up_sampling(tmp_path: Path,
 def test_a_checkpoint_of_another_training_length_is_refused_by_its_key(tmp_path: Path, check: str) -> None:
     save_bank(tmp_path, "vae", 0, fitted(SETTINGS), {"round": 1})
     other = opened(replace(SETTINGS, training_length=6))
-    with pytest.raises(CheckpointError, match=r"generator\.training_length is 4, not 6"):
+    with pytest.raises(CheckpointError, match=r"generator\.training_length is 4, this run has 6"):
         load_bank(tmp_path, "vae", 0, other, NAMES, {}, check=check)
     assert other.generators == {}
