@@ -73,7 +73,7 @@ def test_a_sweep_over_granularities(fedgen: Fedgen, tmp_path: Path) -> None:
 def test_groups_on_the_command_line(fedgen: Fedgen, tmp_path: Path) -> None:
     groups = "granularity.groups={one: [dog, cow, rain], two: [crickets, siren, engine]}"
     assert fedgen("run", "granularity=per_group", groups, "hydra.run.dir=run") == 0
-    names = {path.name for path in (tmp_path / "run" / "checkpoints").glob("*_node?_group_*")}
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").glob("*/*_node?_group_*")}
     assert names == {
         "vae_group_node0_group_one.safetensors",
         "vae_group_node1_group_one.safetensors",
@@ -226,7 +226,8 @@ def test_checkpoints_of_a_run(fedgen: Fedgen, generators: Path, capsys: pytest.C
     assert fedgen("checkpoints", str(generators)) == 0
     lines = capsys.readouterr().out.splitlines()
     nodes = [line for line in lines if "vae_unified_node" in line]
-    assert [line.split("│")[1].strip() for line in nodes] == [f"vae_unified_node{number}" for number in range(3)]
+    expected = [f"vae_unified_node{number}_round_1" for number in range(3)]
+    assert [line.split("│")[1].strip() for line in nodes] == expected
     assert all(word in nodes[0] for word in ("gaussian", "unified", "dog, cow", "patches", "small"))
     assert fedgen("checkpoints", str(generators / "checkpoints"), "vae_unified_node1") == 0
     assert "vae_unified_node0" not in capsys.readouterr().out

@@ -14,6 +14,7 @@ from fedgen.data.tensors import load_tensors, save_tensors
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
 from fedgen.models.states import join, part_of
+from fedgen.runs.checkpoint import holds_checkpoints
 
 KEPT = 2  # rounds of each part: the one that was finished last, and one that may have been interrupted
 PARTS = ("optimizer", "generators")  # what another run goes on from
@@ -130,7 +131,7 @@ class NodeState:
         """Return the rounds of whole states in ascending order; generators are whole once their manifest is there."""
         paths = self._folder(part).glob("round_*")
         found = [(path, re.match(r"round_(\d+)(\.safetensors)?$", path.name)) for path in paths]
-        whole = [(path, match) for path, match in found if not path.is_dir() or (path / "manifest.json").is_file()]
+        whole = [(path, match) for path, match in found if not path.is_dir() or holds_checkpoints(path)]
         return sorted(int(match.group(1)) for _, match in whole if match)
 
     def _folder(self, part: str) -> Path:

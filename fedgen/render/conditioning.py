@@ -1,4 +1,4 @@
-"""What pictures are made of: the adapters' outputs for synthetic samples and real clips, and the classes' targets."""
+"""Conditions of pictures: adapter outputs for synthetic samples and real clips, and targets of classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedgen.report.saved_run import SavedRun
 
 @dataclass(frozen=True)
 class Condition:
-    """What takes the place of a prompt.
+    """The embeddings in place of a prompt's.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Condition:
 
 
 class Conditioning:
-    """Gives the condition of each picture of a run; ``seed`` is of the order in which clips and samples are taken."""
+    """The condition of each picture of a run; ``seed`` decides the order of clips and samples."""
 
     def __init__(self, run: SavedRun, seed: int = 0) -> None:
         self.run, self.seed = run, seed
@@ -55,7 +55,7 @@ class Conditioning:
         return found
 
     def has(self, label: int, source: str) -> bool:
-        """Say whether there is anything of a class to make pictures of."""
+        """Return whether a source has anything of a class."""
         return source == "text" or bool((self.clips if source == "real" else self.samples)[label])
 
     def refuse_unless_there(self, labels: list[int], source: str) -> None:
@@ -88,6 +88,6 @@ class Conditioning:
 
     @torch.no_grad()
     def _adapted(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Return what the adapters make of one sequence ``(1, S, D)``."""
+        """Return the adapters' outputs for one sequence ``(1, S, D)``."""
         outputs = self.run.adapters(tokens.to(self.run.task.device, torch.float32))
         return {head: value[0].float().cpu() for head, value in outputs.items()}

@@ -1,4 +1,4 @@
-"""`fedgen render`: pictures of what a run's adapters make of sound, each with a JSON of what made it, and grids."""
+"""`fedgen render`: pictures from the outputs of a run's adapters, each with a JSON of its settings, and grids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fedgen.render.settings import UNASKED, RenderSettings
 from fedgen.report.saved_run import SavedRun
 from fedgen.runs.folder import RunFolder
 
-LONGEST = 50  # characters of a class in a folder's name: up to 4 bytes each
+MAX_NAME_CHARS = 50  # characters of a class in a folder's name: up to 4 bytes each
 STEP = 16  # pixels of a picture's height and width are multiples of it
 SIDE = 256  # pixels of the longer side of a picture in a grid
 TITLE = 20  # pixels of a grid's title
@@ -39,14 +39,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that is asked for, and what makes it."""
+    """A requested picture, its condition and its settings."""
 
     file: Path
     condition: Condition
     facts: dict[str, Any]
 
     def exists(self) -> bool:
-        """Return whether it is on the disk, made as it is asked for."""
+        """Return whether the file exists and has these settings."""
         try:
             found = dict(json.loads(self.file.with_suffix(".json").read_text(encoding="utf-8")))
             with Image.open(self.file) as there:
@@ -56,7 +56,7 @@ class Picture:
         return all(found.get(key) == value for key, value in self.facts.items() if key not in ASIDE)
 
     def opened(self) -> Image.Image:
-        """Return the picture on the disk as it stands in a grid."""
+        """Return the picture in the size of a grid."""
         with Image.open(self.file) as there:
             picture = there.convert("RGB")
         picture.thumbnail((SIDE, SIDE))
@@ -200,7 +200,7 @@ def _grid(pictures: list[Picture]) -> Path:
 
 
 def save(file: Path, picture: Image.Image, facts: dict[str, Any]) -> None:
-    """Write a PNG and the JSON beside it, in an order that never leaves one beside what says otherwise."""
+    """Write a PNG and the JSON beside it so that they never disagree."""
     stream = io.BytesIO()
     picture.save(stream, "PNG")
     file.with_suffix(".json").unlink(missing_ok=True)
@@ -210,5 +210,5 @@ def save(file: Path, picture: Image.Image, facts: dict[str, Any]) -> None:
 
 def folder_name(name: str) -> str:
     """Return a folder's name for a class, whatever a data set or a node calls it."""
-    plain = re.sub(r"[^\w.-]", "_", name).lstrip(".")[:LONGEST]
+    plain = re.sub(r"[^\w.-]", "_", name).lstrip(".")[:MAX_NAME_CHARS]
     return plain if plain == name else f"{plain}-{digest(name)[:6]}"

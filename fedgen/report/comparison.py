@@ -17,15 +17,15 @@ from fedgen.privacy.gate import FAILED, PASSED, UNKNOWN
 from fedgen.runs.folder import RunFolder
 
 Results = Mapping[str, Any]
-NO_MATTER = ("run_dir", "resume", "threads")  # settings that results do not depend on
-APART = ("mode", "rounds")  # settings that results tell themselves
-TELLING = ("kind", "name")  # settings that say which choice of a group the rest of it belongs to
+IRRELEVANT = ("run_dir", "resume", "threads")  # settings that results do not depend on
+APART = ("mode", "rounds")  # settings that results hold themselves
+CHOICES = ("kind", "name")  # settings that name the choice of a group
 FOLLOWING = "data.store"  # a folder that is named after other settings
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run, or several that are one row: what it is called, its settings by key, and those that are varied."""
+    """A run, or several in one row: name, settings by key, varied settings, results."""
 
     name: str
     settings: dict[str, str]
@@ -48,7 +48,7 @@ def compared(folders: Sequence[RunFolder], over: Sequence[str] = ("seed",)) -> d
     Raises
     ------
     ConfigError
-        A folder is none of a run, or of one that has not finished; a key is none of the configuration.
+        A folder is not a finished run, or a key is unknown.
     """
     groups: dict[str, list[_Run]] = defaultdict(list)
     for folder in folders:
@@ -63,7 +63,7 @@ def compared(folders: Sequence[RunFolder], over: Sequence[str] = ("seed",)) -> d
 
 
 def unsure(folders: Sequence[RunFolder]) -> list[str]:
-    """Return a line for each verdict of the gate but ``passed``: which runs have it, and what the first says."""
+    """Return a line for each verdict of the gate but ``passed``: its runs, and the summary of the first."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for folder in folders:
         gate = (folder.results().get("evaluation") or {}).get("gate")
@@ -90,7 +90,7 @@ def with_differences(runs: Mapping[str, tuple[Mapping[str, str], Results]]) -> d
 
 
 def _split(config: Config, over: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Return what decides a run's results besides the keys ``over``, and their values."""
+    """Split a configuration into the grouping key and the varied values."""
     values: dict[str, Any] = asdict(config)
     varied: dict[str, str] = {}
     for key in over:
@@ -100,13 +100,13 @@ def _split(config: Config, over: Sequence[str]) -> tuple[str, dict[str, str]]:
             inner = inner.get(part) if isinstance(inner, dict) else None
         known = sorted(inner) if isinstance(inner, dict) else sorted(values)
         varied[key] = str(inner.pop(choose(name, known, f"--over {key}")))
-    for name in NO_MATTER:
+    for name in IRRELEVANT:
         values.pop(name, None)
     return json.dumps(values, sort_keys=True, default=str), varied
 
 
 def _rows(group: list[_Run]) -> list[_Run]:
-    """Return one row for runs that differ in what is varied; runs that are alike in it stay apart."""
+    """Merge runs that differ only in the varied keys; duplicates stay separate rows."""
     if len({tuple(run.varied.values()) for run in group}) < len(group) or len(group) == 1:
         return group
     names = []
@@ -126,7 +126,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         key = prefix + name
         if isinstance(value, dict) and key not in OPEN_KEYS:
             found |= flat(value, f"{key}.")
-        elif key not in (*NO_MATTER, *APART):
+        elif key not in (*IRRELEVANT, *APART):
             found[key] = value if isinstance(value, str) else json.dumps(value).replace('"', "")
     return found
 
@@ -142,10 +142,10 @@ def differences(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
         return {tuple(row.get(key) for key in keys) for row in rows if keys[-1] in row}
 
     differ = [key for key in dict.fromkeys(key for row in rows for key in row) if len(values(key)) > 1]
-    telling = [key for key in differ if key.rpartition(".")[2] in TELLING and "." in key]
+    telling = [key for key in differ if key.rpartition(".")[2] in CHOICES and "." in key]
 
     def follows(key: str, others: Sequence[str]) -> bool:
-        """Say whether a value of each of ``others`` leaves one for ``key``."""
+        """Return whether the values of ``others`` determine that of ``key``."""
         return bool(others) and len(values(*others, key)) == len({row[:-1] for row in values(*others, key)})
 
     def told(key: str) -> bool:
@@ -159,26 +159,23 @@ def differences(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 
 def mean_results(results: Sequence[Results]) -> Results:
-    """Return the means over runs of what a comparison shows; ``deviation`` is the sample's, of accuracy."""
-
-    def mean(values: Sequence[float]) -> float:
-        return statistics.fmean(values)
-
-    first = results[0]
+    """Return the means over runs of the figures in a comparison; ``deviation`` is the sample's, of accuracy."""
+    figures = [{name: run[name] for name in ("accuracy", "balanced_accuracy", "per_class", "heads")} for run in results]
     return {
-        **first,
-        "accuracy": mean([r["accuracy"] for r in results]),
-        "deviation": statistics.stdev([r["accuracy"] for r in results]),
-        "balanced_accuracy": mean([r["balanced_accuracy"] for r in results]),
-        "per_class": {name: mean([r["per_class"][name] for r in results]) for name in first["per_class"]},
-        "heads": {
-            head: {name: mean([r["heads"][head][name] for r in results]) for name in values}
-            for head, values in first["heads"].items()
-        },
-        "bytes": {way: [mean([sum(r["bytes"][way]) for r in results])] for way in ("sent", "received")},
-        "seconds": {"total": mean([r["seconds"]["total"] for r in results])},
-        "evaluation": _mean_gate([(r.get("evaluation") or {}).get("gate") or {} for r in results]),
+        **results[0],
+        **_mean(figures),
+        "deviation": statistics.stdev(run["accuracy"] for run in results),
+        "bytes": {way: [_mean([sum(run["bytes"][way]) for run in results])] for way in ("sent", "received")},
+        "seconds": {"total": _mean([run["seconds"]["total"] for run in results])},
+        "evaluation": _mean_gate([(run.get("evaluation") or {}).get("gate") or {} for run in results]),
     }
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Return the mean of numbers, or of each number in mappings with the same keys."""
+    if isinstance(values[0], Mapping):
+        return {key: _mean([value[key] for value in values]) for key in values[0]}
+    return statistics.fmean(values)
 
 
 def _mean_gate(gates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

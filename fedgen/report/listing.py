@@ -9,14 +9,15 @@ from rich.table import Table
 
 from fedgen.errors import CheckpointError, choose, visible
 from fedgen.report.tables import PlainTable
-from fedgen.runs.checkpoint import MANIFEST, Checkpoint, Manifest, checkpoint_name
+from fedgen.runs.checkpoint import Checkpoint, checkpoint_name, checkpoints, holds_checkpoints
 
-NAMED = 5  # classes that a line of the overview names
+MAX_CLASSES = 5  # that a line names
+COLUMNS = ("node", "kind", "granularity", "round", "classes", "files", "size", "encoder", "target", "time (UTC)")
 NUMBERS = ("node", "round", "files", "size")  # columns that are flush right
 
 
 def checkpoint_folder(folder: Path) -> Path:
-    """Return the folder of checkpoints that ``folder`` is, or that the run in it has.
+    """Return ``folder``, or ``checkpoints`` of the run in it: the one that holds checkpoints.
 
     Raises
     ------
@@ -26,58 +27,44 @@ def checkpoint_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
     for place in (folder, folder / "checkpoints"):
-        if (place / MANIFEST).is_file():
+        if holds_checkpoints(place):
             return place
     raise CheckpointError(
-        f"{folder} holds no checkpoints of generators: neither it nor its folder 'checkpoints' has a {MANIFEST}; "
+        f"{folder} holds no checkpoints of generators, nor does its folder 'checkpoints'; "
         "`fedgen run mode=train_generators` makes them in its run folder"
     )
 
 
 def overview(folder: Path, names: Sequence[str] = ()) -> Table:
-    """Return one line for each checkpoint (of ``names``, if given) that the manifest in ``folder`` names."""
-    columns = ("node", "kind", "granularity", "round", "classes", "files", "size", "encoder", "target", "time (UTC)")
+    """Return one line for each checkpoint in ``folder``, or for all of the nodes ``names``, such as ``vae_node0``."""
     title = f"checkpoints in {folder}"
     table = PlainTable(title=visible(title), min_width=len(title))
     table.add_column("name", no_wrap=True)
-    for column in columns:
+    for column in COLUMNS:
         table.add_column(column, justify="right" if column in NUMBERS else "left", overflow="fold")
-    for name, checkpoint in _chosen(Manifest.read(folder), names).items():
-        table.add_row(name, *_overview(checkpoint))
+    found = [(checkpoint_name(own.base_name, own.node), path.name, own) for path, own in checkpoints(folder).items()]
+    for name in names:
+        choose(name, sorted({node for node, _, _ in found}), "checkpoint")
+    for node, name, own in sorted(found, key=lambda row: (row[2].base_name, row[2].node, row[2].round)):
+        if not names or node in names:
+            table.add_row(name, *_cells(own))
     return table
 
 
-def _chosen(manifest: Manifest, names: Sequence[str]) -> dict[str, Checkpoint]:
-    for name in names:
-        choose(name, manifest.checkpoints, "checkpoint")
-    found = [name for name in manifest.checkpoints if not names or name in names]
-    return {name: manifest.checkpoints[name] for name in sorted(found, key=lambda name: _place(manifest, name))}
-
-
-def _place(manifest: Manifest, name: str) -> tuple[str, int, int]:
-    """Sort by node, its latest before those of single rounds, and round 9 before round 10."""
-    checkpoint = manifest.checkpoints[name]
-    latest = name == checkpoint_name(checkpoint.base_name, checkpoint.node)
-    return checkpoint.base_name, checkpoint.node, -1 if latest else checkpoint.round
-
-
-def _overview(checkpoint: Checkpoint) -> list[str]:
+def _cells(checkpoint: Checkpoint) -> list[str]:
     classes = [name for served in checkpoint.classes.values() for name in served]
-    more = f" and {len(classes) - NAMED} more" if len(classes) > NAMED else ""
+    more = f" and {len(classes) - MAX_CLASSES} more" if len(classes) > MAX_CLASSES else ""
     encoder = checkpoint.metadata.get("encoder")
+    size = sum(file.bytes for file in checkpoint.files.values())
     return [
         str(checkpoint.node),
         checkpoint.kind,
         checkpoint.granularity,
         str(checkpoint.round),
-        ", ".join(classes[:NAMED]) + more,
+        ", ".join(classes[:MAX_CLASSES]) + more,
         str(len(checkpoint.files)),
-        _size(sum(part.bytes for part in checkpoint.files.values())),
-        str(encoder.get("name", "?")) if isinstance(encoder, Mapping) else str(encoder or "?"),
+        f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB",
+        str(encoder.get("name", "?") if isinstance(encoder, Mapping) else encoder or "?"),
         str(checkpoint.metadata.get("target", "?")),
         checkpoint.time[:16].replace("T", " "),
     ]
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

@@ -1,4 +1,4 @@
-"""The page: its parts are chosen here, its text is in ``page.html``, its looks are in ``style.css``."""
+"""The page of `fedgen report`; its text is in ``page.html``, its style in ``style.css``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 from rich.table import Table
 
@@ -25,26 +26,19 @@ from fedgen.errors import ConfigError, FedgenError, said
 from fedgen.evaluation.audit import AUDIT
 from fedgen.privacy.result import Report
 from fedgen.privacy.show import audit_table
-from fedgen.report.charts import Points, drawn, line_chart, looks, samples_chart, summed_up
 from fedgen.report.comparison import flat, with_differences
-from fedgen.report.plots import draw_run, draw_samples
+from fedgen.report.plots import Points, as_svg, draw_run, draw_samples, drawn, line_figure, samples_figure, summed_up
 from fedgen.report.record import RunRecord, told_apart
 from fedgen.report.tables import comparison_table, distribution_table, quality_table
 
 NOTHING = "·"
 
 
-def figure(value: Any, digits: int = 3) -> str:
-    """Return a number with ``digits`` after the point, a count as it is, and a dot for what is not there."""
+def figure(value: Any) -> str:
+    """Return a number with three digits after the point, a count as it is, and a dot for what is not there."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return NOTHING
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
-def digits_for(values: Sequence[float]) -> int:
-    """Return how many digits after the point tell ``values`` apart: three, or more where all are small."""
-    largest = max(map(abs, values), default=0.0)
-    return min(12, max(3, 2 - math.floor(math.log10(largest)))) if largest else 3
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def counted(number: int, what: str) -> str:
@@ -68,12 +62,20 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def of_nodes(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what is known of each node as heads and rows of a table, a column for each node."""
+    """Return a table with a column for each node and a row for each value."""
     columns = [flattened(facts) for facts in values.values()]
     rows = [
         (key, *(column.get(key, NOTHING) for column in columns)) for key in dict.fromkeys(k for c in columns for k in c)
     ]
-    return {"heads": [("what", False), *((f"node {number}", True) for number in values)], "rows": rows, "ends": set()}
+    return plain_table("Budget spent by each node", ["what"], [f"node {number}" for number in values], rows)
+
+
+def plain_table(
+    title: str, texts: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """Return a table for the template: columns of ``texts``, then of ``numbers``."""
+    heads = [*((name, False) for name in texts), *((name, True) for name in numbers)]
+    return {"title": title, "heads": heads, "rows": rows, "ends": set()}
 
 
 def _by_name(entries: Sequence[Any]) -> Any:
@@ -100,7 +102,7 @@ def _text(value: Any) -> str:
 logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
-MOST_BESIDE = 7  # references that a chart has colours for, beside the run itself
+MAX_BESIDE = 7  # references that a chart has colours for, beside the run itself
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -117,7 +119,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     Raises
     ------
     ConfigError
-        A folder is none of a run.
+        A folder is not a run folder.
     """
     runs = [RunRecord.read(folder) for folder in {folder.absolute(): folder for folder in folders}.values()]
     references = beside(runs[0]) if len(runs) == 1 else []
@@ -127,7 +129,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def beside(run: RunRecord) -> list[RunRecord]:
-    """Return comparable runs in the folders beside a run's."""
+    """Return comparable runs in sibling folders."""
     found = []
     for folder in sorted(run.path.absolute().parent.iterdir()):
         if folder == run.path.absolute() or not (folder / "config.yaml").is_file():
@@ -138,9 +140,9 @@ def beside(run: RunRecord) -> list[RunRecord]:
             continue
         if other.accuracy and run.comparable(other):
             found.append(other)
-    if len(found) > MOST_BESIDE:
-        logger.warning("%s: %d of %d comparable runs beside it are drawn", run.path, MOST_BESIDE, len(found))
-    return found[:MOST_BESIDE]
+    if len(found) > MAX_BESIDE:
+        logger.warning("%s: %d of %d comparable runs beside it are drawn", run.path, MAX_BESIDE, len(found))
+    return found[:MAX_BESIDE]
 
 
 def draw_again(folder: Path) -> list[Path]:
@@ -149,19 +151,18 @@ def draw_again(folder: Path) -> list[Path]:
     if run.results is None:
         return []
     pictures = draw_run(run.results, folder)
-    if run.points and run.points["classes"]:
+    if run.points:
         draw_samples(run.points, folder / "samples.png")
         pictures.append(folder / "samples.png")
     return pictures
 
 
 HERE = Path(__file__).parent
-MOST_ROUNDS = 40  # whose figures stand below a chart
-MOST_REASONS = 200  # rows of replies that are missing
-MOST_IMAGES = 60
+MAX_REASONS = 200  # rows of replies that are missing
+MAX_IMAGES = 60
 IMAGE_SIDE = 384  # pixels; larger images are made smaller for the page
 GRID, GRID_SIDE = "grid.png", 1152  # the pictures beside it, together
-LONGEST = 400  # characters of a reason
+MAX_REASON_CHARS = 400  # characters of a reason
 BY_CLASS = ("frechet", "precision", "recall", "density", "coverage")
 OVERVIEW = (
     "data.name",
@@ -209,7 +210,7 @@ def _comparison(runs: Mapping[str, RunRecord]) -> dict[str, Any] | None:
 
 
 def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
-    """Return all that the page says of one run; ``name`` is its own among those of the page."""
+    """Return the values of one run for the template; no other run of the page has its ``name``."""
     done, asked = run.rounds
     given = ("mode", "rounds") if run.config.phases else ()  # which phases take the place of
     settings = flattened({key: value for key, value in asdict(run.config).items() if key not in given})
@@ -231,7 +232,8 @@ def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
         ),
         "confusion": matrix(run.results["confusion"], run.classes) if run.results else None,
         "per_class": {name: value for name, value in run.results["per_class"].items()} if run.results else {},
-        "samples": _samples(run.points) if run.points and run.points["classes"] else None,
+        "samples": _picture(samples_figure(run.points), "Embeddings by class") if run.points else None,
+        "explained": sum(run.points["explained"]) if run.points else 0,
         "quality": html_table(quality_table(run.evaluation)) if run.evaluation else None,
         "gate": (run.evaluation or {}).get("gate"),
         "audit": _audit(run.path),
@@ -240,14 +242,14 @@ def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
         "spent": of_nodes(privacy["nodes"]) if privacy.get("nodes") else None,
         "done": done,
         "phases": run.phases(),
-        "missing": [(*place, why[:LONGEST]) for *place, why in run.missing()[:MOST_REASONS]],
-        "more_missing": max(0, len(run.missing()) - MOST_REASONS),
+        "missing": [(*place, why[:MAX_REASON_CHARS]) for *place, why in run.missing()[:MAX_REASONS]],
+        "more_missing": max(0, len(run.missing()) - MAX_REASONS),
         "images": images(run.path),
     }
 
 
 def _overview(run: RunRecord, settings: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings that runs differ in most, of those that are of any use in its modes."""
+    """Return the most important settings that the run's modes use."""
     modes = [MODES[phase.mode] for phase in run.config.phase_list]
     idle: list[str] = []
     if all(mode.generators is Generators.NONE for mode in modes):
@@ -262,12 +264,12 @@ def _state(run: RunRecord) -> str:
     if run.results is not None:
         return f"finished after {counted(done, 'round')}"
     if run.stopped is not None:
-        return f"stopped after {done} of {counted(asked, 'round')}: {run.stopped[:LONGEST]}"
+        return f"stopped after {done} of {counted(asked, 'round')}: {run.stopped[:MAX_REASON_CHARS]}"
     return f"not finished: {done} of {counted(asked, 'round')}"
 
 
 def _tiles(run: RunRecord, done: int, asked: int) -> dict[str, str]:
-    """Return the few figures that one looks at first."""
+    """Return the main figures."""
     tiles = {}
     if "accuracy" in run.last:
         tiles["accuracy"] = figure(run.last["accuracy"])
@@ -300,20 +302,21 @@ def _losses(run: RunRecord) -> list[dict[str, Any]]:
 def chart(
     title: str, series: Mapping[str, Points], limits: tuple[float, float] | None = None, shorten: bool = True
 ) -> dict[str, Any]:
-    """Return a chart, its legend of names and colours, and its figures by round where they are few."""
-    shown = summed_up(series) if shorten else dict(series)
-    points = {name: dict(found) for name, all_of_it in shown.items() if (found := drawn(all_of_it))}
-    rounds = sorted({x for by_round in points.values() for x in by_round})
-    digits = digits_for([y for by_round in points.values() for y in by_round.values()])
-    rows = [(f"{x:.4g}", [figure(by_round.get(x), digits) for by_round in points.values()]) for x in rounds]
+    """Return a chart as an image for the page, and the names that have no figures in it."""
+    shown = {name: drawn(points) for name, points in series.items()}
+    silent = [name for name, points in shown.items() if not points]
+    lines = summed_up(shown) if shorten else shown
+    ends = [f"{name} ends at {points[-1][1]:.3g}" for name, points in lines.items() if points]
+    figure = line_figure(lines, "accuracy" if limits else "loss", limits)
     return {
         "title": title,
-        "svg": line_chart(title, shown, "accuracy" if limits else "loss", limits),
-        "legend": [(name, looks(number)) for number, name in enumerate(shown) if name in points],
-        "without": [name for name in series if not drawn(series[name])] if points else [],
-        "rows": rows if len(rows) <= MOST_ROUNDS else [],
-        "names": list(points),
+        "picture": _picture(figure, f"{title}. {'; '.join(ends)}") if ends else None,
+        "without": silent if ends else [],
     }
+
+
+def _picture(figure: Figure, about: str) -> dict[str, str]:
+    return {"source": f"data:image/svg+xml;base64,{base64.b64encode(as_svg(figure)).decode()}", "about": about}
 
 
 def html_table(table: Table) -> dict[str, Any]:
@@ -336,20 +339,14 @@ def matrix(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str,
     return {"classes": list(classes), "rows": rows}
 
 
-def _samples(points: Mapping[str, Any]) -> dict[str, Any]:
-    everything = [point for kinds in points["classes"].values() for found in kinds.values() for point in found]
-    pictures = [(name, samples_chart(name, kinds, everything)) for name, kinds in points["classes"].items()]
-    return {"pictures": pictures, "explained": sum(points["explained"])}
-
-
 def _by_class(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what was measured of the samples of each class."""
+    """Return the measures of the samples of each class."""
     fidelity = (evaluation.get("fidelity") or {}).get("per_class") or {}
     rows = []
     for name, own in fidelity.items():
         values = (own or {}).get("synthetic") or {}
-        rows.append((name, [figure(values.get(key)) for key in BY_CLASS]))
-    return {"heads": list(BY_CLASS), "rows": rows} if rows else None
+        rows.append((name, *(figure(values.get(key)) for key in BY_CLASS)))
+    return plain_table("Measures of synthetic samples, by class", ["class"], BY_CLASS, rows) if rows else None
 
 
 def _audit(folder: Path) -> Any:
@@ -366,12 +363,12 @@ def _audit(folder: Path) -> Any:
 
 
 def images(folder: Path) -> list[dict[str, str]]:
-    """Return pictures made of the adapters' outputs, as data that stands in the page; grids where there are some."""
+    """Return the rendered pictures of a run as data for the page, grids in place of their pictures."""
     found = []
     files = [file for file in sorted(folder.glob("render*/**/*.png")) if not _in_a_grid(file)]
-    if len(files) > MOST_IMAGES:
-        logger.warning("%s: the page shows %d of %d pictures", folder, MOST_IMAGES, len(files))
-    for file in files[:MOST_IMAGES]:
+    if len(files) > MAX_IMAGES:
+        logger.warning("%s: the page shows %d of %d pictures", folder, MAX_IMAGES, len(files))
+    for file in files[:MAX_IMAGES]:
         side = GRID_SIDE if file.name == GRID else IMAGE_SIDE
         try:
             with Image.open(file) as opened:
@@ -397,9 +394,9 @@ def _in_a_grid(file: Path) -> bool:
 
 
 def _about(file: Path) -> str:
-    """Return what the JSON beside a picture says made it."""
+    """Return the settings of a picture, from the JSON beside it."""
     beside = file.with_suffix(".json")
     if not beside.is_file():
         return ""
     facts = json.loads(beside.read_text(encoding="utf-8"))
-    return ", ".join(f"{k} {v}" for k, v in facts.items() if isinstance(v, str | int | float))[:LONGEST]
+    return ", ".join(f"{k} {v}" for k, v in facts.items() if isinstance(v, str | int | float))[:MAX_REASON_CHARS]

@@ -1,13 +1,17 @@
-"""Pictures of a run: accuracy over rounds, label distribution over nodes, confusion matrix, samples."""
+"""Pictures of a run: accuracy and losses over rounds, clips of the nodes, confusion matrix, samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from cycler import cycler
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -15,12 +19,24 @@ from torch import Tensor
 
 from fedgen.evaluation.quality import Site
 
-BLUE = "#2b6cb0"
-ORANGE = "#dd8452"
+INK = "#1c1e21"
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+STYLE: dict[Any, Any] = {
+    **dict.fromkeys(INKED, INK),
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "legend.fontsize": "small",
+    "legend.frameon": False,
+}
+SCHEMES = f":root {{color: {INK}}} @media (prefers-color-scheme: dark) {{:root {{color: #e6e8eb}}}}"
+COLOURS = ("#2b7bd0", "#dd7532", "#2f9960", "#c2539a", "#9a8a10", "#7a6ff0", "#d9473d", "#1a959e")
+LARGEST = 1e30  # absolute value that is drawn
 SAMPLES = "samples.json"
 KINDS = {"synthetic": "synthetic", "training": "training clips", "held_out": "held-out clips"}
-LONGEST = 40  # characters of a name
-MOST_POINTS = 200  # of a class and kind in the picture
+MAX_NAME_CHARS = 40
+MAX_POINTS = 200  # of a class and kind in the picture
+
+Points = Sequence[tuple[float, float]]
 
 
 def draw_run(results: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -35,12 +51,12 @@ def draw_run(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """
     names = results["classes"]
     side = 3.0 + 0.4 * len(names)
+    accuracy = [(entry["round"], entry["accuracy"]) for entry in results["history"]]
     figures = {
-        "accuracy.png": Figure(figsize=(7.0, 4.0), layout="constrained"),
+        "accuracy.png": line_figure({"global adapters": accuracy}, "zero-shot accuracy", (0, 1)),
         "partition.png": Figure(figsize=(side, 1.8 + 0.45 * len(results["nodes"])), layout="constrained"),
         "confusion.png": Figure(figsize=(side, side), layout="constrained"),
     }
-    accuracy_axes(figures["accuracy.png"].subplots(), results["history"])
     partition_axes(figures["partition.png"].subplots(), results["nodes"], names)
     confusion_axes(figures["confusion.png"].subplots(), results["confusion"], names)
     for name, figure in figures.items():
@@ -48,15 +64,62 @@ def draw_run(results: Mapping[str, Any], folder: Path) -> list[Path]:
     return [folder / name for name in figures]
 
 
-def accuracy_axes(axes: Axes, history: list[dict[str, Any]]) -> None:
-    """Draw accuracy on the held-out fold over rounds."""
-    rounds = [entry["round"] for entry in history]
-    axes.plot(rounds, [entry["accuracy"] for entry in history], "o-", color=BLUE, markersize=4)
-    axes.set(xlabel="round", ylabel="zero-shot accuracy", ylim=(0, 1), title="Global adapters on the held-out fold")
-    last = history[-1]["accuracy"]
-    axes.annotate(f"{last:.3f}", (rounds[-1], last), xytext=(0, 7), textcoords="offset points", ha="center")
+@rc_context(STYLE)
+def line_figure(series: Mapping[str, Points], y_label: str, limits: tuple[float, float] | None = None) -> Figure:
+    """Return a chart of lines over rounds.
+
+    Parameters
+    ----------
+    series : Mapping
+        Finite points (round, value) by name; a name's place decides colour and dashes.
+    y_label : str
+    limits : tuple[float, float], optional
+        Of the y axis; by default what the values need.
+    """
+    names = {name: _label(name) for name, points in series.items() if points}
+    columns = max(1, 60 // (8 + max(map(len, names.values()), default=0)))
+    figure = Figure(figsize=(5.0, 3.0 + 0.2 * math.ceil(len(names) / columns)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * cycler(color=COLOURS))
+    lines = {
+        name: axes.plot([x for x, _ in points], [y for _, y in points], marker="." if len(points) <= 40 else "")[0]
+        for name, points in series.items()
+    }
+    axes.set(xlabel="round", ylabel=y_label, ylim=limits)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
+    figure.legend([lines[name] for name in names], names.values(), loc="outside lower center", ncols=columns)
+    return figure
+
+
+@rc_context(STYLE)
+def as_svg(figure: Figure) -> bytes:
+    """Return a figure as an SVG file without background, whose text and axes follow the reader's colour scheme."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="svg", transparent=True, dpi=120, metadata={"Date": None})
+    text = stream.getvalue().replace(INK.encode(), b"currentColor")
+    return text.replace(b"</style>", f"{SCHEMES}</style>".encode(), 1)
+
+
+def drawn(points: Points) -> list[tuple[float, float]]:
+    """Return the points that a chart has room for: nodes may have sent any number."""
+    return [(x, y) for x, y in points if math.isfinite(x) and abs(y) <= LARGEST]
+
+
+def summed_up(series: Mapping[str, Points]) -> dict[str, Points]:
+    """Return ``series``, or where there are more than colours the mean, the lowest and the highest of them."""
+    if len(series) <= len(COLOURS):
+        return dict(series)
+    by_x: dict[float, list[float]] = {}
+    for points in series.values():
+        for x, y in points:
+            by_x.setdefault(x, []).append(y)
+    columns = sorted(by_x.items())
+    return {
+        f"mean of {sum(map(bool, series.values()))}": [(x, sum(values) / len(values)) for x, values in columns],
+        "lowest": [(x, min(values)) for x, values in columns],
+        "highest": [(x, max(values)) for x, values in columns],
+    }
 
 
 def partition_axes(axes: Axes, nodes: Mapping[str, Mapping[str, int]], names: list[str]) -> None:
@@ -85,13 +148,13 @@ def _matrix(axes: Axes, counts: np.ndarray, rows: list[str], columns: list[str])
 
 def _label(name: str) -> str:
     """Return a name as a picture has room for it."""
-    return (name if len(name) <= LONGEST else name[:LONGEST] + "...").replace("_", " ")
+    return (name if len(name) <= MAX_NAME_CHARS else name[:MAX_NAME_CHARS] + "...").replace("_", " ")
 
 
 def sample_points(records: Site, names: list[str]) -> dict[str, Any]:
     """Return real and synthetic records in the two directions in which the real ones differ most, as JSON values.
 
-    Nothing of an embedding but these two numbers is in it; of the samples of a class it holds `MOST_POINTS` at most.
+    Nothing of an embedding but these two numbers is in it; of the samples of a class it holds `MAX_POINTS` at most.
 
     Parameters
     ----------
@@ -122,35 +185,36 @@ def sample_points(records: Site, names: list[str]) -> dict[str, Any]:
 
 
 def _points(found: Tensor) -> list[list[float]]:
-    """Return ``(n, 2)`` as short numbers, evenly thinned to `MOST_POINTS`."""
-    chosen = torch.linspace(0, max(0, len(found) - 1), min(len(found), MOST_POINTS)).round().long()
+    """Return ``(n, 2)`` as short numbers, evenly thinned to `MAX_POINTS`."""
+    chosen = torch.linspace(0, max(0, len(found) - 1), min(len(found), MAX_POINTS)).round().long()
     return [[float(f"{value:.4g}") for value in point] for point in found[chosen].tolist()]
 
 
-def draw_samples(points: Mapping[str, Any], file: Path) -> None:
-    """Draw what `sample_points` returned to ``file``, each class for itself."""
+@rc_context(STYLE)
+def samples_figure(points: Mapping[str, Any]) -> Figure:
+    """Return the picture of what `sample_points` returned, each class for itself."""
     classes = points["classes"]
     columns = max(1, min(5, len(classes)))
     rows = max(1, -(-len(classes) // columns))
     figure = Figure(figsize=(2.6 * columns, 2.6 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    styles: dict[str, dict[str, Any]] = {
+        "synthetic": {"color": COLOURS[1], "s": 5, "alpha": 0.5},
+        "training": {"color": COLOURS[0], "s": 12},
+        "held_out": {"color": "#808080", "s": 16, "marker": "x", "linewidths": 0.9},
+    }
     for axes, (name, kinds) in zip(grid, classes.items(), strict=False):
-        sample_axes(axes, kinds)
-        axes.set_title(_label(name), parse_math=False)
+        for kind, label in KINDS.items():
+            places = np.array(kinds[kind], dtype=float).reshape(-1, 2)
+            axes.scatter(places[:, 0], places[:, 1], label=label, rasterized=True, **styles[kind])
+        axes.tick_params(labelsize=6)
+        axes.set_title(_label(name))
     for axes in grid[len(classes) :]:
         axes.set_visible(False)
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(file, dpi=120)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
 
 
-def sample_axes(axes: Axes, kinds: Mapping[str, list[list[float]]]) -> None:
-    """Draw the records of one class."""
-    styles: dict[str, dict[str, Any]] = {
-        "synthetic": {"color": ORANGE, "s": 5, "alpha": 0.5},
-        "training": {"color": BLUE, "s": 12},
-        "held_out": {"color": "black", "s": 16, "marker": "x", "linewidths": 0.9},
-    }
-    for kind, name in KINDS.items():
-        points = np.array(kinds[kind], dtype=float).reshape(-1, 2)
-        axes.scatter(points[:, 0], points[:, 1], label=name, **styles[kind])
-    axes.tick_params(labelsize=6)
+def draw_samples(points: Mapping[str, Any], file: Path) -> None:
+    """Draw `samples_figure` to a PNG file."""
+    samples_figure(points).savefig(file, dpi=120)

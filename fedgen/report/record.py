@@ -1,18 +1,16 @@
-"""What a run's folder tells, also that of a run which is unfinished or was interrupted."""
+"""The content of a run folder, also of an unfinished run."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from fedgen.config.settings import Config
-from fedgen.data.plain import read_json
-from fedgen.errors import ConfigError, said
 from fedgen.report.plots import SAMPLES
 from fedgen.report.recorder import REFUSED
 from fedgen.runs.folder import RunFolder
@@ -43,7 +41,7 @@ class RunRecord:
     points : dict, optional
         ``samples.json``, the picture of real and synthetic embeddings.
     stopped : str, optional
-        Why it stopped or failed, if it has not finished and its metrics or the log of its sweep tell.
+        Why it stopped or failed, if it has not finished and that is known.
     """
 
     path: Path
@@ -66,10 +64,11 @@ class RunRecord:
         """
         folder = RunFolder(path)
         config = folder.config()
-        files = (_json(path / name) for name in ("results.json", "partition.json", "evaluation.json", SAMPLES))
+        files = (folder.load_json(name) for name in ("results.json", "partition.json", "evaluation.json", SAMPLES))
         results, nodes, evaluated, points = files
+        points = points if points and points["classes"] else None
         stopped = folder.failure() if results is None else None
-        return cls(path, config, _lines(path / "metrics.jsonl"), results, nodes or {}, evaluated, points, stopped)
+        return cls(path, config, folder.metrics(), results, nodes or {}, evaluated, points, stopped)
 
     @property
     def mode(self) -> str:
@@ -184,7 +183,7 @@ class RunRecord:
         return found
 
     def comparable(self, other: RunRecord) -> bool:
-        """Say whether accuracies of both runs are about the same clips and targets."""
+        """Return whether both runs have the same clips and targets."""
         mine, theirs = self.config, other.config
         same = all(getattr(mine, part) == getattr(theirs, part) for part in ("data", "encoder", "target", "seed"))
         return same and mine.partition == theirs.partition
@@ -216,28 +215,10 @@ COSTS = ("bytes_sent", "bytes_received", "seconds")
 
 
 def number(value: object) -> float:
-    """Return ``value`` if it is a number; not a number otherwise: nodes may have sent anything."""
+    """Return ``value`` if it is a number, else NaN: nodes may have sent anything."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def _mean(entries: list[dict[str, Any]], epoch: int, component: str) -> float:
     found = [number(entry.get(component)) for entry in entries if entry.get("epoch") == epoch and component in entry]
     return sum(found) / len(found) if found else math.nan
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    try:
-        return dict(read_json(file.read_bytes())) if file.is_file() else None
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{file} cannot be read: {said(error)}") from error
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """Return the whole lines; a process that dies leaves half of one."""
-    found: list[Mapping[str, Any]] = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        try:
-            found.append(read_json(line))
-        except ValueError:
-            continue
-    return [dict(line) for line in found]

@@ -1,11 +1,11 @@
-"""What a run tells while it goes on and leaves behind: progress, metrics, checkpoints, results and plots."""
+"""Log of a run: progress, metrics, adapters, results and plots."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +84,60 @@ class RoundReport:
         """Why nodes' replies were refused: the part of ``lost`` that is no fault of the network."""
         return {number: reason for number, reason in self.lost.items() if reason.startswith(REFUSED)}
 
+    @property
+    def missing(self) -> dict[str, dict[str, str]]:
+        """The nodes whose replies are missing, and of these the refused ones, as ``metrics.jsonl`` names them."""
+        found = {"server/lost": self.lost, "server/refused": self.refused}
+        return {name: {str(number): why for number, why in nodes.items()} for name, nodes in found.items() if nodes}
+
+    def line(self, phase: Phase, scores: Scores, nodes: int) -> str:
+        """Return one line about the round: participants of all ``nodes``, losses, accuracy, megabytes and seconds."""
+        parts = [f"round {self.round}/{phase.last} {phase.mode.name}"]
+        if self.metrics:
+            parts.append(f"nodes {len(self.answered)}/{nodes}")
+            for name in ("loss", "generator_loss"):
+                values = [metrics[name] for metrics in self.metrics.values() if name in metrics]
+                if values:
+                    parts.append(f"{name.replace('_', ' ')} {sum(values) / len(values):.3f}")
+        parts += [f"pool {sum(self.samples.values())}"] if self.samples else []
+        parts += [f"global loss {self.global_losses['loss']:.3f}"] if "loss" in self.global_losses else []
+        parts.append(f"accuracy {scores.accuracy:.3f}")
+        if self.bytes_sent or self.bytes_received:
+            parts.append(f"sent {self.bytes_sent / 1e6:.1f} MB, received {self.bytes_received / 1e6:.1f} MB")
+        return " | ".join([*parts, f"{self.seconds:.1f} s"])
+
+    def node_metrics(self) -> Iterator[dict[str, Any]]:
+        """Yield the metrics of each node under the names that ``metrics.jsonl`` has."""
+        for number, metrics in sorted(self.metrics.items()):
+            line: dict[str, Any] = {f"train/node_{number}/{name}": value for name, value in metrics.items()}
+            if self.generators.get(number):
+                line[f"train/node_{number}/generator"] = self.generators[number]
+            if number in self.statistics:
+                line[f"train/node_{number}/synthetic"] = self.statistics[number]
+            yield {"node": number, **line}
+
+    def server_metrics(self, scores: Scores) -> dict[str, Any]:
+        """Return the server's metrics under the names that ``metrics.jsonl`` has."""
+        line: dict[str, Any] = {"accuracy": scores.accuracy, "balanced_accuracy": scores.balanced_accuracy}
+        for head, values in scores.heads.items():
+            line |= {f"{head}_{name}": value for name, value in values.items()}
+        if self.samples:
+            line["synthetic_samples_total"] = sum(self.samples.values())
+            line["synthetic_samples_classes"] = len(self.samples)
+        line |= {f"global_{name}": value for name, value in self.global_losses.items()}
+        line |= {name: getattr(self, name) for name in ("bytes_sent", "bytes_received", "seconds", "answered")}
+        return {f"server/{name}": value for name, value in line.items()} | self.missing
+
+    def state(self) -> dict[str, Any]:
+        """Return the fields that results are made of, as JSON values; the rest is in ``metrics.jsonl``."""
+        return {name: getattr(self, name) for name in KEPT}
+
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any]) -> RoundReport:
+        """Return the report that `state` made JSON of; JSON has no whole numbers as keys."""
+        numbers = {name: {int(key): x for key, x in values[name].items()} for name in ("lost", "samples", "spent")}
+        return cls(**{**values, **numbers})
+
 
 class Recorder:
     """Writes a run folder, shows progress and hands metrics to a tracker while the run goes on.
@@ -140,19 +194,21 @@ class Recorder:
         )
         if weights is not None:
             self.folder.save_adapters(weights, {**self.task.identity(), "round": report.round})
+        place = {"round": report.round, "phase": phase.mode.name}
         if report.metrics:
             self._reports.append(report)
-            for line in _metric_lines(phase, report):
-                self._log(line)
+            for line in report.node_metrics():
+                self._log(place | line)
         self._refused.update([*report.refused])
-        self._log(_server_line(phase, report, scores, self._refused.total()))
+        self._log(place | report.server_metrics(scores) | {"server/refused_total": self._refused.total()})
         self._bar.show(len(self._reports))
-        logger.info("%s", progress_line(phase, report, scores, len(self._nodes)))
+        logger.info("%s", report.line(phase, scores, len(self._nodes)))
 
     def stopped(self, phase: Phase, report: RoundReport, error: Exception) -> None:
         """Note why the run stops in a round: who is missing, for what cause, and how it goes on."""
         line = {"round": report.round, "phase": phase.mode.name, "server/stopped": str(error)}
-        self.folder.log_metrics(line | _lost(report))
+        self.folder.log_metrics(line | report.missing)
+        self.folder.fail(str(error))
         self._bar.stop()
         self._tracker.close(finished=False)
         logger.error("the run stops; it goes on after the last finished round with resume=%s", self.folder.path)
@@ -168,12 +224,12 @@ class Recorder:
         self.folder.log_metrics(line)
 
     def state(self) -> dict[str, Any]:
-        """Return all that `finish` needs of the rounds so far, as JSON values."""
+        """Return the rounds so far as JSON values."""
         return {
             "seconds": self._seconds(),
             "history": self._history,
             "scores": asdict(self._scores) if self._scores else None,
-            "reports": [_plain(report) for report in self._reports],
+            "reports": [report.state() for report in self._reports],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -181,7 +237,7 @@ class Recorder:
         self._before, self._history = float(state["seconds"]), list(state["history"])
         self._interrupted = int(self._history[-1]["round"])
         self._scores = Scores(**state["scores"]) if state["scores"] else None
-        self._reports = [_report(values) for values in state["reports"]]
+        self._reports = [RoundReport.from_state(values) for values in state["reports"]]
         self._refused = Counter(number for report in self._reports for number in report.refused)
 
     def _seconds(self) -> float:
@@ -230,7 +286,7 @@ class Recorder:
 
 
 def adapters_privacy(config: Config) -> dict[str, Any]:
-    """Return what the rounds of a run spend with ``strategy.dp``, for neighbours of which one lacks a node; else {}."""
+    """Return the budget of nodes that the rounds of a run spend with ``strategy.dp``; empty without."""
     settings, load = config.strategy, config.checkpoint.load
     if settings.noise_multiplier is None or settings.delta is None:
         return {}
@@ -242,7 +298,7 @@ def adapters_privacy(config: Config) -> dict[str, Any]:
 
 
 def show_samples(assessment: Assessment, folder: RunFolder) -> None:
-    """Print what was measured of a run's samples and what the audit found, draw both, and write ``audit.json``.
+    """Print and draw the measures of a run's samples and its audit, and write ``audit.json``.
 
     ``samples.json`` keeps the points of the picture, so that it can be drawn again without the clips.
     """
@@ -265,64 +321,3 @@ def show_samples(assessment: Assessment, folder: RunFolder) -> None:
 def say_gate(gate: Mapping[str, Any]) -> None:
     """Log the gate's verdict in one line: a warning unless everything passed."""
     logger.log(logging.INFO if gate["verdict"] == PASSED else logging.WARNING, "privacy %s", gate["summary"])
-
-
-def _plain(report: RoundReport) -> dict[str, Any]:
-    """Return of ``report`` what is kept; the rest is in ``metrics.jsonl``."""
-    return {name: getattr(report, name) for name in KEPT}
-
-
-def _report(values: Mapping[str, Any]) -> RoundReport:
-    """Return the report that `_plain` made JSON of; JSON has no whole numbers as keys."""
-    numbers = {name: {int(key): item for key, item in values[name].items()} for name in ("lost", "samples", "spent")}
-    return RoundReport(**{**values, **numbers})
-
-
-def progress_line(phase: Phase, report: RoundReport, scores: Scores, nodes: int) -> str:
-    """Return one line on a round: who answered, losses, accuracy, megabytes and seconds."""
-    parts = [f"round {report.round}/{phase.last} {phase.mode.name}"]
-    if report.metrics:
-        parts.append(f"nodes {len(report.answered)}/{nodes}")
-        for name in ("loss", "generator_loss"):
-            values = [metrics[name] for metrics in report.metrics.values() if name in metrics]
-            if values:
-                parts.append(f"{name.replace('_', ' ')} {sum(values) / len(values):.3f}")
-    parts += [f"pool {sum(report.samples.values())}"] if report.samples else []
-    parts += [f"global loss {report.global_losses['loss']:.3f}"] if "loss" in report.global_losses else []
-    parts.append(f"accuracy {scores.accuracy:.3f}")
-    if report.bytes_sent or report.bytes_received:
-        parts.append(f"sent {report.bytes_sent / 1e6:.1f} MB, received {report.bytes_received / 1e6:.1f} MB")
-    return " | ".join([*parts, f"{report.seconds:.1f} s"])
-
-
-def _metric_lines(phase: Phase, report: RoundReport) -> list[dict[str, Any]]:
-    lines = []
-    for number, metrics in sorted(report.metrics.items()):
-        line: dict[str, Any] = {"round": report.round, "phase": phase.mode.name, "node": number}
-        line |= {f"train/node_{number}/{name}": value for name, value in metrics.items()}
-        if report.generators.get(number):
-            line[f"train/node_{number}/generator"] = report.generators[number]
-        if number in report.statistics:
-            line[f"train/node_{number}/synthetic"] = report.statistics[number]
-        lines.append(line)
-    return lines
-
-
-def _server_line(phase: Phase, report: RoundReport, scores: Scores, refused: int) -> dict[str, Any]:
-    line: dict[str, Any] = {"round": report.round, "phase": phase.mode.name}
-    line |= {"server/accuracy": scores.accuracy, "server/balanced_accuracy": scores.balanced_accuracy}
-    for head, values in scores.heads.items():
-        line |= {f"server/{head}_{name}": value for name, value in values.items()}
-    if report.samples:
-        line["server/synthetic_samples_total"] = sum(report.samples.values())
-        line["server/synthetic_samples_classes"] = len(report.samples)
-    line |= {f"server/global_{name}": value for name, value in report.global_losses.items()}
-    line |= {"server/bytes_sent": report.bytes_sent, "server/bytes_received": report.bytes_received}
-    line |= {"server/seconds": report.seconds, "server/answered": report.answered}
-    return line | _lost(report) | {"server/refused_total": refused}
-
-
-def _lost(report: RoundReport) -> dict[str, dict[str, str]]:
-    """Return who is missing from a round, and whose replies were refused, if any."""
-    found = {"server/lost": report.lost, "server/refused": report.refused}
-    return {name: {str(number): why for number, why in nodes.items()} for name, nodes in found.items() if nodes}

@@ -1,4 +1,4 @@
-"""A run of which the folder is left: its task, its global adapters and its last synthetic samples, opened again."""
+"""Reload a run from its folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a run has left behind.
+    """A reloaded run.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class SavedRun:
         return self.task.space.codec
 
     def tokens(self, *files: str | Path) -> Tensor:
-        """Return what the run's encoder makes of sound files, ``(N, S, D)``, float32.
+        """Return the tokens of sound files, ``(N, S, D)``, float32.
 
         Raises
         ------
@@ -83,7 +83,7 @@ class SavedRun:
 
     @torch.no_grad()
     def __call__(self, *files: str | Path) -> dict[str, Tensor]:
-        """Return what the global adapters make of sound files: ``(N, *shape of the target)`` by head."""
+        """Return the adapters' outputs for sound files: ``(N, *shape of the target)`` by head."""
         outputs = self.adapters(self.tokens(*files).to(self.task.device))
         return {name: value.float().cpu() for name, value in outputs.items()}
 
@@ -110,7 +110,7 @@ class SavedRun:
         return self.codec.decode(latents[:count], seeded(0, "samples", name))
 
     def sent(self, messages: Path | None = None) -> dict[int, Sent]:
-        """Return what each node sent: of all messages in a folder of ``record``, or what is left of the last round.
+        """Return each node's messages: all those in a folder of ``record``, or the content of the last round.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class SavedRun:
         return found
 
     def audit(self, messages: Path | None = None) -> tuple[Report | None, dict[str, Any]]:
-        """Attack what nodes sent, and return the figures and the gate's verdict; needs the nodes' clips.
+        """Attack the nodes' messages, and return the figures and the gate's verdict; needs the nodes' clips.
 
         Raises
         ------
@@ -143,7 +143,7 @@ class SavedRun:
 
     @classmethod
     def open(cls, folder: RunFolder, config: Config) -> SavedRun:
-        """Open a run under its own configuration, or one that differs in what is held out or in the device.
+        """Reload with the run's configuration, or one with another test fold or device.
 
         Raises
         ------
@@ -157,7 +157,7 @@ class SavedRun:
 
     @classmethod
     def without_data(cls, folder: RunFolder, device: str = "auto") -> SavedRun:
-        """Open a run where its clips are not.
+        """Reload without the run's clips.
 
         Raises
         ------

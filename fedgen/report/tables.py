@@ -12,12 +12,12 @@ from rich.text import Text
 from fedgen.errors import visible
 
 WIDEST = 1000  # characters of a line where nothing limits it
-MOST, LONGEST = 6, 40  # settings of a run that are shown, and characters of each
+MAX_SETTINGS, MAX_VALUE_CHARS = 6, 40  # of a run in a table
 ROOM, BORDER = 32, 3  # characters for runs and settings on a narrow terminal, and beside a column
 
 
 class PlainTable(Table):
-    """A table whose cells are shown as they are: no markup, and nothing that a terminal would obey."""
+    """A table whose cells are plain text: no markup and no control characters."""
 
     def add_row(self, *cells: str, style: str = "") -> None:  # type: ignore[override]
         """Add a row of texts."""
@@ -106,9 +106,14 @@ def _side_by_side(
 
 
 def _settings(values: Mapping[str, str]) -> str:
-    """Return settings as overrides, each with the end of a long value left out, and only the first of very many."""
-    told = [f"{key}={value if len(value) <= LONGEST else value[:LONGEST] + '...'}" for key, value in values.items()]
-    return " ".join(told[:MOST] + ([f"and {len(told) - MOST} more"] if len(told) > MOST else []))
+    """Return at most `MAX_SETTINGS` settings as overrides, each value truncated."""
+    told = [
+        f"{key}={value if len(value) <= MAX_VALUE_CHARS else value[:MAX_VALUE_CHARS] + '...'}"
+        for key, value in values.items()
+    ]
+    return " ".join(
+        told[:MAX_SETTINGS] + ([f"and {len(told) - MAX_SETTINGS} more"] if len(told) > MAX_SETTINGS else [])
+    )
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, str]:
@@ -131,7 +136,7 @@ def _figures(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _attack(result: Mapping[str, Any]) -> str:
-    """Return the AUC of the strongest attack on what nodes sent; with a question mark where it is not judged."""
+    """Return the AUC of the strongest attack, with a question mark if the gate could not judge it."""
     gate = (result.get("evaluation") or {}).get("gate") or {}
     if gate.get("auc") is None:
         return "·"
@@ -139,7 +144,7 @@ def _attack(result: Mapping[str, Any]) -> str:
 
 
 def quality_table(evaluation: Mapping[str, Any]) -> Table:
-    """Return what was measured of synthetic samples.
+    """Return the measures of synthetic samples.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which tracker a run has, and what its sweep is called."""
+"""What a run measures, sent to TensorBoard or Weights & Biases; the run goes on when the tracker fails."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import shutil
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import wandb
 import yaml  # type: ignore[import-untyped]
-from matplotlib.image import imread
-from torch.utils.tensorboard import SummaryWriter
 
 from fedgen.config.settings import TrackingSettings
 from fedgen.data.files import write_atomically
@@ -26,88 +23,6 @@ logger = logging.getLogger(__name__)
 LEFT_OUT = ("history", "confusion", "nodes", "phases", "lost", "refused", "classes")  # of final results
 
 
-class Tracker(Protocol):
-    """Takes what a run measures; every method may raise anything."""
-
-    def log(self, values: Mapping[str, float], round_number: int) -> None:
-        """Take the numbers of a round, by the names that ``metrics.jsonl`` has."""
-
-    def results(self, values: Mapping[str, float | str], pictures: Mapping[str, Path], round_number: int) -> None:
-        """Take the final results, by dotted names, and PNG files."""
-
-    def close(self, finished: bool) -> None:
-        """Write what is left; ``finished`` is False for a run that stops with an error."""
-
-
-class GuardedTracker:
-    """A tracker that is given up with one warning when it fails.
-
-    Parameters
-    ----------
-    name : str
-        As ``tracking`` names it.
-    start : Callable
-        Starts the tracker; None: there is none.
-    """
-
-    def __init__(self, name: str, start: Callable[[], Tracker] | None = None) -> None:
-        self.name = name
-        self._tracker: Tracker | None = None
-        if start is not None:
-            self._try(lambda: setattr(self, "_tracker", start()))
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        """Take the numbers of a line of ``metrics.jsonl``."""
-        values = {name: float(value) for name, value in line.items() if "/" in name and _is_number(value)}
-        if (tracker := self._tracker) is not None and values:
-            self._try(lambda: tracker.log(values, int(line["round"])))
-
-    def results(self, results: Mapping[str, Any], pictures: Mapping[str, Path], round_number: int) -> None:
-        """Take the content of ``results.json``, and those of the ``pictures`` that there are."""
-        there = {name: file for name, file in pictures.items() if file.is_file()}
-        if (tracker := self._tracker) is not None:
-            self._try(lambda: tracker.results(summary(results), there, round_number))
-
-    def close(self, finished: bool) -> None:
-        """End the tracking; nothing is taken after that."""
-        if (tracker := self._tracker) is not None:
-            self._try(lambda: tracker.close(finished))
-        self._tracker = None
-
-    def _try(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except Exception as error:  # whatever a tracker's library or network comes up with
-            self._tracker = None
-            first = (str(error).splitlines() or [""])[0]
-            logger.warning("tracking=%s failed and is given up: %s: %s", self.name, type(error).__name__, first)
-
-
-def summary(results: Mapping[str, Any], prefix: str = "result") -> dict[str, float | str]:
-    """Return numbers and words of ``results`` by path, such as ``result/heads/text/cosine``.
-
-    Accuracy by class is among them, what is measured of the samples of each class and node is not.
-    """
-    found: dict[str, float | str] = {}
-    for name, value in results.items():
-        path = f"{prefix}/{name}"
-        if isinstance(value, Mapping):
-            if name not in LEFT_OUT and not ("/evaluation/" in path and name in ("per_class", "nodes")):
-                found |= summary(value, path)
-        elif _is_number(value):
-            found[path] = float(value)
-        elif isinstance(value, str):
-            found[path] = value
-    return found
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-FOLDER = "tensorboard"
-
-
 class TensorBoardTracker:
     """Writes event files into ``tensorboard/`` of the run folder; ``tensorboard --logdir`` of a sweep shows all runs.
 
@@ -115,19 +30,21 @@ class TensorBoardTracker:
     ----------
     folder : Path
         Of the run.
-    config : str
-        The configuration as YAML, shown as text.
+    config : Mapping
+        The resolved configuration as plain values.
     finished : int, optional
         Rounds that the run had finished when it was interrupted; what was written after them is hidden. None: a run
         that starts afresh, whose folder may hold the events of an earlier one.
     """
 
-    def __init__(self, folder: Path, config: str, finished: int | None) -> None:
-        path = folder / FOLDER
-        if finished is None and path.is_dir():
-            shutil.rmtree(path)
+    def __init__(self, folder: Path, config: Mapping[str, Any], finished: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "tensorboard"
+        if finished is None:
+            shutil.rmtree(path, ignore_errors=True)
         self._writer = SummaryWriter(str(path), purge_step=None if finished is None else finished + 1)
-        self._writer.add_text("config", _code(config))
+        self._writer.add_text("config", _code(yaml.safe_dump(dict(config), sort_keys=False)))
 
     def log(self, values: Mapping[str, float], round_number: int) -> None:
         """Add a point to each chart."""
@@ -137,10 +54,10 @@ class TensorBoardTracker:
 
     def results(self, values: Mapping[str, float | str], pictures: Mapping[str, Path], round_number: int) -> None:
         """Add final numbers as single points, words as one text, and pictures."""
+        from matplotlib.image import imread
+
         self._writer.add_text("result", _code("\n".join(f"{name}: {value}" for name, value in values.items())))
-        for name, value in values.items():
-            if not isinstance(value, str):
-                self._writer.add_scalar(name, value, round_number)
+        self.log({name: value for name, value in values.items() if not isinstance(value, str)}, round_number)
         for name, file in pictures.items():
             self._writer.add_image(name, imread(file)[..., :3], round_number, dataformats="HWC")
 
@@ -154,42 +71,34 @@ def _code(text: str) -> str:
     return "".join(f"    {line}\n" for line in text.splitlines())
 
 
-ID = "wandb.json"
-
-
 class WandbTracker:
     """Logs to one run of Weights & Biases, and to the same one again when a run is resumed.
 
-    Neither code nor the terminal's text is sent; configuration, numbers and pictures are.
+    Neither code nor the terminal's text is sent; configuration, numbers and pictures are. ``wandb/`` in the run folder
+    holds what is to be sent, ``wandb.json`` the id of the run there.
 
     Parameters
     ----------
-    folder : Path
-        Of the run; ``wandb/`` in it holds what is to be sent.
+    folder, config, finished
+        As for `TensorBoardTracker`.
     settings : TrackingSettings
-    config : dict
-        The resolved configuration.
-    group : str, optional
-        Of a sweep.
-    finished : int, optional
-        Rounds that the run had finished when it was interrupted; None: it starts afresh.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        settings: TrackingSettings,
-        config: Mapping[str, Any],
-        group: str | None,
-        finished: int | None,
+        self, folder: Path, config: Mapping[str, Any], finished: int | None, settings: TrackingSettings
     ) -> None:
+        import wandb
+
         logging.getLogger("wandb").propagate = False  # it keeps a log of its own
+        file, sweep = folder / "wandb.json", sweep_of(folder)
+        if finished is None or not file.is_file():
+            write_atomically(file, json.dumps({"id": str(wandb.util.generate_id())}).encode())
         self._run = wandb.init(
             project=settings.project,
             entity=settings.entity,
-            group=settings.group or group,
-            name=folder.name if group else "/".join(folder.parts[-2:]),
-            id=_identity(folder / ID, finished is not None),
+            group=settings.group or sweep,
+            name=folder.name if sweep else "/".join(folder.parts[-2:]),
+            id=json.loads(file.read_text(encoding="utf-8"))["id"],
             resume="allow",
             dir=folder,
             mode="offline" if settings.offline else os.environ.get("WANDB_MODE"),  # type: ignore[arg-type]  # read just once
@@ -205,22 +114,78 @@ class WandbTracker:
 
     def results(self, values: Mapping[str, float | str], pictures: Mapping[str, Path], round_number: int) -> None:
         """Set the run's summary, and add the pictures."""
+        from wandb import Image
+
         self._run.summary.update(dict(values))
         if pictures:
-            self._run.log({name: wandb.Image(str(file)) for name, file in pictures.items()} | {"round": round_number})
+            self._run.log({name: Image(str(file)) for name, file in pictures.items()} | {"round": round_number})
 
     def close(self, finished: bool) -> None:
         """Send what is left."""
         self._run.finish(exit_code=0 if finished else 1)
 
 
-def _identity(file: Path, resumed: bool) -> str:
-    """Return the id of the run there: that of ``file`` if it is resumed, or a new one, which ``file`` then holds."""
-    if resumed and file.is_file():
-        return str(json.loads(file.read_text(encoding="utf-8"))["id"])
-    identity = str(wandb.util.generate_id())
-    write_atomically(file, json.dumps({"id": identity}).encode())
-    return identity
+class GuardedTracker:
+    """A tracker that is given up with one warning when it fails.
+
+    Parameters
+    ----------
+    name : str
+        As ``tracking`` names it.
+    start : Callable
+        Starts the tracker; None: there is none.
+    """
+
+    def __init__(self, name: str, start: Callable[[], TensorBoardTracker | WandbTracker] | None = None) -> None:
+        self.name = name
+        self._tracker = None
+        self._tracker = self._try(start) if start else None
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Take the numbers of a line of ``metrics.jsonl``."""
+        values = {name: float(value) for name, value in line.items() if "/" in name and _is_number(value)}
+        if (tracker := self._tracker) is not None and values:
+            self._try(lambda: tracker.log(values, int(line["round"])))
+
+    def results(self, results: Mapping[str, Any], pictures: Mapping[str, Path], round_number: int) -> None:
+        """Take the content of ``results.json``, and those of the ``pictures`` that there are."""
+        there = {name: file for name, file in pictures.items() if file.is_file()}
+        if (tracker := self._tracker) is not None:
+            self._try(lambda: tracker.results(summary(results), there, round_number))
+
+    def close(self, finished: bool) -> None:
+        """End the tracking; ``finished`` is False for a run that stops with an error."""
+        if (tracker := self._tracker) is not None:
+            self._try(lambda: tracker.close(finished))
+        self._tracker = None
+
+    def _try(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:  # of a tracker's library or network
+            self._tracker = None
+            first = (str(error).splitlines() or [""])[0]
+            logger.warning("tracking=%s failed and is given up: %s: %s", self.name, type(error).__name__, first)
+
+
+def summary(results: Mapping[str, Any], prefix: str = "result") -> dict[str, float | str]:
+    """Return numbers and words of ``results`` by path, such as ``result/heads/text/cosine``.
+
+    Accuracy by class is among them, measures of samples by class and by node are not.
+    """
+    found: dict[str, float | str] = {}
+    for name, value in results.items():
+        path = f"{prefix}/{name}"
+        if isinstance(value, Mapping):
+            if name not in LEFT_OUT and not ("/evaluation/" in path and name in ("per_class", "nodes")):
+                found |= summary(value, path)
+        elif _is_number(value) or isinstance(value, str):
+            found[path] = value if isinstance(value, str) else float(value)
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_installed(settings: TrackingSettings) -> None:
@@ -232,27 +197,13 @@ def check_installed(settings: TrackingSettings) -> None:
 def open_tracker(
     settings: TrackingSettings, folder: Path, config: Mapping[str, Any], finished: int | None
 ) -> GuardedTracker:
-    """Return the tracker of a run; a run goes on without one that cannot be opened.
-
-    Parameters
-    ----------
-    settings : TrackingSettings
-    folder : Path
-        Of the run.
-    config : Mapping
-        The resolved configuration as plain values.
-    finished : int, optional
-        Rounds that the run had finished when it was interrupted; None: it starts afresh.
-    """
+    """Return the tracker that ``settings`` name; parameters as for `TensorBoardTracker`."""
     folder = folder.absolute()
-
-    def tensorboard() -> Tracker:
-        return TensorBoardTracker(folder, yaml.safe_dump(dict(config), sort_keys=False), finished)
-
-    def wandb() -> Tracker:
-        return WandbTracker(folder, settings, config, sweep_of(folder), finished)
-
-    return GuardedTracker(settings.name, {"tensorboard": tensorboard, "wandb": wandb}.get(settings.name))
+    starts: dict[str, Callable[[], TensorBoardTracker | WandbTracker]] = {
+        "tensorboard": lambda: TensorBoardTracker(folder, config, finished),
+        "wandb": lambda: WandbTracker(folder, config, finished, settings),
+    }
+    return GuardedTracker(settings.name, starts.get(settings.name))
 
 
 def sweep_of(folder: Path) -> str | None:

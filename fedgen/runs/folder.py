@@ -1,4 +1,4 @@
-"""The state of a run after each finished round, from which an interrupted run goes on as if it had never stopped."""
+"""The folder of a run, and its state after each finished round, from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,17 @@ from torch import Tensor
 from fedgen.config.compose import read_config, to_yaml
 from fedgen.config.settings import Config
 from fedgen.data.files import write_atomically, writing
-from fedgen.data.plain import read_json
-from fedgen.data.progress import LOG
+from fedgen.data.plain import mismatches, read_json
 from fedgen.data.tensors import load_tensors, save_tensors
-from fedgen.errors import CheckpointError, ConfigError, said
+from fedgen.errors import CheckpointError, ConfigError, StorageError, said
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
 
 logger = logging.getLogger(__name__)
 
 ADAPTERS = "adapters.safetensors"
-FAILED = " failed: "  # in the log of a run, after its folder and before the reason
+FAILURE = "failure.json"
+MADE = ("metrics.jsonl", "results.json", "partition.json", "evaluation.json", "audit.json", "audit.png", "samples.png")
 
 
 class RunFolder:
@@ -41,6 +42,7 @@ class RunFolder:
     ``state/``                  what the run and its nodes on this machine go on from when it was interrupted
     ``results.json``            what `fedgen compare` reads
     ``evaluation.json``         what `fedgen evaluate` found
+    ``failure.json``            why the run failed
     ==========================  =============================================================
     """
 
@@ -72,15 +74,7 @@ class RunFolder:
         folder.path.mkdir(parents=True, exist_ok=True)
         for part in (folder.checkpoints, folder.path / "state"):
             shutil.rmtree(part, ignore_errors=True)
-        for name in (
-            "metrics.jsonl",
-            "results.json",
-            "partition.json",
-            "evaluation.json",
-            "audit.json",
-            "audit.png",
-            "samples.png",
-        ):
+        for name in (*MADE, FAILURE):
             (folder.path / name).unlink(missing_ok=True)
         write_atomically(folder.path / "config.yaml", to_yaml(config).encode())
         return folder
@@ -98,24 +92,19 @@ class RunFolder:
         state = folder.states.latest() if config.resume else None
         if state is None:
             return cls.create(replace(config, resume=None)), None
-        folder.rewind(state.round)
+        lines = [line for line in folder.metrics() if line["round"] <= state.round]
+        write_atomically(folder.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+        (folder.path / FAILURE).unlink(missing_ok=True)
         logger.info("%s goes on after round %d", folder.path, state.round)
         return folder, state
 
-    def rewind(self, round_number: int) -> None:
-        """Drop from ``metrics.jsonl`` what was written after ``round_number``, such as half a line."""
-        file = self.path / "metrics.jsonl"
-        if not file.is_file():
-            return
-        kept = []
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                values = read_json(line)
-            except ValueError:
-                continue  # the process died while it wrote this
-            if values["round"] <= round_number:
-                kept.append(line + "\n")
-        write_atomically(file, "".join(kept).encode())
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of ``metrics.jsonl`` without half a line, which a process leaves that dies."""
+        file, found = self.path / "metrics.jsonl", []
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+            with suppress(ValueError):
+                found.append(dict(read_json(line)))
+        return found
 
     def config(self) -> Config:
         """Return the resolved configuration of the run.
@@ -140,13 +129,18 @@ class RunFolder:
         ConfigError
             If the run has not finished, or the folder is not one of a run; or the file is damaged.
         """
-        file = self.path / "results.json"
-        if not file.is_file():
+        values = self.load_json("results.json")
+        if values is None:
             reason = self.failure()
             why = f"the run failed: {reason}" if reason else "not a run folder, or a run that has not finished"
             raise ConfigError(f"{self.path} has no results.json: {why}")
+        return values
+
+    def load_json(self, name: str) -> dict[str, Any] | None:
+        """Return the content of a JSON file; None if there is none, `ConfigError` if it is damaged."""
+        file = self.path / name
         try:
-            return dict(read_json(file.read_bytes()))
+            return dict(read_json(file.read_bytes())) if file.is_file() else None
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{file} cannot be read: {said(error)}") from error
 
@@ -163,18 +157,15 @@ class RunFolder:
             return [str(name) for name in state.facts["classes"]]
         return [str(name) for name in self.results()["classes"]]
 
+    def fail(self, reason: str) -> None:
+        """Keep the reason why the run fails, unless the disk is full."""
+        with suppress(StorageError):
+            self.save_json(FAILURE, {"reason": reason})
+
     def failure(self) -> str | None:
-        """Return why the run failed, if its metrics or its log tell."""
-        try:
-            last = dict(read_json((self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]))
-        except (OSError, TypeError, ValueError, IndexError):  # none yet, or half a line
-            last = {}
-        if "server/stopped" in last:
-            return said(last["server/stopped"])
-        log = self.path / LOG
-        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-        reasons = re.findall(rf"{re.escape(self.path.absolute().name)}{FAILED}(.*)", text)
-        return said(reasons[-1]) if reasons else None
+        """Return why the run failed, if that is known."""
+        found = self.load_json(FAILURE)
+        return None if found is None else said(found.get("reason"))
 
     def log_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
@@ -212,9 +203,7 @@ class RunFolder:
                 "mode=train_generators hydra.run.dir=...` makes"
             )
         weights, metadata = load_tensors(file)
-        differ = [
-            f"{k} is {metadata.get(k)!r}, this run has {v!r}" for k, v in expected.items() if metadata.get(k) != v
-        ]
+        differ = mismatches(metadata, expected)
         if differ and check == "strict":
             raise CheckpointError(f"{file}: {'; '.join(differ)}")
         for difference in differ:
@@ -261,7 +250,7 @@ FORMAT = 1
 
 @dataclass
 class RunState:
-    """What a run needs to go on after a round.
+    """The state of a run after a round.
 
     Attributes
     ----------

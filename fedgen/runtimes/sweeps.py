@@ -75,7 +75,10 @@ def objective(values: DictConfig, hydra: HydraConf, failed: Path) -> float:
     except Exception as error:
         unknown = None if isinstance(error, FedgenError) else error
         reason = f"{type(error).__name__}: {error}" if unknown else str(error)
-        line = f"{folder} failed: {reason}"  # `RunFolder.failure` finds it in the log
+        line = f"{folder} failed: {reason}"
+        from fedgen.runs.folder import RunFolder  # torch: only a run that fails needs it here
+
+        RunFolder(Path(folder)).fail(reason)
         if hydra.mode is not RunMode.MULTIRUN:
             _log_to_files(line, unknown)
             raise

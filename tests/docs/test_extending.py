@@ -104,8 +104,8 @@ def test_a_federation_with_all_four(extended: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     assert results["classes"] == CLASSES
     assert sum(results["samples"].values()) == 36
-    manifest = json.loads((run / "checkpoints" / "manifest.json").read_text())
-    saved = manifest["checkpoints"]["vae_perclass_node0"]
+    (manifest,) = (run / "checkpoints").glob("vae_perclass_node0_*/manifest.json")
+    saved = json.loads(manifest.read_text())
     assert (saved["kind"], saved["metadata"]["tokens"]) == ("diagonal", [128, 128])
     assert saved["metadata"]["dataset"]["name"] == "urbansound8k"
     assert "step: 0.7" in (run / "config.yaml").read_text()

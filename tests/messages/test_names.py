@@ -324,7 +324,7 @@ def test_errors_on_the_terminal_are_escaped(capsys: pytest.CaptureFixture[str], 
 
 def test_file_names_are_bounded_and_differ() -> None:
     names = ["犬" * 200, "犬" * 199 + "猫", "x" * 200, "x" * 199 + "y", "../" * 60, "_round_3" * 25]
-    files = {generator_file("vae_perclass", 12, "per_class", name, 100) for name in names}
+    files = {generator_file("vae_perclass", 12, "per_class", name) for name in names}
     folders = {folder_name(name) for name in names}
     assert len(files) == len(folders) == len(names)
     for name in files | folders:

@@ -128,9 +128,10 @@ def test_what_was_trained_is_decoded_to_another_length_without_training_again(
     folder = RunFolder(tmp_path / "second")
     saved = SavedRun.open(folder, folder.config())
     assert {samples.shape for samples in saved.pool.values()} == {(30, 768)}
-    name = "vae_unified_node0.safetensors"
-    first, _ = load_tensors(tmp_path / "first" / "checkpoints" / name)
-    second, _ = load_tensors(tmp_path / "second" / "state/node0/generators/round_1" / name)
+    name = "*/vae_unified_node0.safetensors"
+    (file,) = (tmp_path / "first" / "checkpoints").glob(name)
+    (again,) = (tmp_path / "second" / "state/node0/generators/round_1").glob(name)
+    first, second = load_tensors(file)[0], load_tensors(again)[0]
     torch.testing.assert_close(second, first, atol=0, rtol=0)
 
 

@@ -98,9 +98,9 @@ def test_generators_survive_the_process(task: Task, tmp_path: Path) -> None:
 def test_generators_go_on_training(with_config: Callable[..., Task], tmp_path: Path) -> None:
     task, checkpoints = with_config("generator.kind=vae"), tmp_path / "checkpoints"
     Node(task, 0, tmp_path).fit_generators(1)
-    first = load_tensors(checkpoints / "vae_unified_node0.safetensors")[0]
+    first = load_tensors(checkpoints / "vae_unified_node0_round_1" / "vae_unified_node0.safetensors")[0]
     Node(task, 0, tmp_path).fit_generators(2)
-    second = load_tensors(checkpoints / "vae_unified_node0.safetensors")[0]
+    second = load_tensors(checkpoints / "vae_unified_node0_round_2" / "vae_unified_node0.safetensors")[0]
     steps = [name for name in first if "step." in name]
     assert steps
     assert all(float(second[name]) > float(first[name]) for name in steps)
@@ -149,7 +149,7 @@ def test_generators_need_not_be_saved_for_their_user(with_config: Callable[..., 
 
 def test_a_folder_for_checkpoints(with_config: Callable[..., Task], tmp_path: Path) -> None:
     Node(with_config(), 0, tmp_path / "run", checkpoints=tmp_path / "mine").fit_generators(1)
-    assert (tmp_path / "mine" / "vae_unified_node0.safetensors").is_file()
+    assert (tmp_path / "mine" / "vae_unified_node0_round_1" / "vae_unified_node0.safetensors").is_file()
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -166,7 +166,7 @@ class TestANodeOfItsOwn:
         ]
         for node in nodes:
             node.fit_generators(1)
-        files = {path.name for path in (tmp_path / "checkpoints").glob("*.safetensors")}
+        files = {path.name for path in (tmp_path / "checkpoints").glob("*/*.safetensors")}
         assert files == {
             "vae_perclass_node0_class_dog.safetensors",
             "vae_perclass_node0_class_cow.safetensors",

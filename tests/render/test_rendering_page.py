@@ -41,9 +41,3 @@ def test_the_command_works(command: str, folder: Path, monkeypatch: pytest.Monke
         words += [] if "--size" in command else ["--size", "16", "16"]
         words += [] if "--steps" in command else ["--steps", "1"]
     assert main(words) == 0
-
-
-def test_the_parameters_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    exec(compile(code, "rendering.md", "exec"), {})
-    assert capsys.readouterr().out in BLOCKS

@@ -10,10 +10,8 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from markupsafe import Markup
 from PIL import Image
 
-from fedgen.report.charts import line_chart
 from fedgen.report.page import write_report
 
 CHROMIUM = [
@@ -29,30 +27,17 @@ CHROMIUM = [
     "--hide-scrollbars",
     "--allow-file-access-from-files",
 ]
-AWKWARD = [(0.855, 0.86), (-0.0125, 0.01), (1000.001, 1000.002), (-1e100, 1e100), (0.0, 1e-5)]
 FRAME = """<!doctype html><body style="margin:0">
 <iframe src="{source}" style="display:block;border:0;width:{width}px;height:1600px"></iframe>
 <script>window.onload = () => {{ document.title = JSON.stringify(({measure})(frames[0])) }}</script></body>"""
 MEASURE = """page => {
   const all = (selector, inside) => [...(inside || page.document).querySelectorAll(selector)]
   for (const details of all("details")) details.open = true
-  const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom
-  const clipped = [], overlapping = []
-  for (const chart of all("svg")) {
-    const edge = chart.getBoundingClientRect()
-    const texts = all("text", chart).map(text => [text.textContent, text.getBoundingClientRect()])
-    for (const [words, at] of texts)
-      if (at.left < edge.left || at.right > edge.right || at.top < edge.top || at.bottom > edge.bottom)
-        clipped.push(words)
-    texts.forEach(([words, at], n) => {
-      for (const [other, there] of texts.slice(n + 1)) if (meet(at, there)) overlapping.push([words, other])
-    })
-  }
   const sticks = cell => page.getComputedStyle(cell).position === "sticky"
   const sticky = all("th, td").filter(sticks)
   return {
-    inner: page.innerWidth, content: page.document.documentElement.scrollWidth, clipped, overlapping,
-    charts: all("svg text.turned").length, sticky: sticky.length,
+    inner: page.innerWidth, content: page.document.documentElement.scrollWidth,
+    charts: all("img").filter(image => image.complete && image.naturalWidth).length, sticky: sticky.length,
     loose: all(".scroll tr").filter(row => !sticks(row.firstElementChild)).length,
     without_line: sticky.filter(cell => page.getComputedStyle(cell).borderBottomWidth === "0px").length,
   }
@@ -66,8 +51,6 @@ MEASURE = """page => {
 def test_in_a_browser(width: int, scheme: str, runs: Path, tmp_path: Path) -> None:
     """Nothing is wider than the window, nothing is fetched or complained of, and the picture shows something."""
     page = write_report([runs / "one_shot", runs / "federate"], tmp_path / "page.html")
-    charts = Markup("").join(line_chart("it", {"a": [(1, low), (30, high)]}, "accuracy") for low, high in AWKWARD)
-    page.write_text(page.read_text().replace("</main>", f"{charts}</main>"))
     frame = tmp_path / "frame.html"  # a window of its own would be 500 wide at least
     frame.write_text(FRAME.format(width=width, source=page.name, measure=MEASURE))
     browser = [*CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={max(width, 500)},1600"]
@@ -84,8 +67,7 @@ def test_in_a_browser(width: int, scheme: str, runs: Path, tmp_path: Path) -> No
     measured = json.loads(unescape(found[1]))
     assert measured["inner"] == width
     assert measured["content"] <= width
-    assert measured["charts"] > len(AWKWARD)
-    assert (measured["clipped"], measured["overlapping"]) == ([], [])
+    assert measured["charts"] > 5
     assert measured["sticky"] > 50
     assert measured["loose"] == 0
     assert measured["without_line"] == 0  # such a cell is painted over what its row has

@@ -75,8 +75,8 @@ def test_runs_without_results_are_left_out_and_named(
     folders = [tmp_path / "sweep" / name for name in "0123"]
     for folder in folders[1:]:
         (folder / "results.json").unlink()
-    (folders[1] / "fedgen.log").write_text("[12:00:00] /elsewhere/sweep/1 failed: RuntimeError: no memory\nTraceback\n")
-    (folders[2] / "metrics.jsonl").write_text('{"round": 1, "server/stopped": "round 1: 0 good replies"}\n')
+    RunFolder(folders[1]).fail("RuntimeError: no memory")
+    RunFolder(folders[2]).fail("round 1: 0 good replies")
     (folders[3] / "config.yaml").unlink()
     (tmp_path / "sweep" / "multirun.yaml").touch()
     assert main(["compare", *map(str, sorted((tmp_path / "sweep").iterdir()))]) == 0

@@ -1,10 +1,13 @@
 """Pictures are drawn from results alone."""
 
+import math
 from pathlib import Path
+from xml.etree import ElementTree
 
 from matplotlib.figure import Figure
 
-from fedgen.report.plots import accuracy_axes, confusion_axes, draw_run, partition_axes
+from fedgen.report.page import chart
+from fedgen.report.plots import COLOURS, as_svg, confusion_axes, draw_run, line_figure, partition_axes, summed_up
 
 RESULTS = {
     "classes": ["dog", "sea_waves"],
@@ -21,10 +24,38 @@ def test_three_pictures(tmp_path: Path) -> None:
 
 
 def test_accuracy_over_rounds() -> None:
-    axes = Figure().subplots()
-    accuracy_axes(axes, RESULTS["history"])
+    figure = line_figure({"a": [(0.0, 0.25), (1.0, 0.75)], "silent": [], "_$b": [(0.0, 0.5)]}, "accuracy", (0, 1))
+    (axes,) = figure.axes
     assert axes.lines[0].get_xydata().tolist() == [[0, 0.25], [1, 0.75]]
     assert axes.get_ylim() == (0, 1)
+    assert axes.lines[2].get_color() == COLOURS[2]  # as in charts in which all have points
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", " $b"]
+
+
+def test_no_two_of_many_runs_look_alike() -> None:
+    (axes,) = line_figure({str(n): [(1.0, 0.5)] for n in range(24)}, "accuracy").axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 24
+
+
+def test_many_nodes_are_summed_up() -> None:
+    series = {f"node {n}": [(1.0, float(n))] for n in range(8)} | {"silent": []}
+    assert summed_up(series) == {"mean of 8": [(1.0, 3.5)], "lowest": [(1.0, 0.0)], "highest": [(1.0, 7.0)]}
+
+
+def test_numbers_that_cannot_be_drawn_are_left_out_and_their_lines_named() -> None:
+    series = {"a": [(1.0, 0.5)], "b": [], "c": [(1.0, math.nan), (2.0, math.inf), (3.0, 1e300)], "d": [(1.0, 1e30)]}
+    made = chart("Losses", series)
+    assert made["without"] == ["b", "c"]
+    assert made["picture"]["about"] == "Losses. a ends at 0.5; d ends at 1e+30"
+    assert chart("it", {"b": [], "c": [(1.0, math.nan)]}) == {"title": "it", "picture": None, "without": []}
+
+
+def test_charts_of_the_page_follow_the_colour_scheme() -> None:
+    text = as_svg(line_figure({"<b>&": [(1.0, 0.5)]}, "accuracy")).decode()
+    assert "prefers-color-scheme: dark" in text
+    assert text.count("currentColor") > 5
+    assert "<b>" not in text
+    ElementTree.fromstring(text)
 
 
 def test_matrices_show_the_numbers_and_the_names() -> None:

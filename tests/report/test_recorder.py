@@ -12,7 +12,7 @@ import torch
 from fedgen.config.phases import Phase, PhaseSettings, plan
 from fedgen.config.settings import Config
 from fedgen.evaluation.zero_shot import Scores
-from fedgen.report.recorder import Recorder, RoundReport, progress_line
+from fedgen.report.recorder import Recorder, RoundReport
 from fedgen.runs.folder import RunFolder
 from fedgen.task import Task
 
@@ -121,10 +121,10 @@ def test_the_partition_is_shown(recorder: Recorder, capsys: pytest.CaptureFixtur
 
 
 def test_progress_line() -> None:
-    line = progress_line(Phase(PHASE.mode, 3, 2), report(round=3), scores(0.5), nodes=3)
+    line = report(round=3).line(Phase(PHASE.mode, 3, 2), scores(0.5), nodes=3)
     assert line == (
         "round 3/5 one_shot | nodes 2/3 | loss 2.000 | generator loss 0.500 | pool 10 | global loss 2.000 | "
         "accuracy 0.500 | sent 0.0 MB, received 0.0 MB | 0.5 s"
     )
-    quiet = progress_line(PHASE, RoundReport(0), scores(0.1), nodes=3)
+    quiet = RoundReport(0).line(PHASE, scores(0.1), nodes=3)
     assert quiet == "round 0/3 one_shot | accuracy 0.100 | 0.0 s"

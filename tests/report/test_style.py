@@ -14,7 +14,7 @@ STYLE = (Path(page.__file__).parent / "style.css").read_text(encoding="utf-8")
 LIGHT, DARK = (dict(re.findall(r"--(\w+): #(\w{6});", block)) for block in re.findall(r":root \{(.*?)\}", STYLE, re.S))
 THEMES = {"light": LIGHT, "dark": {**LIGHT, **DARK}}
 LEGIBLE = 4.5  # WCAG 2 AA, of text that is not large
-WORDS = ["ink", "soft", "good", "bad", "open", *(f"c{number}" for number in range(8))]
+WORDS = ["ink", "soft", "good", "bad", "open", "c0"]
 CELL = "background: color-mix(in srgb, var(--heat) calc(var(--share) * 100%), transparent)"
 
 

@@ -17,7 +17,7 @@ from fedgen.config.settings import Config, TrackingSettings
 from fedgen.errors import ConfigError
 from fedgen.evaluation.zero_shot import Scores
 from fedgen.report.recorder import Recorder, RoundReport
-from fedgen.report.tracking import GuardedTracker, Tracker, summary, sweep_of
+from fedgen.report.tracking import GuardedTracker, TensorBoardTracker, summary, sweep_of
 from fedgen.runs.folder import RunFolder
 from fedgen.task import Task
 
@@ -193,7 +193,7 @@ def test_a_tracker_that_fails_is_given_up_with_one_warning(
 
 
 def test_a_tracker_that_cannot_start_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    def start() -> Tracker:
+    def start() -> TensorBoardTracker:
         raise RuntimeError("api_key not configured")
 
     tracker = GuardedTracker("wandb", start)

@@ -50,15 +50,16 @@ def save_and_die(folder: Path, granularity: str, round: int, step: int) -> None:
     made, calls = content(granularity, round), count()
 
     def dying(change: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             if next(calls) == step:
                 if change is fsync and os.fstat(arguments[0]).st_size and not os.path.isdir(arguments[0]):
                     os.ftruncate(arguments[0], os.fstat(arguments[0]).st_size // 2)  # half has reached the disk
                 os._exit(9)  # nothing is tidied up
-            return change(*arguments)
+            return change(*arguments, **options)
 
         return call
 
     fsync = os.fsync
-    os.fsync, os.replace, os.unlink = dying(os.fsync), dying(os.replace), dying(os.unlink)
+    os.fsync, os.replace = dying(os.fsync), dying(os.replace)
+    os.unlink, os.rmdir = dying(os.unlink), dying(os.rmdir)
     save(folder, made, round)

@@ -9,14 +9,19 @@ import torch
 from banks import METADATA, NAMES, bank, draw, load, source
 from savers import PROCESSES, save_five_times
 
+from fedgen.data.tensors import load_tensors, save_tensors
 from fedgen.errors import CheckpointError
 from fedgen.models.generators import KINDS
 from fedgen.models.settings import GRANULARITIES
-from fedgen.runs.checkpoint import FORMAT, Manifest, has_bank, load_tensors, save_bank, save_tensors
+from fedgen.runs.checkpoint import FORMAT, checkpoints, has_bank, save_bank
 
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {"manifest.json", ".lock"}
+
+
+def rounds(folder: Path, node: int = 0) -> list[int]:
+    return [checkpoint.round for checkpoint in checkpoints(folder, f"vae_node{node}").values()]
 
 
 def round_(number: int) -> dict[str, object]:
@@ -42,7 +47,7 @@ def test_no_basis_and_no_latents_of_public_clips_are_saved(tmp_path: Path, kind:
     made = bank("unified", kind)
     save_bank(tmp_path, "vae", 0, made, METADATA, frequency=1)
     public = [*made.space.state().values()]
-    for file in tmp_path.glob("*.safetensors"):
+    for file in tmp_path.glob("*/*.safetensors"):
         tensors, _ = load_tensors(file)
         assert not [name for name in tensors if "codec" in name or "positions" in name or "channels" in name]
         same = [name for name, value in tensors.items() for own in public if _alike(value, own)]
@@ -57,7 +62,8 @@ class TestNames:
     def test_files_are_named_as_users_know_them(self, tmp_path: Path) -> None:
         for node, granularity in enumerate(GRANULARITIES):
             save_bank(tmp_path, "vae", node, bank(granularity), METADATA)
-        assert names(tmp_path) == {
+        assert names(tmp_path) == {f"vae_node{node}_round_3" for node in range(3)}
+        assert {file for folder in checkpoints(tmp_path) for file in names(folder)} == {
             "vae_node0.safetensors",
             "vae_node1_class_rain.safetensors",
             "vae_node1_class_train.safetensors",
@@ -76,19 +82,7 @@ class TestNames:
         assert loaded.classes == {name: [name] for name in NAMES}
         assert not has_bank(tmp_path, "vae", 111)
 
-    def test_a_class_may_be_called_like_a_round(self, tmp_path: Path) -> None:
-        classes = ["rain", "rain_round_3", "rain round", "codec"]
-        save_bank(tmp_path, "vae", 0, bank(names=classes), METADATA, frequency=1)
-        assert len(names(tmp_path)) == 2 * 4
-        assert {"vae_node0_class_rain%5Fround_3.safetensors", "vae_node0_class_rain_round_3.safetensors"} <= names(
-            tmp_path
-        )
-        for chosen in (None, 3):
-            loaded = bank(names=classes, fitted=False)
-            load(tmp_path, loaded, round=chosen)
-            assert torch.equal(draw(loaded), draw(bank(names=classes)))
-
-    def test_a_checkpoint_is_there_when_the_manifest_names_it(self, tmp_path: Path) -> None:
+    def test_a_checkpoint_is_there_when_it_has_a_manifest(self, tmp_path: Path) -> None:
         assert not has_bank(tmp_path / "nowhere", "vae", 0)
         save_bank(tmp_path, "vae", 0, bank(), round_(4), frequency=2)
         save_bank(tmp_path, "vae", 0, bank(), round_(5), frequency=2)
@@ -103,12 +97,8 @@ class TestRounds:
     def test_every_so_many_rounds_are_kept(self, tmp_path: Path) -> None:
         for number in range(1, 8):
             save_bank(tmp_path, "vae", 0, bank("unified", seed=number), round_(number), frequency=3)
-        assert names(tmp_path) == {
-            "vae_node0.safetensors",
-            "vae_node0_round_3.safetensors",
-            "vae_node0_round_6.safetensors",
-        }
-        for chosen, expected in ((None, 7), (3, 3), (6, 6), (7, 7)):  # the latest is round 7's
+        assert names(tmp_path) == {"vae_node0_round_3", "vae_node0_round_6", "vae_node0_round_7"}
+        for chosen, expected in ((None, 7), (3, 3), (6, 6), (7, 7)):
             loaded = bank("unified", fitted=False)
             assert load(tmp_path, loaded, round=chosen)["round"] == expected
             assert torch.equal(draw(loaded), draw(bank("unified", seed=expected)))
@@ -126,41 +116,39 @@ class TestRounds:
         for number in range(7, 12):
             save_bank(tmp_path, "vae", 0, bank("unified"), round_(number), frequency=1, keep_last=2)
         save_bank(tmp_path, "vae", 1, bank("unified"), round_(1), frequency=1, keep_last=2)  # a node's own
-        kept = {name for name in names(tmp_path) if "round" in name}
-        assert kept == {
-            "vae_node0_round_10.safetensors",
-            "vae_node0_round_11.safetensors",
-            "vae_node1_round_1.safetensors",
-        }
-        assert set(Manifest.read(tmp_path).parts()) == names(tmp_path)
+        assert names(tmp_path) == {"vae_node0_round_10", "vae_node0_round_11", "vae_node1_round_1"}
 
     def test_a_round_that_is_repeated_counts_as_the_last(self, tmp_path: Path) -> None:
         for number in (1, 2, 3, 1):
             save_bank(tmp_path, "vae", 0, bank("unified"), round_(number), frequency=1, keep_last=2)
-        assert sorted(Manifest.read(tmp_path).rounds("vae", 0)) == [1, 3]
+        assert rounds(tmp_path) == [3, 1]
+        for seed in (1, 2, 3):
+            save_bank(tmp_path, "vae", 0, bank("unified", seed=seed), round_(4))
+        assert rounds(tmp_path) == [3, 1, 4]
+        loaded = bank("unified", fitted=False)
+        load(tmp_path, loaded)
+        assert torch.equal(draw(loaded), draw(bank("unified", seed=3)))
 
     def test_files_of_classes_that_a_node_has_no_more_go(self, tmp_path: Path) -> None:
         save_bank(tmp_path, "vae", 0, bank(), METADATA)
-        (tmp_path / "vae_node0_class_mine.safetensors").touch()  # not in the manifest: not ours
+        (tmp_path / "vae_node0_class_mine.safetensors").touch()  # in no checkpoint
         save_bank(tmp_path, "vae", 0, bank(names=["rain", "train"]), METADATA)
-        assert names(tmp_path) == {
-            "vae_node0_class_rain.safetensors",
-            "vae_node0_class_train.safetensors",
-            "vae_node0_class_mine.safetensors",
-        }
+        (saved,) = checkpoints(tmp_path)
+        assert names(saved) == {"vae_node0_class_rain.safetensors", "vae_node0_class_train.safetensors"}
+        assert names(tmp_path) == {saved.name, "vae_node0_class_mine.safetensors"}
 
 
 class TestMetadata:
     def test_the_manifest_tells_everything(self, tmp_path: Path) -> None:
         save_bank(tmp_path, "vae", 2, bank("per_group", "conditioned_vae"), METADATA)
-        manifest = json.loads((tmp_path / "manifest.json").read_text())
-        assert manifest["format"] == FORMAT == 3
-        found = manifest["checkpoints"]["vae_node2"]
+        found = json.loads((tmp_path / "vae_node2_round_3" / "manifest.json").read_text())
+        assert found.pop("format") == FORMAT == 4
         files, time = found.pop("files"), datetime.fromisoformat(found.pop("time"))
         assert timedelta() <= datetime.now(time.tzinfo) - time < timedelta(minutes=5)
         assert found == {
             "base_name": "vae",
             "node": 2,
+            "kept": False,
             "kind": "conditioned_vae",
             "granularity": "per_group",
             "class_ids": {"dog/cat": 3, "rain": 0, "sea waves": 2, "train": 1},
@@ -174,16 +162,17 @@ class TestMetadata:
         assert first["parameters"] > 1000
         assert {len(part["sha256"]) for part in files.values()} == {64}
         assert {name: part["bytes"] for name, part in files.items()} == {
-            path.name: path.stat().st_size for path in tmp_path.glob("*.safetensors")
+            path.name: path.stat().st_size for path in tmp_path.glob("*/*.safetensors")
         }
 
     def test_a_single_file_tells_what_it_is(self, tmp_path: Path) -> None:
         save_bank(tmp_path, "vae", 2, bank(), METADATA)
-        entry = json.loads((tmp_path / "manifest.json").read_text())["checkpoints"]["vae_node2"]
+        (folder,) = checkpoints(tmp_path)
+        entry = json.loads((folder / "manifest.json").read_text())
         part = entry.pop("files")["vae_node2_class_train.safetensors"]
         del part["bytes"], part["sha256"]
-        _, header = load_tensors(tmp_path / "vae_node2_class_train.safetensors")
-        assert header == {"format": FORMAT, **entry, **part}
+        _, header = load_tensors(folder / "vae_node2_class_train.safetensors")
+        assert header == entry | part
         assert (header["key"], header["node"], header["metadata"]["target"]) == ("train", 2, "sd")
 
     @pytest.mark.parametrize("metadata", [{}, {"round": "3"}, {"round": None}])
@@ -196,17 +185,15 @@ class TestMetadata:
             save_bank(tmp_path, "vae", 0, bank(fitted=False), METADATA)
 
 
-def test_nodes_that_save_at_once_all_end_up_in_the_manifest(tmp_path: Path) -> None:
+def test_nodes_may_save_at_once(tmp_path: Path) -> None:
     processes = [PROCESSES.Process(target=save_five_times, args=(tmp_path, node)) for node in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    manifest = Manifest.read(tmp_path)
-    kept = ("", "_round_2", "_round_4")
-    assert sorted(manifest.checkpoints) == [f"vae_node{node}{end}" for node in range(3) for end in kept]
-    assert set(manifest.parts()) == names(tmp_path)
+    assert names(tmp_path) == {f"vae_node{node}_round_{kept}" for node in range(3) for kept in (2, 4, 5)}
+    assert [rounds(tmp_path, node) for node in range(3)] == [[2, 4, 5]] * 3
 
 
 def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fedgen.runs.checkpoint import save_bank
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Checkpoints of two nodes; of the first, rounds 9 and 10 are kept too."""
+    """Checkpoints of two nodes; of the first, rounds 9 and 10 are kept."""
     for number in (9, 10):
         save_bank(tmp_path, "vae", 0, bank(kind="vae"), METADATA | {"round": number}, frequency=1)
     save_bank(tmp_path, "vae", 1, bank("unified", names=["[bold]", *map(str, range(14))]), METADATA)
@@ -55,21 +55,16 @@ class TestOverview:
     def test_one_line_for_each(self, folder: Path) -> None:
         lines = shown(overview(folder))
         names = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
-        assert names == [
-            "vae_node0",
-            "vae_node0_round_9",
-            "vae_node0_round_10",
-            "vae_node1",
-        ]  # latest first, 9 before 10
+        assert names == ["vae_node0_round_9", "vae_node0_round_10", "vae_node1_round_3"]  # 9 before 10
         found = row(lines, "vae_node0_round_9")
-        size = sum(path.stat().st_size for path in folder.glob("vae_node0*_round_9.*")) / 1e3
+        size = sum(path.stat().st_size for path in folder.glob("vae_node0_round_9/*.safetensors")) / 1e3
         assert found[1:-1] == [
             *("0", "vae", "per_class", "9", "rain, train, sea waves, dog/cat", "4", f"{size:.1f} kB", "patches", "sd")
         ]
         assert len(found[-1]) == len("2025-12-31 23:59")
 
     def test_many_classes_are_counted_and_shown_as_they_are(self, folder: Path) -> None:
-        assert row(shown(overview(folder)), "vae_node1")[5] == "[bold], 0, 1, 2, 3 and 10 more"
+        assert row(shown(overview(folder)), "vae_node1_round_3")[5] == "[bold], 0, 1, 2, 3 and 10 more"
 
     def test_only_some(self, folder: Path) -> None:
         lines = shown(overview(folder, ["vae_node1"]))

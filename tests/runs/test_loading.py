@@ -15,17 +15,17 @@ from banks import EXPECTED, FIFTEEN, METADATA, NAMES, bank, draw, load
 
 from fedgen.data.tensors import load_tensors, serialise
 from fedgen.errors import CheckpointError, ConfigError
-from fedgen.runs.checkpoint import save_bank
+from fedgen.runs.checkpoint import has_bank, save_bank
 
 SEVENTH = "vae_node0_class_class6.safetensors"
 FIRST = "vae_node0_class_class0.safetensors"
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], Any], entry: str | None = "vae_node0") -> None:
-    """Change the manifest by hand: one checkpoint in it, or all of it."""
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a manifest by hand."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
-    change(manifest["checkpoints"][entry] if entry else manifest)
+    change(manifest)
     path.write_text(json.dumps(manifest))
 
 
@@ -33,7 +33,7 @@ def forge(folder: Path, file: str, content: bytes) -> None:
     """Replace a file, and its size and checksum in the manifest."""
     (folder / file).write_bytes(content)
     facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    edit(folder, lambda entry: entry["files"][file].update(facts))
+    edit(folder, lambda manifest: manifest["files"][file].update(facts))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,8 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ours(originals: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(originals / "ours", tmp_path / "ours"))
+    """The folder of our checkpoint, among the others of its own."""
+    return Path(shutil.copytree(originals / "ours", tmp_path / "ours")) / "vae_node0_round_3"
 
 
 @pytest.fixture
@@ -91,49 +92,52 @@ class TestOneBadFileOfFifteen:
         content = bytearray((ours / SEVENTH).read_bytes())
         content[-3] ^= 1
         (ours / SEVENTH).write_bytes(content)
-        assert f"{SEVENTH} is damaged: its checksum is not the manifest's" in refused(ours, before, check=check)
+        assert f"{SEVENTH} is damaged or another file: another checksum than the manifest's" in refused(
+            ours.parent, before, check=check
+        )
 
     def test_truncated(self, ours: Path, before: Any, check: str) -> None:
         size = (ours / SEVENTH).stat().st_size
         os.truncate(ours / SEVENTH, size - 7)
-        told = f"{SEVENTH} is damaged: {size - 7} bytes, the manifest says {size}, not a whole safetensors file"
-        assert told in refused(ours, before, check=check)
+        told = f"{SEVENTH} is not a whole safetensors file"
+        assert told in refused(ours.parent, before, check=check)
 
     def test_empty(self, ours: Path, before: Any, check: str) -> None:
         os.truncate(ours / SEVENTH, 0)
-        assert f"{SEVENTH} is damaged: 0 bytes" in refused(ours, before, check=check)
+        assert f"{SEVENTH} is not a whole safetensors file" in refused(ours.parent, before, check=check)
 
     def test_missing(self, ours: Path, before: Any, check: str) -> None:
         (ours / SEVENTH).unlink()
-        assert f"{SEVENTH} is missing" in refused(ours, before, check=check)
+        assert f"{SEVENTH} is missing" in refused(ours.parent, before, check=check)
 
     def test_a_link_to_nowhere(self, ours: Path, before: Any, check: str) -> None:
         (ours / SEVENTH).unlink()
         (ours / SEVENTH).symlink_to(SEVENTH)  # to itself
-        assert f"{SEVENTH} is missing" in refused(ours, before, check=check)
+        assert f"{SEVENTH} is missing" in refused(ours.parent, before, check=check)
 
     @pytest.mark.parametrize(
         ("other", "file", "says"),
         [
-            ("ours", "vae_node0_class_class7.safetensors", "key is 'class7' instead of 'class6'"),
-            ("kind", SEVENTH, "kind is 'gaussian' instead of 'vae'"),
-            ("granularity", "vae_node0.safetensors", "granularity is 'unified' instead of 'per_class'"),
-            ("encoder", SEVENTH, "metadata.encoder is {'name': 'patches', 'stride': 16} instead of"),
-            ("target", SEVENTH, "metadata.target is 'flux' instead of 'sd'"),
+            ("ours", "vae_node0_class_class7.safetensors", "key is class7, the manifest has class6"),
+            ("kind", SEVENTH, "kind is gaussian, the manifest has vae"),
+            ("granularity", "vae_node0.safetensors", "granularity is unified, the manifest has per_class"),
+            ("encoder", SEVENTH, "encoder is {'name': 'patches', 'stride': 16}, the manifest has"),
+            ("target", SEVENTH, "target is flux, the manifest has sd"),
             ("size", SEVENTH, "'latents': 5"),
-            ("earlier", SEVENTH, "metadata.round is 2 instead of 3"),
+            ("earlier", SEVENTH, "round is 2, the manifest has 3"),
         ],
     )
     @pytest.mark.parametrize("forged", [False, True], ids=["", "with its checksum in the manifest"])
     def test_of_another_checkpoint(
         self, ours: Path, originals: Path, before: Any, check: str, other: str, file: str, says: str, forged: bool
     ) -> None:
-        content = (originals / other / file).read_bytes()
+        (found,) = (originals / other).glob(f"*/{file}")
+        content = found.read_bytes()
         if forged:
             forge(ours, SEVENTH, content)
         else:
             (ours / SEVENTH).write_bytes(content)
-        told = refused(ours, before, check=check)
+        told = refused(ours.parent, before, check=check)
         assert f"{SEVENTH} is" in told
         assert says in told
 
@@ -141,7 +145,9 @@ class TestOneBadFileOfFifteen:
         tensors, header = load_tensors(ours / SEVENTH)
         tensors["model.decoder.0.weight"][0, 0] = torch.nan
         forge(ours, SEVENTH, serialise(tensors, header))
-        assert f"{SEVENTH} holds values that are not finite, in model.decoder.0" in refused(ours, before, check=check)
+        assert f"{SEVENTH} holds values that are not finite, in model.decoder.0" in refused(
+            ours.parent, before, check=check
+        )
 
     @pytest.mark.parametrize("old", [True, False], ids=["pickle", "zip of a pickle"])
     @pytest.mark.parametrize("forged", [False, True], ids=["", "with its checksum in the manifest"])
@@ -152,7 +158,7 @@ class TestOneBadFileOfFifteen:
         content = (ours / SEVENTH).read_bytes()
         if forged:
             forge(ours, SEVENTH, content)
-        told = refused(ours, before, check=check)
+        told = refused(ours.parent, before, check=check)
         assert f"{SEVENTH} is " in told
         assert "not a whole safetensors file: it looks like a pickle, which is never opened" in told
         assert not (tmp_path / "hacked").exists()
@@ -175,10 +181,10 @@ def test_every_problem_is_told_at_once(ours: Path, before: Any) -> None:
     (ours / SEVENTH).unlink()
     os.truncate(ours / "vae_node0_class_class2.safetensors", 100)
     (ours / "vae_node0_class_class3.safetensors").write_bytes((ours / FIRST).read_bytes())
-    told = refused(ours, before, expected=EXPECTED | {"target": "flux", "seed": 8}, classes=FIFTEEN[1:])
+    told = refused(ours.parent, before, expected=EXPECTED | {"target": "flux", "seed": 8}, classes=FIFTEEN[1:])
     for problem in (
         f"{SEVENTH} is missing",
-        "class2.safetensors is damaged: 100 bytes",
+        "class2.safetensors is not a whole safetensors file",
         "class3.safetensors is damaged or another file",
         "target is sd, this run has flux",
         "seed is 7, this run has 8",
@@ -282,14 +288,14 @@ class TestManifest:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
         save_bank(tmp_path, "vae", 0, bank("unified"), METADATA)
-        return tmp_path
+        return tmp_path / "vae_node0_round_3"
 
     def told(self, folder: Path) -> str:
         """Return why the manifest is refused, to load and to save alike; it stays as it is."""
         content = (folder / "manifest.json").read_bytes()
-        told = refused(folder, bank("unified"))
+        told = refused(folder.parent, bank("unified"))
         with pytest.raises(CheckpointError) as caught:
-            save_bank(folder, "vae", 0, bank("unified"), METADATA)
+            save_bank(folder.parent, "vae", 0, bank("unified"), METADATA)
         assert str(caught.value) == told
         assert (folder / "manifest.json").read_bytes() == content
         return told
@@ -304,43 +310,47 @@ class TestManifest:
         (folder / "manifest.json").write_bytes(content)
         assert "manifest.json is not a manifest" in self.told(folder)
 
-    @pytest.mark.parametrize("version", [1, 2, 4, "3", None])
+    @pytest.mark.parametrize("version", [1, 2, 3, 5, "4", None])
     def test_of_another_format(self, folder: Path, version: object) -> None:
         """Also of format 2, which held a codec fitted to clips: generators are trained again in minutes."""
-        edit(folder, lambda manifest: manifest.update(format=version), entry=None)
-        assert f"is of format {version!r}, this version of fedgen reads format 3" in self.told(folder)
+        edit(folder, lambda manifest: manifest.update(format=version))
+        told = self.told(folder)
+        assert f"is of format {version!r}, this version of fedgen reads format 4" in told
+        assert "formats 1 and 2 hold a codec that was fitted to a node's clips" in told
+
+    def test_of_a_version_that_kept_all_in_one_folder(self, folder: Path) -> None:
+        old = folder.parent / "manifest.json"
+        old.write_text(json.dumps({"format": 3, "checkpoints": {}, "removed": []}))
+        for action in (lambda: has_bank(folder.parent, "vae", 0), lambda: load(folder.parent, bank("unified"))):
+            with pytest.raises(CheckpointError, match=f"{old} is of format 3, .*Train the generators again$"):
+                action()
 
     @pytest.mark.parametrize(
-        ("name", "value"),
+        ("name", "value", "says"),
         [
-            ("kind", 5),
-            ("node", "0"),
-            ("node", True),
-            ("class_ids", {"rain": "0"}),
-            ("files", []),
-            ("files", {"a.safetensors": 5}),
-            ("sizes", None),
-            ("metadata", {"round": "3"}),
-            ("metadata", {}),
+            ("kind", 5, "kind: Input should be a valid string"),
+            ("node", "0", "node: Input should be a valid integer"),
+            ("node", True, "node: Input should be a valid integer"),
+            ("class_ids", {"rain": "0"}, "class_ids.rain: Input should be a valid integer"),
+            ("files", [], "files: "),
+            ("files", {"a.safetensors": 5}, "files.a.safetensors: "),
+            ("sizes", None, "sizes: "),
+            ("metadata", {"round": "3"}, "metadata has no round, a whole number"),
+            ("metadata", {}, "metadata has no round, a whole number"),
         ],
     )
-    def test_with_a_field_of_another_type(self, folder: Path, name: str, value: object) -> None:
-        edit(folder, lambda entry: entry.update({name: value}))
-        assert f"manifest.json: checkpoints.vae_node0: {name}" in self.told(folder)
+    def test_with_a_field_of_another_type(self, folder: Path, name: str, value: object, says: str) -> None:
+        edit(folder, lambda manifest: manifest.update({name: value}))
+        assert f"manifest.json: {says}" in self.told(folder)
 
     @pytest.mark.parametrize("name", ["kind", "sizes", "metadata", "files", "granularity"])
     def test_without_a_field(self, folder: Path, name: str) -> None:
-        edit(folder, lambda entry: entry.pop(name))
-        assert f"checkpoints.vae_node0 has no '{name}'" in self.told(folder)
+        edit(folder, lambda manifest: manifest.pop(name))
+        assert f"manifest.json: {name}: Field required" in self.told(folder)
 
     @pytest.mark.parametrize(
         "name", ["../weights.safetensors", "/tmp/weights.safetensors", "a/../b.safetensors", "..", "", "manifest.json"]
     )
-    @pytest.mark.parametrize("place", ["files", "removed"])
-    def test_that_names_other_files(self, folder: Path, name: str, place: str) -> None:
-        if place == "files":
-            edit(folder, lambda entry: entry["files"].update({name: entry["files"].pop("vae_node0.safetensors")}))
-        else:
-            edit(folder, lambda manifest: manifest.update(removed=[name]), entry=None)
+    def test_that_names_other_files(self, folder: Path, name: str) -> None:
+        edit(folder, lambda manifest: manifest["files"].update({name: manifest["files"].pop("vae_node0.safetensors")}))
         assert f"manifest.json names {name!r}, which is not a .safetensors file of the folder" in self.told(folder)
-        assert (folder / "manifest.json").is_file()

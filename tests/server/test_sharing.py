@@ -139,7 +139,8 @@ def test_a_gaussian_shared_by_nodes_is_that_of_all_their_clips(tiny: Tiny, feder
     for scheme in SCHEMES:
         federate(shared(tiny, scheme, *overrides, "rounds=2"), tmp_path / scheme)
         for node in range(2):
-            state, _ = load_tensors(tmp_path / scheme / "checkpoints" / f"vae_unified_node{node}.safetensors")
+            (file,) = (tmp_path / scheme / "checkpoints").glob(f"*/vae_unified_node{node}.safetensors")
+            state, _ = load_tensors(file)
             row = state["classes"].tolist().index(2)  # rain
             means.append(state["means"][row])
     for mean in means[1:]:

@@ -62,7 +62,7 @@ def test_shared_generators_give_what_they_give_in_process(
     found = RunFolder(deployed).results()
     assert figures(found) == figures(expected)
     assert found["samples"] == {"dog": 6, "cow": 6, "rain": 4, "crickets": 4, "siren": 6}
-    names = {path.name for path in (tmp_path / "n1" / "state" / "deployed" / "checkpoints").glob("*.safetensors")}
+    names = {path.name for path in (tmp_path / "n1" / "state" / "deployed" / "checkpoints").glob("*/*.safetensors")}
     assert names == {
         "vae_perclass_node1_class_rain.safetensors",
         "vae_perclass_node1_class_crickets.safetensors",
