@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 
 ## The main job on the built-in sounds: four ways of learning, one table, at most three minutes.
 demo: $(INSTALLED)
-	$(BIN)/fedgen run -m experiment=demo mode=standalone,federate,one_shot,centralised \
+	$(BIN)/fedgen run -m experiment=demo mode=standalone,federate,combined,centralised \
 		hydra.sweep.dir=runs/demo 'hydra.sweep.subdir=$${mode}'
 	$(BIN)/fedgen compare runs/demo/*
 
@@ -28,7 +28,7 @@ test: $(INSTALLED)
 measure: $(INSTALLED)
 	$(BIN)/python benchmarks/measure.py
 
-## The apps in Flower's own simulation: make simulation OVERRIDES="mode=one_shot rounds=2"
+## The apps in Flower's own simulation: make simulation OVERRIDES="mode=combined rounds=2"
 simulation: $(INSTALLED)
 	$(BIN)/fedgen simulate $(OVERRIDES)
 

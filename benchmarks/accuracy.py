@@ -42,14 +42,14 @@ GENERATE = "phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds
 WAYS = {
     "standalone": ["mode=standalone"],
     "federate": ["mode=federate"],
-    "one_shot": ["mode=one_shot"],
+    "combined": ["mode=combined"],
     **{f"generate {kind}": [f"generator={kind}", GENERATE] for kind in KINDS},
     REFERENCE: ["mode=centralised"],
 }
-OPTIONS = {  # what the defaults of `one_shot` and of the reference are compared with
-    "one_shot, fill=0": ["mode=one_shot", "synthesis.fill=0"],
-    "one_shot, global_training=none": ["mode=one_shot", "global_training=none"],
-    "one_shot, global_training=distil": ["mode=one_shot", "global_training=distil"],
+OPTIONS = {  # what the defaults of `combined` and of the reference are compared with
+    "combined, fill=0": ["mode=combined", "synthesis.fill=0"],
+    "combined, global_training=none": ["mode=combined", "global_training=none"],
+    "combined, global_training=distil": ["mode=combined", "global_training=distil"],
     f"{REFERENCE}, on tokens": ["mode=centralised", "adapter.projection.channels=0", "synthesis.fill=0"],
 }
 
@@ -85,12 +85,12 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", choices=[*WAYS, *OPTIONS])
-    parser.add_argument("--options", action="store_true", help="compare the settings of one_shot")
+    parser.add_argument("--options", action="store_true", help="compare the settings of combined")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/accuracy"))
     parser.add_argument("overrides", nargs="*", help="of the configuration")
     arguments = parser.parse_intermixed_args(words)
-    arguments.ways = arguments.ways or (["one_shot", *OPTIONS, REFERENCE] if arguments.options else list(WAYS))
+    arguments.ways = arguments.ways or (["combined", *OPTIONS, REFERENCE] if arguments.options else list(WAYS))
     return arguments
 
 

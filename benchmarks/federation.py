@@ -1,6 +1,6 @@
 """What Flower costs: a federation of three nodes against the same work in a plain loop (the baseline).
 
-A round of ``mode=one_shot``: every node trains its adapters on its clips and on others' samples, fits its generators,
+A round of ``mode=combined``: every node trains its adapters on its clips and on others' samples, fits its generators,
 draws samples and says what they are like; adapters are averaged, samples pooled, and the adapters trained on the pool.
 The loop calls the same nodes and the same training and knows no Flower: no messages, no checks, nothing serialised,
 nodes that keep what they have read. The federation runs on the grid in this process (``fedgen run``) and in Flower's
@@ -82,7 +82,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 def settings(arguments: argparse.Namespace) -> list[str]:
     """Return the overrides of all ways: nothing is measured after the last round."""
-    data = ["data=sounds", "encoder.stride=16", f"partition.nodes={NODES}", "mode=one_shot", "threads=1", "device=cpu"]
+    data = ["data=sounds", "encoder.stride=16", f"partition.nodes={NODES}", "mode=combined", "threads=1", "device=cpu"]
     quiet = ["evaluation.quality=false", "evaluation.gate=off", "strategy.wait=120"]
     return [*data, *quiet, f"rounds={arguments.rounds}", *arguments.overrides]
 

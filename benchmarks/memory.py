@@ -1,6 +1,6 @@
 """What memory=low saves and what it costs in time: one node's round under memory=high (the baseline) and memory=low.
 
-A round is what a node does in mode=one_shot: train adapters, fit the generators, save, and draw samples.
+A round is what a node does in mode=combined: train adapters, fit the generators, save, and draw samples.
 Every run is a process of its own. Peak is the most memory that was ever resident in it (VmHWM of /proc; ru_maxrss
 elsewhere), idle what was resident before the round: Python, torch and the configuration. Files that the system caches
 do not count: they give way. On CUDA the device's peak is torch's own count. Runs take turns and repeat; the smallest
@@ -79,7 +79,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 def settings(arguments: argparse.Namespace) -> list[str]:
     """Return the overrides of a run with one node that has all training clips."""
-    one_node = ["mode=one_shot", "rounds=1", "partition=iid", "partition.nodes=1"]
+    one_node = ["mode=combined", "rounds=1", "partition=iid", "partition.nodes=1"]
     size = [f"data.clips_per_class={arguments.clips}", f"adapter.training.epochs={arguments.epochs}"]
     return [*one_node, *size, "target=flux", "threads=1", *arguments.overrides]
 

@@ -86,7 +86,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def settings(arguments: argparse.Namespace) -> list[str]:
-    return ["partition.nodes=3", "mode=one_shot", "target=flux", "threads=1", "memory=high", *arguments.overrides]
+    return ["partition.nodes=3", "mode=combined", "target=flux", "threads=1", "memory=high", *arguments.overrides]
 
 
 def baseline(length: int, width: int) -> dict[str, Any]:

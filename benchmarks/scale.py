@@ -1,6 +1,6 @@
 """A federation of many nodes of which a round asks some: seconds and memory against the number of nodes.
 
-Every node is one of ``mode=one_shot`` with a store of its own (the same few synthesised sounds), on the grid in this
+Every node is one of ``mode=combined`` with a store of its own (the same few synthesised sounds), on the grid in this
 process, one after the other: it trains tiny adapters, fits a generator, and sends samples, and others' samples reach it
 from the second round on. A run is a process of its own with one thread.
 
@@ -72,7 +72,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for row in rows:
         row["flat"] = flat(row, rows)
     cells = [[row[name] for name in COLUMNS] for row in rows]
-    show(f"mode=one_shot, {arguments.rounds} rounds: CPU seconds and memory", list(COLUMNS.values()), cells)
+    show(f"mode=combined, {arguments.rounds} rounds: CPU seconds and memory", list(COLUMNS.values()), cells)
     save(arguments, rows, targets=FLAT)
 
 
@@ -93,7 +93,7 @@ def settings(arguments: argparse.Namespace) -> list[str]:
     adapter = ["adapter.width=16", "adapter.heads=2", "adapter.hidden=32", "adapter.training.epochs=1"]
     codec = ["codec.channels=16", "codec.positions=8", "codec.components=16"]
     rest = ["global_training.epochs=1", "synthesis.samples_per_class=4", "synthesis.fill=4", "evaluation.quality=false"]
-    run = ["mode=one_shot", f"rounds={arguments.rounds}", "partition=iid", "evaluation.gate=off", "threads=1"]
+    run = ["mode=combined", f"rounds={arguments.rounds}", "partition=iid", "evaluation.gate=off", "threads=1"]
     return [*data, *store, *adapter, *codec, *rest, *run, "device=cpu", *arguments.overrides]
 
 

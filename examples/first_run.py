@@ -14,7 +14,7 @@ from fedgen import run
 MODES = {
     "standalone": "every node alone",
     "federate": "the average of the nodes' adapters",
-    "one_shot": "the average, trained on everyone's synthetic samples",
+    "combined": "the average, trained on everyone's synthetic samples",
     "centralised": "everyone's clips in one place",
 }
 

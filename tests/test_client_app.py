@@ -41,7 +41,7 @@ def ask(task: Task, tiny: Callable[..., Config], tmp_path: Path) -> Ask:
 
 def test_training(ask: Ask, task: Task) -> None:
     start = task.adapters().state_dict()
-    reply = ask("train", "mode=one_shot", arrays=ArrayRecord(start))
+    reply = ask("train", "mode=combined", arrays=ArrayRecord(start))
     assert not reply.has_error()
     assert [len(reply.content.array_records), len(reply.content.metric_records)] == [1, 1]  # as Flower demands
     weights = reply.content["arrays"].to_torch_state_dict()
@@ -80,14 +80,14 @@ def test_a_node_that_cannot_take_part_says_why(ask: Ask) -> None:
 
 
 def test_samples(ask: Ask, task: Task) -> None:
-    ask("train", "mode=one_shot", arrays=ArrayRecord(task.adapters().state_dict()))
-    reply = ask("query.synthesize", "mode=one_shot")
+    ask("train", "mode=combined", arrays=ArrayRecord(task.adapters().state_dict()))
+    reply = ask("query.synthesize", "mode=combined")
     assert list(reply.content) == ["samples"]
     assert set(reply.content["samples"]) == set(SAMPLES)
     record = reply.content["samples"]
     assert record["classes"].numpy().tolist() == [0, 1]
     assert record["counts"].numpy().tolist() == [6, 6]
-    again = ask("query.synthesize", "mode=one_shot").content["samples"]
+    again = ask("query.synthesize", "mode=combined").content["samples"]
     assert record["latents"].data == again["latents"].data
 
 
@@ -107,7 +107,7 @@ def test_the_state_folder_of_the_node_configuration(ask: Ask, task: Task, tmp_pa
 
 def test_a_node_configuration_of_its_own(ask: Ask) -> None:
     facts = {"granularity": "per_group", "groups": '{"pets": ["dog"], "herd": ["cow"]}', "samples-per-class": 3}
-    said = json.loads(str(ask("query.describe", "mode=one_shot", **facts).content["facts"]["json"]))
+    said = json.loads(str(ask("query.describe", "mode=combined", **facts).content["facts"]["json"]))
     assert (said["granularity"], said["slots"]) == ("per_group", {"pets": ["dog"], "herd": ["cow"]})
     said = json.loads(str(ask("query.describe", classes="cow").content["facts"]["json"]))
     assert said["counts"] == [[1, 4]]

@@ -118,14 +118,14 @@ def test_without_a_folder_the_run_goes_below_the_home(tiny_overrides: list[str],
 
 
 def test_a_bad_override_is_named(no_plots: None) -> None:
-    values = {"overrides": "mode=one_shott"}
-    with pytest.raises(ConfigError, match=r"mode='one_shott' is not one of .*Did you mean 'one_shot'"):
+    values = {"overrides": "mode=combinedt"}
+    with pytest.raises(ConfigError, match=r"mode='combinedt' is not one of .*Did you mean 'combined'"):
         run_server(server_app, LocalGrid(client_app, 3, values), values)
 
 
 def test_global_training_none_leaves_the_average(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     results = [
-        federate(tiny("mode=one_shot", f"global_training={name}"), tmp_path / name) for name in ("none", "supervised")
+        federate(tiny("mode=combined", f"global_training={name}"), tmp_path / name) for name in ("none", "supervised")
     ]
     average = federate(tiny("mode=federate", "rounds=1"), tmp_path / "average")
     assert results[0]["heads"] == average["heads"] != results[1]["heads"]

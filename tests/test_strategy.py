@@ -167,7 +167,7 @@ def test_the_nodes_adapters_can_teach_after_they_were_aggregated(name: str) -> N
         assert sorted(teachers) == [0, 1, 2]
         return arrays, {"loss": 1.0}
 
-    _, pooling = run(toy_nodes(), load_config([f"strategy={name}"]).strategy, mode="one_shot", train_on_pool=learn)
+    _, pooling = run(toy_nodes(), load_config([f"strategy={name}"]).strategy, mode="combined", train_on_pool=learn)
     assert pooling.report.global_losses == {"loss": 1.0}
 
 
@@ -191,7 +191,7 @@ def test_every_message_carries_the_round_and_the_settings() -> None:
     asked: list[Any] = []
     run(
         toy_nodes(asked=asked),
-        mode="one_shot",
+        mode="combined",
         rounds=2,
         train_on_pool=lambda number, arrays, pool, teachers: (arrays, {}),
     )
@@ -212,7 +212,7 @@ def test_samples_are_pooled_over_nodes_and_learned_from() -> None:
         np.testing.assert_allclose(arrays["b"].numpy(), 2.0)  # what was aggregated
         return ArrayRecord({n: Array(a.numpy() + np.float32(5)) for n, a in arrays.items()}), {"loss": 0.5}
 
-    arrays, pooling = run(toy_nodes(), mode="one_shot", train_on_pool=learn)
+    arrays, pooling = run(toy_nodes(), mode="combined", train_on_pool=learn)
     assert pools[0].counts() == pooling.report.samples == dict.fromkeys(range(6), 3)
     assert pools[0].batch(torch.arange(4)).shape == (4, *SHAPE)
     np.testing.assert_allclose(arrays["b"].numpy(), 7.0)
@@ -227,7 +227,7 @@ def test_modes_without_samples_do_not_ask_for_them(mode: str) -> None:
 
 
 def test_without_global_training_the_samples_are_pooled_only() -> None:
-    arrays, pooling = run(toy_nodes(), mode="one_shot")
+    arrays, pooling = run(toy_nodes(), mode="combined")
     np.testing.assert_allclose(arrays["b"].numpy(), 2.0)
     assert sum(pooling.report.samples.values()) == 18
 
@@ -247,7 +247,7 @@ def test_bytes_are_those_of_the_records() -> None:
     def size(content: RecordDict, node: int) -> None:
         seen.append(sum(record.count_bytes() for record in content.values()))
 
-    _, pooling = run(toy_nodes(size, size), mode="one_shot")
+    _, pooling = run(toy_nodes(size, size), mode="combined")
     assert pooling.report.bytes_received == sum(seen)
     weights = sum(value.nbytes for value in START.values())
     assert 3 * weights < pooling.report.bytes_sent < 3 * weights + 6 * 500
@@ -379,11 +379,11 @@ BAD_SAMPLES = {
 def test_bad_samples_are_refused_and_the_round_goes_on(case: str) -> None:
     change, words = BAD_SAMPLES[case]
     liar = toy_nodes(synthesize=lambda content, node: change(content, node) if node == 1 else None)
-    _, pooling = run(liar, mode="one_shot", min_nodes=2)
+    _, pooling = run(liar, mode="combined", min_nodes=2)
     assert list(pooling.report.lost) == [1]
     assert set(pooling.report.samples) == {0, 1, 4, 5}
     with pytest.raises(AggregationError, match=rf"round 1: 2 good replies.*node 1: refused: .*{words}"):
-        run(liar, mode="one_shot")
+        run(liar, mode="combined")
 
 
 def test_too_many_samples_are_refused() -> None:
@@ -392,10 +392,10 @@ def test_too_many_samples_are_refused() -> None:
     def flood(content: RecordDict, node: int) -> RecordDict | None:
         return RecordDict({"samples": samples_to_record(samples(node, 8))}) if node == 1 else None
 
-    _, pooling = run(toy_nodes(synthesize=flood), mode="one_shot", min_nodes=2, limit=15)
+    _, pooling = run(toy_nodes(synthesize=flood), mode="combined", min_nodes=2, limit=15)
     assert set(pooling.report.samples) == {0, 1, 4, 5}
     assert "16 samples" in pooling.report.lost[1]
-    _, pooling = run(toy_nodes(synthesize=flood), mode="one_shot", min_nodes=2, limit=16)
+    _, pooling = run(toy_nodes(synthesize=flood), mode="combined", min_nodes=2, limit=16)
     assert sum(pooling.report.samples.values()) == 6 + 16 + 6
 
 
@@ -403,7 +403,7 @@ def test_no_samples_at_all_are_refused() -> None:
     def nothing(content: RecordDict, node: int) -> RecordDict | None:
         return RecordDict({"samples": samples_to_record(samples(node, 0))}) if node == 1 else None
 
-    _, pooling = run(toy_nodes(synthesize=nothing), mode="one_shot", min_nodes=2)
+    _, pooling = run(toy_nodes(synthesize=nothing), mode="combined", min_nodes=2)
     assert "0 samples" in pooling.report.lost[1]
 
 
@@ -427,10 +427,10 @@ def test_a_node_that_fails_is_missing_and_named() -> None:
 
 
 def test_a_node_that_fails_in_the_exchange_of_samples() -> None:
-    _, pooling = run(toy_nodes(synthesize=crash), mode="one_shot", min_nodes=2)
+    _, pooling = run(toy_nodes(synthesize=crash), mode="combined", min_nodes=2)
     assert pooling.report.lost == {1: "RuntimeError: disk full"}
     with pytest.raises(AggregationError, match="node 1: RuntimeError: disk full"):
-        run(toy_nodes(synthesize=crash), mode="one_shot")
+        run(toy_nodes(synthesize=crash), mode="combined")
 
 
 def test_all_nodes_failing_is_an_error_whatever_the_minimum() -> None:
@@ -506,7 +506,7 @@ def test_samples_of_one_node_are_freed_before_those_of_the_next_are_read(monkeyp
         return read(record, *rest)
 
     monkeypatch.setattr("fedgen.strategy.samples_from_record", watched)
-    _, pooling = run(toy_nodes(), mode="one_shot")
+    _, pooling = run(toy_nodes(), mode="combined")
     assert (len(alive), pooling.report.lost) == (3, {})
 
 
@@ -522,7 +522,7 @@ def test_what_nodes_say_of_their_failure_is_cut() -> None:
 
 def test_a_node_that_missed_the_training_is_not_asked_for_samples() -> None:
     asked: list[Any] = []
-    _, pooling = run(toy_nodes(crash, asked=asked), mode="one_shot", min_nodes=2)
+    _, pooling = run(toy_nodes(crash, asked=asked), mode="combined", min_nodes=2)
     assert sorted(node for kind, node, _ in asked if kind == "query.synthesize") == [0, 2]
     assert set(pooling.report.samples) == {0, 1, 4, 5}
 
@@ -530,7 +530,7 @@ def test_a_node_that_missed_the_training_is_not_asked_for_samples() -> None:
 def test_the_pool_keeps_the_latest_samples_of_so_many_nodes() -> None:
     """With one node a round: it never holds more than two, the oldest go first, and no node is in it twice."""
     rules = StrategyConfig(nodes_per_round=1, pool_nodes=2)
-    _, pooling = run(toy_nodes(), rules, mode="one_shot", rounds=8, min_nodes=1)
+    _, pooling = run(toy_nodes(), rules, mode="combined", rounds=8, min_nodes=1)
     chosen = [drawn(range(3), 1, 0, number)[0] for number in range(1, 9)]
     latest = list(dict.fromkeys(reversed(chosen)))[:2][::-1]
     assert list(pooling.pool) == latest

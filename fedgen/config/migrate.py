@@ -34,7 +34,7 @@ DEMANDS: dict[tuple[str, Any], Callable[[Mode], bool]] = {  # of an old value on
     ("adapter_aggregation_mode", "kd"): lambda mode: mode.synthesizes,
 }
 # The first that meets every demand is taken.
-PREFERENCE = ["federate", "train_generators", "standalone", "generators_only", "one_shot", "generate"]
+PREFERENCE = ["federate", "train_generators", "standalone", "generators_only", "combined", "generate"]
 DECISIVE = {  # the keys that decide most about a run, and where their values stand
     **{key: f"{key}.name" for key in ("data", "target", "encoder")},
     "generator": "generator.kind",
@@ -251,7 +251,7 @@ def decide_mode(result: Translation) -> None:
     mode, loads = modes[0], result.given("use_pretrained_generators")
     flags = result.given("generator_training_mode", "generator_only_mode", "train_adapters")
     result.set("mode", mode.name, *flags, *loads, *result.given("adapter_aggregation_mode", "global_model_train"))
-    if mode.name == "one_shot":
+    if mode.name == "combined":
         text = "the server learns from synthetic samples alone, so nodes train generators and send samples at once"
         result.changed += [(entry, text) for entry in result.given("global_model_train")]
     result.changed += [(entry, TABLE[entry.name].note) for entry in loads[:1] if entry.new]

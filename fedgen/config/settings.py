@@ -236,7 +236,7 @@ class Config:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     nodes: dict[str, NodeConfig] = field(default_factory=dict)
-    mode: str = "one_shot"
+    mode: str = "combined"
     rounds: int = 10
     phases: list[PhaseSettings] = field(default_factory=list)
     resume: str | None = None

@@ -246,7 +246,7 @@ def run(*overrides: str, run_dir: str | Path | None = None) -> dict[str, Any]:
     Parameters
     ----------
     *overrides : str
-        As after ``fedgen run``, such as ``"mode=one_shot"`` and ``"rounds=5"``; no sweeps.
+        As after ``fedgen run``, such as ``"mode=combined"`` and ``"rounds=5"``; no sweeps.
     run_dir : str or Path, optional
         The run folder; by default one below ``runs/`` that is named after the time.
 
@@ -263,7 +263,7 @@ def run(*overrides: str, run_dir: str | Path | None = None) -> dict[str, Any]:
     Examples
     --------
     >>> from fedgen import run
-    >>> run("mode=one_shot", "rounds=2")["accuracy"]  # doctest: +SKIP
+    >>> run("mode=combined", "rounds=2")["accuracy"]  # doctest: +SKIP
     0.65
     """
     config = load_config(list(overrides))

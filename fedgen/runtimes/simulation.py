@@ -149,7 +149,7 @@ def run_config_toml(overrides: list[str]) -> str:
     """Return a run configuration file with the overrides as one string.
 
     On the command line Flower takes no double quotes or backslashes inside a value. ``shlex.split`` gives the list
-    back, also from a value that is typed by hand: ``overrides="mode=one_shot rounds=3"``.
+    back, also from a value that is typed by hand: ``overrides="mode=combined rounds=3"``.
     """
     text = json.dumps(shlex.join(overrides), ensure_ascii=False)  # TOML's escapes, but for one character
     return f"overrides = {text}\n".replace("\x7f", "\\u007f")

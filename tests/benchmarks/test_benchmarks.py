@@ -80,18 +80,18 @@ LEFT_OUT = [
 
 
 def test_accuracy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
-    ways = ["--ways", "one_shot", "centralised", "--folds", "1", "--seeds", "0", "1"]
+    ways = ["--ways", "combined", "centralised", "--folds", "1", "--seeds", "0", "1"]
     benchmark = benchmark_file("accuracy").main
     benchmark(["sounds", *LEFT_OUT, *ways, "--out", str(tmp_path)])
     found = json.loads((tmp_path / "accuracy.json").read_text())
     assert len(found["runs"]) == 4
-    one_shot, centralised = found["ways"]
+    combined, centralised = found["ways"]
     assert centralised["share"] == [1.0, 0.0]
     by_seed = {(row["way"], row["seed"]): row["accuracy"] for row in found["runs"]}
-    shares = [by_seed["one_shot", seed] / by_seed["centralised", seed] for seed in (0, 1)]
-    assert one_shot["share"][0] == pytest.approx(sum(shares) / 2)
-    assert sum(one_shot["per_class"].values()) / len(one_shot["per_class"]) == pytest.approx(one_shot["accuracy"][0])
-    assert one_shot["by_fold"] == {"1": pytest.approx(one_shot["accuracy"][0])}
+    shares = [by_seed["combined", seed] / by_seed["centralised", seed] for seed in (0, 1)]
+    assert combined["share"][0] == pytest.approx(sum(shares) / 2)
+    assert sum(combined["per_class"].values()) / len(combined["per_class"]) == pytest.approx(combined["accuracy"][0])
+    assert combined["by_fold"] == {"1": pytest.approx(combined["accuracy"][0])}
     before = (tmp_path / "fold1_seed0" / "centralised" / "results.json").stat().st_mtime
     benchmark(["sounds", *LEFT_OUT, *ways, "--out", str(tmp_path)])
     assert (tmp_path / "fold1_seed0" / "centralised" / "results.json").stat().st_mtime == before

@@ -12,6 +12,7 @@ TABLE = {
     "train_generators": (True, "train", False, True),
     "generators_only": (False, "train", False, True),
     "generate": (True, "load", True, True),
+    "combined": (True, "train", True, True),
     "one_shot": (True, "train", True, True),
     "standalone": (True, "none", False, False),
     "centralised": (True, "none", False, False),
@@ -22,6 +23,14 @@ def test_the_mode_table() -> None:
     found = {m.name: (m.trains_adapters, m.generators.value, m.synthesizes, m.federated) for m in MODES.values()}
     assert found == TABLE
     assert [mode.name for mode in MODES.values()] == list(MODES)
+
+
+def test_one_shot_is_one_round_and_says_what_it_was() -> None:
+    assert PhaseSettings("one_shot").rounds == 1
+    with pytest.raises(
+        ConfigError, match=r"mode=one_shot is one round: rounds=10 is mode=combined, once called one_shot"
+    ):
+        PhaseSettings("one_shot", 10)
 
 
 def test_rounds_are_counted_over_the_run() -> None:

@@ -83,7 +83,7 @@ def test_prepare_does_it_all_and_a_federation_learns_from_it(
     monkeypatch.setattr(frozen, "load_model", refuse)
     monkeypatch.setattr(clip_t5, "load_model", refuse)
     assert main(["prepare", *overrides]) == 0
-    config = load_config([*overrides, "mode=one_shot"])
+    config = load_config([*overrides, "mode=combined"])
     results = federate(config, tmp_path / "run")
     assert sum(results["samples"].values()) == 36
     assert set(results["heads"]) == {"clip", "t5"}
@@ -100,7 +100,7 @@ def test_the_class_token_alone_is_a_sequence_too(
     overrides: list[str], tmp_path: Path, federate: Federate, loaded: list[tuple[str, weakref.ref]]
 ) -> None:
     """Prepared by the run itself, which frees each model as well."""
-    results = federate(load_config([*overrides, "encoder.tokens=cls", "mode=one_shot"]), tmp_path / "run")
+    results = federate(load_config([*overrides, "encoder.tokens=cls", "mode=combined"]), tmp_path / "run")
     assert set(results["heads"]) == {"clip", "t5"}
     assert sorted(name for name, _ in loaded) == ["ASTModel", "ASTModel", "CLIPTextModel", "T5EncoderModel"]
     assert not any(model() for _, model in loaded)

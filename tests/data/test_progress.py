@@ -107,7 +107,7 @@ def test_a_terminal_shows_a_bar_with_the_step_of_the_round_and_every_line_once(
 
     monkeypatch.setattr(Progress, "update", at_once)
     with terminal() as opened:
-        assert run("mode=one_shot", "hydra.run.dir=run") == 0
+        assert run("mode=combined", "hydra.run.dir=run") == 0
         assert RoundsBar.shown is None
     written = opened.text
     assert written.count(HIDE) == written.count(SHOW) == 1

@@ -151,7 +151,7 @@ def ran(
 
 @pytest.fixture(scope="module")
 def settings(tiny: Tiny) -> Config:
-    return tiny("mode=one_shot", "rounds=2", "strategy.min_nodes=2", "strategy.max_payload_mb=20")
+    return tiny("mode=combined", "rounds=2", "strategy.min_nodes=2", "strategy.max_payload_mb=20")
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def test_an_odd_class_is_refused_where_it_is_read(tmp_path: Path, home: Path) ->
 
 def test_an_odd_class_of_a_node_is_refused_and_the_others_go_on(deploy: Deploy, tmp_path: Path) -> None:
     app = Listener()
-    results = deploy("mode=one_shot", app=app)
+    results = deploy("mode=combined", app=app)
     assert set(results["nodes"]) == {"0"}
     assert results["classes"] == ["dog", "rain"]
     assert "classes of node 1: the name '${oc.env:NODE_SECRET}' holds ${" in refused(tmp_path)
@@ -205,7 +205,7 @@ def test_facts_that_are_nested_too_deeply(deploy: Deploy, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["${env:HOME}", "${oc.env:NODE_SECRET}", "a\x1b[2J", "a\u200bb"], ids=ascii)
 def test_an_odd_group_in_a_node_configuration(name: str, deploy: Deploy, tmp_path: Path) -> None:
     groups = {"classes": "siren", "granularity": "per_group", "groups": json.dumps({name: ["siren"]})}
-    results = deploy("mode=one_shot", facts={1: groups})
+    results = deploy("mode=combined", facts={1: groups})
     assert set(results["nodes"]) == {"0"}
     reason = refused(tmp_path)
     assert "nodes.*.groups and .classes: the name " in reason
@@ -250,7 +250,7 @@ def test_reasons_of_a_verdict_are_one_line_each(deploy: Deploy) -> None:
         if message.metadata.message_type == "query.assess":
             reply.content.config_records["report"]["audit"] = json.dumps(told)
 
-    found = deploy("mode=one_shot", "evaluation.gate=warn", facts={1: {"classes": "siren"}}, app=Listener(lie))
+    found = deploy("mode=combined", "evaluation.gate=warn", facts={1: {"classes": "siren"}}, app=Listener(lie))
     reasons = found["evaluation"]["gate"]["reasons"]
     assert len(reasons) == 40
     assert reasons[:2] == ["node 0: copies \\x1b[2J", "node 0: {'a': 1}"]
@@ -259,7 +259,7 @@ def test_reasons_of_a_verdict_are_one_line_each(deploy: Deploy) -> None:
 def test_legal_odd_names_live_through_a_whole_run(tmp_path: Path, home: Path) -> None:
     root, folder = sounds(tmp_path / "audio", LEGAL), tmp_path / "run"
     own = ["data=folder", f"data.root={root}", f"run_dir={folder}", "partition.nodes=2", "granularity=per_class"]
-    results = run(load_config([*SMALL, *own, "mode=one_shot", "rounds=1", "checkpoint.frequency=1"]))
+    results = run(load_config([*SMALL, *own, "mode=combined", "rounds=1", "checkpoint.frequency=1"]))
     assert results["classes"] == sorted(LEGAL)
     assert set(results["samples"]) == set(LEGAL)
     assert RunFolder(folder).config().data.root == str(root)
@@ -278,7 +278,7 @@ def test_odd_names_survive_the_configuration_of_a_run_and_its_resumption(tmp_pat
     groups = {"yes": LEGAL[:3], "{{ 7*7 }}": LEGAL[3:7]}
     names = f"data.classes=[{', '.join(json.dumps(name) for name in LEGAL[:7])}]"
     own = ["data=folder", f"data.root={root}", f"run_dir={folder}", "partition.nodes=2", names]
-    config = load_config([*SMALL, *own, "mode=one_shot", "rounds=1"])
+    config = load_config([*SMALL, *own, "mode=combined", "rounds=1"])
     results = run(replace(config, granularity=GranularitySettings("per_group", groups)))
     assert results["classes"] == sorted(LEGAL[:7])
     assert RunFolder(folder).config().granularity.groups == groups

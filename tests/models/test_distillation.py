@@ -115,7 +115,7 @@ def test_a_run_distils_from_the_adapters_that_came_in_the_round(
         return original(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Teachers, "losses", losses)
-    results = federate(tiny("mode=one_shot", "rounds=2", "global_training=distil"), tmp_path)
+    results = federate(tiny("mode=combined", "rounds=2", "global_training=distil"), tmp_path)
     assert results["lost"] == {}
     assert len({id(each) for each in seen}) == 2  # one set of teachers a round
     first, second = seen[0], seen[-1]

@@ -62,7 +62,7 @@ def with_other_sounds(folders: list[Path], asked: list[tuple[str, int]]) -> Call
 def test_a_folder_of_public_sounds_serves_a_run(
     tiny: Tiny, federate: Federate, folders: list[Path], tmp_path: Path
 ) -> None:
-    results = federate(tiny("mode=one_shot", f"codec.public={folders[0]}"), tmp_path)
+    results = federate(tiny("mode=combined", f"codec.public={folders[0]}"), tmp_path)
     assert sum(results["samples"].values()) == 36
     assert results["lost"] == {}
 
@@ -71,7 +71,7 @@ def test_a_node_whose_codec_differs_is_refused_and_the_others_go_on(
     tiny: Tiny, federate: Federate, folders: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[tuple[str, int]] = []
-    config = tiny("mode=one_shot", f"codec.public={folders[0]}", "strategy.min_nodes=2")
+    config = tiny("mode=combined", f"codec.public={folders[0]}", "strategy.min_nodes=2")
     results = federate(config, tmp_path, with_other_sounds(folders, asked))
     assert {kind for kind, node in asked if node == 1} == {"query.describe"}
     assert sum(results["samples"].values()) == 24
@@ -85,7 +85,7 @@ def test_a_node_whose_codec_differs_is_refused_and_the_others_go_on(
 def test_too_few_nodes_with_the_run_s_codec_are_an_error(
     tiny: Tiny, federate: Federate, folders: list[Path], tmp_path: Path
 ) -> None:
-    config = tiny("mode=one_shot", f"codec.public={folders[0]}")
+    config = tiny("mode=combined", f"codec.public={folders[0]}")
     with pytest.raises(DataError, match=r"nodes cannot start: .*codec is not the one that this node computes"):
         federate(config, tmp_path, with_other_sounds(folders, []))
 
@@ -105,7 +105,7 @@ def test_public_sounds_that_cannot_be_read_end_the_run_in_one_line(
     if what == "unreadable":
         (write_clips(folder, 0) / "sound2" / "5.wav").write_bytes(b"no sound")
     with pytest.raises(DataError, match=r"^codec\.public=") as caught:
-        federate(tiny("mode=one_shot", f"codec.public={folder}"), tmp_path / "run")
+        federate(tiny("mode=combined", f"codec.public={folder}"), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "state").exists()
 
@@ -153,7 +153,7 @@ def test_a_training_length_above_the_encoder_s_is_refused_before_any_training(
     with pytest.raises(
         ConfigError, match=r"^generator\.training_length=600 is longer than the encoder's .* 514 tokens"
     ) as caught:
-        federate(tiny("mode=one_shot", "generator.training_length=600"), tmp_path)
+        federate(tiny("mode=combined", "generator.training_length=600"), tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "state").exists()
 
@@ -166,7 +166,7 @@ def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
-        run(replace(tiny("mode=one_shot", "rounds=2"), run_dir=str(folder)))
+        run(replace(tiny("mode=combined", "rounds=2"), run_dir=str(folder)))
     return folder
 
 

@@ -65,7 +65,7 @@ def deploy(stores: list[str], tiny_overrides: list[str], tmp_path: Path, no_plot
 
 
 def test_classes_are_agreed_on_by_name_and_nodes_do_the_testing(deploy: Deploy, tmp_path: Path) -> None:
-    results = deploy("mode=one_shot", "rounds=2")
+    results = deploy("mode=combined", "rounds=2")
     assert results["classes"] == ALL
     assert {number: set(counts) for number, counts in results["nodes"].items()} == {
         str(number): set(names) for number, names in enumerate(SITES)
@@ -111,7 +111,7 @@ def test_a_server_with_clips_tests_itself(deploy: Deploy, stores: list[str]) -> 
 
 def test_every_node_audits_what_it_sent(deploy: Deploy, tmp_path: Path) -> None:
     controls = ["evaluation.controls=0.5", "evaluation.min_controls=2"]
-    found = deploy("mode=one_shot", *controls, "evaluation.gate=warn")["evaluation"]
+    found = deploy("mode=combined", *controls, "evaluation.gate=warn")["evaluation"]
     assert found["gate"]["verdict"] in ("passed", "failed")
     assert found["gate"]["summary"].startswith("node ")
     audits = json.loads((tmp_path / "run" / "audit.json").read_text())["by_node"]
@@ -129,12 +129,12 @@ def test_a_node_that_leaks_fails_the_run(deploy: Deploy, monkeypatch: pytest.Mon
         return reply
 
     with pytest.raises(Exception, match="node 1: copies"):
-        deploy("mode=one_shot", "evaluation.gate=fail", app=confess)
+        deploy("mode=combined", "evaluation.gate=fail", app=confess)
 
 
 def test_classes_keep_the_ids_that_the_run_gives_them(deploy: Deploy) -> None:
     classes = ["siren", "engine", "dog", "cow", "rain", "crickets"]
-    assert deploy("mode=one_shot", f"data.classes=[{','.join(classes)}]")["classes"] == classes
+    assert deploy("mode=combined", f"data.classes=[{','.join(classes)}]")["classes"] == classes
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(
@@ -145,9 +145,9 @@ def test_an_interrupted_run_goes_on_as_if_it_had_never_stopped(
             raise OSError("power cut")
         return client_app(message, context)
 
-    whole = deploy("mode=one_shot", "rounds=3", run="whole")
+    whole = deploy("mode=combined", "rounds=3", run="whole")
     with pytest.raises(AggregationError, match="power cut"):
-        deploy("mode=one_shot", "rounds=3", app=broken)
+        deploy("mode=combined", "rounds=3", app=broken)
     resumed = deploy(f"resume={tmp_path / 'run'}", "device=cpu")
     assert figures(resumed) == figures(whole)
 
@@ -169,7 +169,7 @@ def test_a_node_that_disagrees_is_refused_with_the_reason(
 def test_the_others_go_on_without_a_node_that_disagrees(
     deploy: Deploy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    results = deploy("mode=one_shot", "rounds=2", "strategy.min_nodes=2", facts={2: {"store": str(tmp_path / "gone")}})
+    results = deploy("mode=combined", "rounds=2", "strategy.min_nodes=2", facts={2: {"store": str(tmp_path / "gone")}})
     assert set(results["nodes"]) == {"0", "1"}
     assert results["classes"] == ["cow", "crickets", "dog", "rain"]
     assert "does not take part" in caplog.text
@@ -225,7 +225,7 @@ def test_a_private_node_tells_nothing_of_its_clips(deploy: Deploy, stores: list[
         return client_app(message, context)
 
     private = ["privacy=dp", "privacy.epsilon=100", "privacy.delta=0.001", f"data.store={stores[0]}"]
-    results = deploy("mode=one_shot", *private, app=listen)
+    results = deploy("mode=combined", *private, app=listen)
     assert results["evaluation"]["gate"]["verdict"] == "not judged"
     assert not {"evaluate", "query.assess"} & set(asked)
 
@@ -260,7 +260,7 @@ class Absent(LocalGrid):
 
 def test_a_node_that_comes_late_takes_part_from_then_on(deploy: Deploy, tmp_path: Path) -> None:
     classes = f"data.classes=[{','.join(ALL)}]"
-    results = deploy("mode=one_shot", "rounds=3", "strategy.min_nodes=2", classes, grid=Absent)
+    results = deploy("mode=combined", "rounds=3", "strategy.min_nodes=2", classes, grid=Absent)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     answered = {line["round"]: line["server/answered"] for line in lines if line.get("server/answered")}
     assert answered == {1: [0, 1], 2: [0, 1, 2], 3: [0, 1, 2]}
@@ -287,9 +287,9 @@ class Renamed(LocalGrid):
 def test_a_node_that_comes_back_under_another_id_remembers_the_run(
     deploy: Deploy, figures: Callable[[dict[str, Any]], dict[str, Any]], tmp_path: Path
 ) -> None:
-    whole = deploy("mode=one_shot", "rounds=3", run="whole")
+    whole = deploy("mode=combined", "rounds=3", run="whole")
     shutil.rmtree(tmp_path / "site1" / "whole")
-    returned = deploy("mode=one_shot", "rounds=3", grid=Renamed)
+    returned = deploy("mode=combined", "rounds=3", grid=Renamed)
     assert figures(returned) == figures(whole)
 
 

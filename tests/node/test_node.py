@@ -16,7 +16,7 @@ from fedgen.node.node import Node
 from fedgen.task import Task
 
 Tiny = Callable[..., Config]
-(PHASE,) = plan([PhaseSettings("one_shot", 2)])
+(PHASE,) = plan([PhaseSettings("combined", 2)])
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_names_of_files(granularity: str, base: str, with_config: Callable[..., 
 
 def test_check_before_training(with_config: Callable[..., Task], tmp_path: Path) -> None:
     Node(with_config("mode=federate", "granularity=per_group", "granularity.groups={a: [cow]}"), 0, tmp_path).check()
-    task = with_config("mode=one_shot", "granularity=per_group", "granularity.groups={a: [cow]}")
+    task = with_config("mode=combined", "granularity=per_group", "granularity.groups={a: [cow]}")
     with pytest.raises(ConfigError, match=r"in no group of granularity\.groups: dog"):
         Node(task, 0, tmp_path).check()
     with pytest.raises(CheckpointError, match=r"no checkpoint vae_unified_node0 in .*fedgen run mode=train_generators"):
@@ -216,7 +216,7 @@ def test_check_before_training(with_config: Callable[..., Task], tmp_path: Path)
 
 
 def test_check_of_a_granularity_without_groups(with_config: Callable[..., Task], tmp_path: Path) -> None:
-    task = with_config("mode=one_shot", "granularity=per_group")
+    task = with_config("mode=combined", "granularity=per_group")
     task.store.groups, groups = {}, task.store.groups
     try:
         with pytest.raises(ConfigError, match=r"granularity=per_group needs granularity\.groups, which is empty"):
@@ -227,7 +227,7 @@ def test_check_of_a_granularity_without_groups(with_config: Callable[..., Task],
 
 def test_check_of_generators_that_do_not_fit(task: Task, with_config: Callable[..., Task], tmp_path: Path) -> None:
     Node(task, 0, tmp_path / "earlier").fit_generators(1)
-    for mode in ("generate", "one_shot"):
+    for mode in ("generate", "combined"):
         other = with_config(f"mode={mode}", "generator=vae")
         with pytest.raises(CheckpointError, match=r"kind is gaussian, this run has vae"):
             Node(other, 0, tmp_path / "own", load=tmp_path / "earlier").check()

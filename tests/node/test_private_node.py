@@ -35,7 +35,7 @@ def computed_of_clips(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
 
 
 def private(tiny: Tiny, *overrides: str) -> Config:
-    return tiny(*DP, "mode=one_shot", "rounds=2", "synthesis.fill=4", *overrides)
+    return tiny(*DP, "mode=combined", "rounds=2", "synthesis.fill=4", *overrides)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ def test_clips_are_read_once_in_a_run(
     assert not computed_of_clips
 
 
-@pytest.mark.parametrize("mode", ["one_shot", "federate"])
+@pytest.mark.parametrize("mode", ["combined", "federate"])
 def test_everything_sent_depends_on_clips_through_the_release_alone(
     mode: str, tiny: Tiny, federate: Federate, tmp_path: Path, computed_of_clips: dict[Any, Any]
 ) -> None:

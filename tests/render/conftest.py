@@ -29,7 +29,7 @@ def runs(tiny: Callable[..., Config], models: Path, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
-        for target, mode in (("flux", "one_shot"), ("sd", "federate")):
+        for target, mode in (("flux", "combined"), ("sd", "federate")):
             source = ["target.source=clip_t5", f"target.model={models / target}", "target.template=the {}"]
             config = tiny(f"target={target}", f"mode={mode}", *source, f"target.t5_tokens={T5_TOKENS}")
             run(replace(config, run_dir=str(folder / target)))

@@ -16,9 +16,9 @@ from fedgen.runtimes.local import run_config as run
 def runs(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run that made samples, one that did not, and one that has not finished."""
     folder = tmp_path_factory.mktemp("runs")
-    for mode in ("one_shot", "federate"):
+    for mode in ("combined", "federate"):
         config = tiny(f"mode={mode}", "rounds=2", "generator=vae", "evaluation.gate=warn", f"run_dir={folder / mode}")
         run(config)
-    shutil.copytree(folder / "one_shot", folder / "unfinished")
+    shutil.copytree(folder / "combined", folder / "unfinished")
     (folder / "unfinished" / "results.json").unlink()
     return folder

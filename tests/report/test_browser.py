@@ -50,7 +50,7 @@ MEASURE = """page => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(width: int, scheme: str, runs: Path, tmp_path: Path) -> None:
     """Nothing is wider than the window, nothing is fetched or complained of, and the picture shows something."""
-    page = write_report([runs / "one_shot", runs / "federate"], tmp_path / "page.html")
+    page = write_report([runs / "combined", runs / "federate"], tmp_path / "page.html")
     frame = tmp_path / "frame.html"  # a window of its own would be 500 wide at least
     frame.write_text(FRAME.format(width=width, source=page.name, measure=MEASURE))
     browser = [*CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={max(width, 500)},1600"]

@@ -18,7 +18,7 @@ Sweep = Callable[[str, list[str]], None]
 @pytest.fixture
 def sweep(tiny: Callable[..., Config], tmp_path: Path) -> Sweep:
     """Leaves the folder of a finished run of the given settings; nothing is trained."""
-    scores = {"accuracy": 0.5, "balanced_accuracy": 0.5, "per_class": {"dog": 0.5}, "samples": {}, "mode": "one_shot"}
+    scores = {"accuracy": 0.5, "balanced_accuracy": 0.5, "per_class": {"dog": 0.5}, "samples": {}, "mode": "combined"}
     scores |= {"heads": {"text": {"cosine": 0.1}}, "bytes": {"sent": [], "received": []}, "seconds": {"total": 1.0}}
 
     def leave(name: str, overrides: list[str]) -> None:
@@ -46,7 +46,7 @@ def sweep(tiny: Callable[..., Config], tmp_path: Path) -> Sweep:
             [{"encoder.stride": "16"}, {"encoder.stride": "10"}],
         ),
         ([["data.store=/a"], ["data.store=/b"]], [{"data.store": "/a"}, {"data.store": "/b"}]),
-        ([["mode=federate", "rounds=2"], ["mode=one_shot", "rounds=3"]], [{}, {}]),  # columns of their own
+        ([["mode=federate", "rounds=2"], ["mode=combined", "rounds=3"]], [{}, {}]),  # columns of their own
         (
             [["granularity=per_group", "granularity.groups.pets=[dog]"], ["granularity=per_group"]],
             [{"granularity.groups": "{pets: [dog]}"}, {"granularity.groups": "{}"}],

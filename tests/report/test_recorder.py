@@ -16,7 +16,7 @@ from fedgen.report.recorder import Recorder, RoundReport
 from fedgen.runs.folder import RunFolder
 from fedgen.task import Task
 
-(PHASE,) = plan([PhaseSettings("one_shot", 3)])
+(PHASE,) = plan([PhaseSettings("combined", 3)])
 
 
 def scores(accuracy: float) -> Scores:
@@ -42,7 +42,7 @@ def report(**changes: Any) -> RoundReport:
 
 @pytest.fixture
 def recorder(task: Task, tiny: Callable[..., Config], tmp_path: Path) -> Recorder:
-    config = replace(task.config, run_dir=str(tmp_path), mode="one_shot", rounds=3)
+    config = replace(task.config, run_dir=str(tmp_path), mode="combined", rounds=3)
     return Recorder(RunFolder.create(config), replace(task, config=config))
 
 
@@ -55,7 +55,7 @@ def test_metrics_have_the_names_that_users_chart(recorder: Recorder) -> None:
     first, second, server = lines(recorder)
     assert first == {
         "round": 1,
-        "phase": "one_shot",
+        "phase": "combined",
         "node": 0,
         "train/node_0/loss": 1.0,
         "train/node_0/text_loss": 1.0,
@@ -89,7 +89,7 @@ def test_results(recorder: Recorder) -> None:
     assert results == json.loads((recorder.folder.path / "results.json").read_text())
     assert {"accuracy", "balanced_accuracy", "per_class", "heads", "phases", "bytes", "seconds"} <= set(results)
     assert results["accuracy"] == 0.75
-    assert results["phases"] == [{"mode": "one_shot", "rounds": 3}]
+    assert results["phases"] == [{"mode": "combined", "rounds": 3}]
     assert [entry["accuracy"] for entry in results["history"]] == [0.1, 0.5, 0.75]
     assert list(results["nodes"].items()) == [("0", {"dog": 4, "cow": 1}), ("1", {"crickets": 2})]
     assert results["samples"] == {"dog": 6, "crickets": 4}
@@ -123,8 +123,8 @@ def test_the_partition_is_shown(recorder: Recorder, capsys: pytest.CaptureFixtur
 def test_progress_line() -> None:
     line = report(round=3).line(Phase(PHASE.mode, 3, 2), scores(0.5), nodes=3)
     assert line == (
-        "round 3/5 one_shot | nodes 2/3 | loss 2.000 | generator loss 0.500 | pool 10 | global loss 2.000 | "
+        "round 3/5 combined | nodes 2/3 | loss 2.000 | generator loss 0.500 | pool 10 | global loss 2.000 | "
         "accuracy 0.500 | sent 0.0 MB, received 0.0 MB | 0.5 s"
     )
     quiet = RoundReport(0).line(PHASE, scores(0.1), nodes=3)
-    assert quiet == "round 0/3 one_shot | accuracy 0.100 | 0.0 s"
+    assert quiet == "round 0/3 combined | accuracy 0.100 | 0.0 s"

@@ -40,23 +40,23 @@ class Page(HTMLParser):
 
 
 def test_a_page_of_several_runs(runs: Path) -> None:
-    assert main(["report", str(runs / "one_shot"), str(runs / "federate")]) == 0
+    assert main(["report", str(runs / "combined"), str(runs / "federate")]) == 0
     page = Page(runs / "report.html")
-    accuracy = json.loads((runs / "one_shot" / "results.json").read_text())["accuracy"]
-    for words in ("one_shot", "federate", f"{accuracy:.3f}", "crickets", "generator.kind", "Adapters, text", "MB sent"):
+    accuracy = json.loads((runs / "combined" / "results.json").read_text())["accuracy"]
+    for words in ("combined", "federate", f"{accuracy:.3f}", "crickets", "generator.kind", "Adapters, text", "MB sent"):
         assert words in page.text
     assert {"img", "table", "caption", "h1", "h2"} <= {tag for tag, _ in page.tags}
-    assert (runs / "one_shot" / "accuracy.png").is_file()  # drawn again
+    assert (runs / "combined" / "accuracy.png").is_file()  # drawn again
 
 
 def test_a_page_needs_no_network(runs: Path) -> None:
-    page = Page(write_report([runs / "one_shot"]))
+    page = Page(write_report([runs / "combined"]))
     assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "embed"}
     for tag, attributes in page.tags:
         for name in ("src", "href", "action", "srcset"):
             value = attributes.get(name) or "#"
             assert value.startswith(("#", "data:")), f"<{tag} {name}={value[:80]}>"
-    assert not re.search(r"url\((?!['\"]?data:)|@import", (runs / "one_shot" / "report.html").read_text())
+    assert not re.search(r"url\((?!['\"]?data:)|@import", (runs / "combined" / "report.html").read_text())
 
 
 def test_runs_are_compared_with_the_settings_in_which_they_differ(runs: Path, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_runs_are_compared_with_the_settings_in_which_they_differ(runs: Path, tm
 
 
 def test_one_run_is_held_against_those_beside_it(runs: Path) -> None:
-    page = Page(write_report([runs / "one_shot"]))
+    page = Page(write_report([runs / "combined"]))
     assert "runs" in page.text
     assert any(f"{runs.name}/federate ends at" in (attributes.get("alt") or "") for _, attributes in page.tags)
 
@@ -111,19 +111,19 @@ def test_settings_that_a_mode_has_no_use_for_are_not_in_front(runs: Path) -> Non
         return write_report([runs / mode]).read_text().partition("<summary>All")[0]
 
     for key in ("generator.kind", "global_training.name"):
-        assert key in overview("one_shot")
+        assert key in overview("combined")
         assert key not in overview("federate")
 
 
 def test_the_loss_of_all_heads_has_a_name_of_its_own(runs: Path) -> None:
-    record = RunRecord.read(runs / "one_shot")
+    record = RunRecord.read(runs / "combined")
     assert list(record.global_losses()) == ["text"]
     line = {"round": 1, "server/accuracy": 0.5} | {f"server/global_{n}": 1.0 for n in ("clip_loss", "t5_loss", "loss")}
     assert list(replace(record, lines=[line]).global_losses()) == ["clip", "t5", "all heads"]
 
 
 def test_phases_take_the_place_of_mode_and_rounds(runs: Path) -> None:
-    record = RunRecord.read(runs / "one_shot")
+    record = RunRecord.read(runs / "combined")
     phases = [PhaseSettings("train_generators", 1), PhaseSettings("generate", 2)]
     given = section(replace(record, config=replace(record.config, phases=phases)), "it", 0)["config"]
     assert (given["phases.0.mode"], given["phases.1.rounds"]) == ("train_generators", "2")
@@ -171,7 +171,7 @@ def test_runs_beside_it_that_are_too_many_are_told_of(
 
 def test_what_nodes_say_stays_text(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "hostile"
-    shutil.copytree(runs / "one_shot", folder)
+    shutil.copytree(runs / "combined", folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         if "server/answered" in line:

@@ -12,8 +12,8 @@ from fedgen.report.tables import comparison_table, distribution_table, show
 
 def results(**changes: Any) -> dict[str, Any]:
     return {
-        "mode": "one_shot",
-        "phases": [{"mode": "one_shot", "rounds": 2}],
+        "mode": "combined",
+        "phases": [{"mode": "combined", "rounds": 2}],
         "accuracy": 0.5,
         "balanced_accuracy": 0.4321,
         "per_class": {"dog": 0.75, "rain": 0.125},
@@ -37,7 +37,7 @@ def cells(table: Table, row: int) -> list[str]:
 def test_comparison() -> None:
     empty = {"sent": [0], "received": [0]}
     table = comparison_table({"a": results(), "b": results(mode="standalone", samples={}, bytes=empty)})
-    assert cells(table, 0) == ["a", "one_shot", "2", "0.500", "·", "0.432", "0.125", "0.300", "16", "3.0", "0.5", "12"]
+    assert cells(table, 0) == ["a", "combined", "2", "0.500", "·", "0.432", "0.125", "0.300", "16", "3.0", "0.5", "12"]
     assert cells(table, 1)[8:11] == ["·", "·", "·"]
 
 

@@ -21,7 +21,7 @@ from fedgen.report.tracking import GuardedTracker, TensorBoardTracker, summary, 
 from fedgen.runs.folder import RunFolder
 from fedgen.task import Task
 
-(PHASE,) = plan([PhaseSettings("one_shot", 3)])
+(PHASE,) = plan([PhaseSettings("combined", 3)])
 SCORES = Scores(0.5, 0.25, {"dog": 0.5}, {"text": {"cosine": 0.2, "mse": 0.01}}, [[0] * 6] * 6)
 CHARTED = {
     "train/node_0/generator_loss": 0.5,
@@ -240,7 +240,7 @@ def test_final_results_by_path() -> None:
 @pytest.mark.parametrize(
     ("mode", "sweep", "run", "expected"),
     [
-        ("MULTIRUN", "runs/demo", "runs/demo/one_shot", "runs/demo"),
+        ("MULTIRUN", "runs/demo", "runs/demo/combined", "runs/demo"),
         ("MULTIRUN", "multirun/${now:%Y}/${now:%H}", "multirun/2030/12/3", "multirun/2030/12"),
         ("RUN", "multirun/x", "runs/first", None),
     ],

@@ -39,7 +39,7 @@ def test_a_disk_that_fills_up_in_a_round(
     figures: Callable[[dict[str, Any]], dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    overrides = ["mode=one_shot", "rounds=3", "strategy.min_nodes=1"]
+    overrides = ["mode=combined", "rounds=3", "strategy.min_nodes=1"]
     folder = tmp_path / "disk"
     folder.mkdir()
     script = [

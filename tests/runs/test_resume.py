@@ -48,19 +48,19 @@ class Dies:
 
 RUNS: dict[str, tuple[list[str], str, int]] = {  # overrides, and the message that the process dies of
     "moments of a strategy": (["mode=federate", "strategy=fedadam", "rounds=3"], "train", 8),
-    "momentum of a strategy": (["mode=one_shot", "strategy=fedavgm", "rounds=3"], "train", 8),
+    "momentum of a strategy": (["mode=combined", "strategy=fedavgm", "rounds=3"], "train", 8),
     "before the first round is over": (["mode=federate", "rounds=2"], "train", 2),
-    "adapters and generators": (["mode=one_shot", "generator=vae", "rounds=3"], "train", 9),
-    "while samples travel": (["mode=one_shot", "generator=vae", "rounds=3"], "query.synthesize", 8),
+    "adapters and generators": (["mode=combined", "generator=vae", "rounds=3"], "train", 9),
+    "while samples travel": (["mode=combined", "generator=vae", "rounds=3"], "query.synthesize", 8),
     "generators alone": (["mode=generators_only", "generator=vae", "granularity=per_class", "rounds=3"], "train", 5),
     "a second phase": (
         ["phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds: 3}]"],
         "query.synthesize",
         5,
     ),
-    "a node after node": (["mode=one_shot", "generator=vae", "sharing=shared", "rounds=3"], "query.fit", 5),
+    "a node after node": (["mode=combined", "generator=vae", "sharing=shared", "rounds=3"], "query.fit", 5),
     "an average": (
-        ["mode=one_shot", "generator=vae", "sharing=shared", "sharing.scheme=average", "rounds=3"],
+        ["mode=combined", "generator=vae", "sharing=shared", "sharing.scheme=average", "rounds=3"],
         "query.adopt",
         4,
     ),
@@ -83,7 +83,7 @@ def test_a_federation_goes_on_after_its_last_finished_round(
 
 
 def test_it_may_die_in_every_round(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
-    overrides = ["mode=one_shot", "generator=vae", "granularity=per_class", "rounds=4"]
+    overrides = ["mode=combined", "generator=vae", "granularity=per_class", "rounds=4"]
     federate(tiny(*overrides), tmp_path / "whole")
     broken, config = tmp_path / "broken", tiny(*overrides)
     for _ in range(3):  # each time one round further
@@ -96,7 +96,7 @@ def test_it_may_die_in_every_round(tiny: Tiny, federate: Federate, tmp_path: Pat
 
 def test_a_run_that_goes_on_from_another(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     federate(tiny("mode=train_generators", "generator=vae", "rounds=2"), tmp_path / "first")
-    overrides = ["mode=one_shot", "generator=vae", "rounds=2", f"checkpoint.load={tmp_path / 'first'}"]
+    overrides = ["mode=combined", "generator=vae", "rounds=2", f"checkpoint.load={tmp_path / 'first'}"]
     federate(tiny(*overrides), tmp_path / "whole")
     with pytest.raises(Death):
         federate(tiny(*overrides), tmp_path / "broken", Dies("train", 5))
@@ -126,7 +126,7 @@ def test_a_reference_goes_on(
 
 
 def test_a_finished_run_has_nothing_left_to_do(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
-    first = federate(tiny("mode=one_shot", "rounds=2"), tmp_path)
+    first = federate(tiny("mode=combined", "rounds=2"), tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     assert without_times(run(load_config([f"resume={tmp_path}"]))) == without_times(first)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
@@ -146,7 +146,7 @@ def test_only_what_does_not_change_the_results_may_be_given(tiny: Tiny, federate
 @pytest.mark.parametrize("kill_after", [1, 2])
 def test_a_process_that_is_killed(kill_after: int, tiny_overrides: list[str], tmp_path: Path) -> None:
     """The command itself: SIGKILL once a round is in the metrics, then ``fedgen run resume=``."""
-    overrides = [*tiny_overrides, "mode=one_shot", "generator=vae", "rounds=4", "generator.training.epochs=40"]
+    overrides = [*tiny_overrides, "mode=combined", "generator=vae", "rounds=4", "generator.training.epochs=40"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-m", "fedgen.cli", "run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

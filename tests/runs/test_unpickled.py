@@ -99,7 +99,7 @@ def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
-        run(replace(tiny("mode=one_shot", "rounds=2"), run_dir=str(folder)))
+        run(replace(tiny("mode=combined", "rounds=2"), run_dir=str(folder)))
     return folder
 
 
@@ -217,7 +217,7 @@ def test_replies_of_nodes(
             ((key, record),) = reply.content.array_records.items()
             reply.content[key] = ArrayRecord({name: array(objects(Trap(canary))) for name in record})
 
-    config = tiny("mode=one_shot")
+    config = tiny("mode=combined")
     with pytest.raises(AggregationError, match=r"node 1: refused: .*expected numbers"):
         federate(config, tmp_path, nodes_that(change))
 

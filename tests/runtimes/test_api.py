@@ -59,7 +59,7 @@ def test_the_example(tiny_overrides: list[str], home: Path, tmp_path: Path) -> N
     environment = {**os.environ, "FEDGEN_HOME": str(home)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     told = [line.split()[0] for line in done.stdout.splitlines() if "hardest class" in line]
-    assert told == ["standalone", "federate", "one_shot", "centralised"]
+    assert told == ["standalone", "federate", "combined", "centralised"]
 
 
 @pytest.fixture

@@ -93,8 +93,8 @@ def test_every_override_survives_the_run_config(overrides: list[str]):
 
 
 def test_what_one_types_by_hand_reads_the_same():
-    typed = parse_config_args(["overrides=\"mode=one_shot 'target.template=the sound of {}' data.classes=[dog,rain]\""])
-    wanted = ["mode=one_shot", "target.template=the sound of {}", "data.classes=[dog,rain]"]
+    typed = parse_config_args(["overrides=\"mode=combined 'target.template=the sound of {}' data.classes=[dog,rain]\""])
+    wanted = ["mode=combined", "target.template=the sound of {}", "data.classes=[dog,rain]"]
     assert shlex.split(typed["overrides"]) == wanted
 
 

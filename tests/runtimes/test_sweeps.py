@@ -55,7 +55,7 @@ def test_jobs_at_once_share_the_store_and_the_cores(
 
 def test_a_search_maximises_accuracy(sweep: Sweep, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    small = ["mode=one_shot", "rounds=1", "data.leave_out=[1]"]
+    small = ["mode=combined", "rounds=1", "data.leave_out=[1]"]
     assert sweep("experiment=search", *small, "hydra.sweeper.n_trials=3") == 0
     best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
     runs = [RunFolder(tmp_path / "sweep" / str(number)) for number in range(3)]

@@ -49,7 +49,7 @@ def test_a_run_that_stops_for_a_failing_node_is_resumed(
     message_type: str, tiny: Tiny, federate: Federate, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It names node and cause in the log and the metrics, and ends as if nothing had happened."""
-    config = tiny("mode=one_shot", "rounds=3")
+    config = tiny("mode=combined", "rounds=3")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     expected = federate(config, whole)
     with pytest.raises(AggregationError, match=r"round 2: 2 good replies.*node 1: OSError: disk full"):
@@ -74,7 +74,7 @@ def test_a_node_that_hangs_is_left_out_of_its_round_and_comes_back(
 ) -> None:
     """Its late reply counts nowhere, its samples of before stay in the pool once, and it is asked again."""
     nodes = Faulty("train", 2, lambda: time.sleep(8))
-    results = federate(tiny("mode=one_shot", "rounds=3", "strategy.min_nodes=2", "strategy.timeout=7"), tmp_path, nodes)
+    results = federate(tiny("mode=combined", "rounds=3", "strategy.min_nodes=2", "strategy.timeout=7"), tmp_path, nodes)
     first, second, third = server_lines(tmp_path)[1:]
     assert "server/lost" not in first
     assert second["server/answered"] == [0, 2]
@@ -92,7 +92,7 @@ def test_a_node_that_hangs_is_left_out_of_its_round_and_comes_back(
 
 def test_some_nodes_a_round(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     """Others' samples fill up and stay in the pool, whoever is asked; the same seed asks the same."""
-    config = tiny("mode=one_shot", "rounds=4", "strategy.nodes_per_round=2")
+    config = tiny("mode=combined", "rounds=4", "strategy.nodes_per_round=2")
     asked = []
     for folder in ("first", "second"):
         federate(config, tmp_path / folder)
@@ -108,7 +108,7 @@ def test_some_nodes_a_round(tiny: Tiny, federate: Federate, tmp_path: Path) -> N
 
 
 def test_some_nodes_a_round_are_the_same_after_a_restart(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
-    config = tiny("mode=one_shot", "rounds=3", "strategy.nodes_per_round=2", "strategy.pool_nodes=1")
+    config = tiny("mode=combined", "rounds=3", "strategy.nodes_per_round=2", "strategy.pool_nodes=1")
     federate(config, tmp_path / "whole")
     chosen = [line["server/answered"] for line in server_lines(tmp_path / "whole")[1:]]
 

@@ -42,7 +42,7 @@ def test_every_mode_runs(mode: str, tiny: Tiny, federate: Federate, tmp_path: Pa
     models = 3 if mode == "standalone" else 1
     assert sum(map(sum, results["confusion"])) == models * 12  # two held-out clips of each class
     assert len(results["nodes"]) == (1 if mode == "centralised" else 3)
-    assert sum(results["samples"].values()) == (36 if mode == "one_shot" else 0)
+    assert sum(results["samples"].values()) == (36 if mode == "combined" else 0)
     nodes = [line for line in metrics(tmp_path) if "node" in line and line["round"] == 1]
     assert [line["node"] for line in nodes] == list(range(len(results["nodes"])))  # all took part in round 1
     federated = MODES[mode].federated
@@ -51,7 +51,7 @@ def test_every_mode_runs(mode: str, tiny: Tiny, federate: Federate, tmp_path: Pa
 
 
 def test_metrics_have_the_names_that_users_chart(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
-    federate(tiny("mode=one_shot", "generator=vae", "target=small"), tmp_path)
+    federate(tiny("mode=combined", "generator=vae", "target=small"), tmp_path)
     lines = metrics(tmp_path)
     for node in range(3):
         (line,) = (line for line in lines if line.get("node") == node)
@@ -70,7 +70,7 @@ def test_metrics_have_the_names_that_users_chart(tiny: Tiny, federate: Federate,
 def test_every_kind_in_every_granularity(
     kind: str, granularity: str, tiny: Tiny, federate: Federate, tmp_path: Path
 ) -> None:
-    results = federate(tiny("mode=one_shot", f"generator.kind={kind}", f"granularity={granularity}"), tmp_path)
+    results = federate(tiny("mode=combined", f"generator.kind={kind}", f"granularity={granularity}"), tmp_path)
     assert results["samples"] == dict.fromkeys(results["classes"], 6)
     base, keys = {
         "unified": ("vae_unified", ["unified"]),
@@ -89,7 +89,7 @@ def test_training_learns(tiny: Tiny, federate: Federate, tmp_path: Path) -> None
 
 
 def test_the_same_seed_gives_the_same_figures(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
-    overrides = ["mode=one_shot", "rounds=2", "generator.kind=vae"]
+    overrides = ["mode=combined", "rounds=2", "generator.kind=vae"]
     results = [federate(tiny(*overrides, f"seed={seed}"), tmp_path / str(i)) for i, seed in enumerate([3, 3, 4])]
     for result in results:
         del result["seconds"]
@@ -147,7 +147,7 @@ def test_frozen_adapters_stay_frozen(tiny: Tiny, federate: Federate, task: Task,
 
 @pytest.mark.parametrize("strategy", ["fedprox", "fedadam", "fedmedian", "krum"])
 def test_other_strategies_with_samples(strategy: str, tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
-    results = federate(tiny("mode=one_shot", f"strategy={strategy}"), tmp_path)
+    results = federate(tiny("mode=combined", f"strategy={strategy}"), tmp_path)
     assert sum(results["samples"].values()) == 36
     weights, _ = RunFolder(tmp_path).load_adapters({})
     assert {value.dtype for value in weights.values()} == {torch.float32}
@@ -173,7 +173,7 @@ def test_no_reply_holds_a_real_embedding(tiny: Tiny, federate: Federate, task: T
         kind, records = message.metadata.message_type, reply.content.array_records.values()
         replies.extend((kind, node, record) for record in records if len(record))
 
-    federate(tiny("mode=one_shot"), tmp_path, Nodes(keep))
+    federate(tiny("mode=combined"), tmp_path, Nodes(keep))
     assert Counter(kind for kind, _, _ in replies) == {"train": 3, "query.synthesize": 3}
     for _kind, node, record in replies:
         tokens = task.store.tokens(task.parts[node]).float()  # (N, S, D)
@@ -265,7 +265,7 @@ def test_bad_input_is_an_error_before_training(
     if "device=cuda" in overrides:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     asked: list[str] = []
-    config = tiny("mode=one_shot", *overrides)
+    config = tiny("mode=combined", *overrides)
     nodes = Nodes(lambda message, reply, node: asked.append(message.metadata.message_type))
     with pytest.raises(FedgenError, match=words):
         federate(config, tmp_path, nodes)
@@ -274,7 +274,7 @@ def test_bad_input_is_an_error_before_training(
 
 def test_groups_that_the_data_does_not_have(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     """Half a group on each node: the data set's own groups do not fit by_class, but serve per_group."""
-    config = tiny("mode=one_shot", "granularity=per_group", "partition.nodes=2")
+    config = tiny("mode=combined", "granularity=per_group", "partition.nodes=2")
     assert sum(federate(config, tmp_path)["samples"].values()) == 36
 
 
@@ -348,20 +348,20 @@ class TestCheckpoints:
 
 
 def test_samples_per_class_auto_is_the_mean_number_of_clips(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
-    results = federate(tiny("mode=one_shot", "synthesis.samples_per_class=auto"), tmp_path)
+    results = federate(tiny("mode=combined", "synthesis.samples_per_class=auto"), tmp_path)
     assert results["samples"] == dict.fromkeys(results["classes"], 4)
 
 
 def test_a_class_on_several_nodes_is_pooled(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     shared = "partition.assignment=[[dog, rain], [siren, rain]]"
-    results = federate(tiny("mode=one_shot", "partition=explicit", "partition.nodes=2", shared), tmp_path)
+    results = federate(tiny("mode=combined", "partition=explicit", "partition.nodes=2", shared), tmp_path)
     assert results["samples"] == {"dog": 6, "rain": 12, "siren": 6}
     assert results["nodes"] == {"0": {"dog": 4, "rain": 2}, "1": {"rain": 2, "siren": 4}}
 
 
 def test_the_limit_on_samples_names_its_key(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     with pytest.raises(AggregationError, match=re.escape("synthesis.max_samples=11")):
-        federate(tiny("mode=one_shot", "synthesis.max_samples=11"), tmp_path)
+        federate(tiny("mode=combined", "synthesis.max_samples=11"), tmp_path)
 
 
 @pytest.mark.parametrize("form", ["mode", "phases"])

@@ -97,7 +97,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_from_the_second_round_on_and_no_codec_travels(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     heard = Heard()
-    federate(tiny("mode=one_shot", "rounds=3", "synthesis.fill=4"), tmp_path, heard)
+    federate(tiny("mode=combined", "rounds=3", "synthesis.fill=4"), tmp_path, heard)
     nodes = 3
     assert heard.trained == [0] * nodes + [1] * 2 * nodes
     assert [sorted(node for node, _ in part) for part in (heard.fills[:nodes], heard.fills[nodes:])] == [[0, 1, 2]] * 2
@@ -108,7 +108,7 @@ def test_from_the_second_round_on_and_no_codec_travels(tiny: Tiny, federate: Fed
 
 def test_adapters_really_train_on_them(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     """Without the server's own training, another round differs exactly where nodes are filled up."""
-    common = ("mode=one_shot", "rounds=2", "global_training=none")
+    common = ("mode=combined", "rounds=2", "global_training=none")
 
     def losses(name: str, *overrides: str) -> list[float]:
         federate(tiny(*common, *overrides), tmp_path / name)
@@ -126,15 +126,15 @@ def test_too_few_nodes_that_take_them_end_the_run(tiny: Tiny, federate: Federate
         return None
 
     with pytest.raises(AggregationError, match=r"node 2.*no room"):
-        federate(tiny("mode=one_shot", "rounds=2", "synthesis.fill=4"), tmp_path, Nodes(refuse))
+        federate(tiny("mode=combined", "rounds=2", "synthesis.fill=4"), tmp_path, Nodes(refuse))
 
 
 def test_lengths_that_cannot_be_mixed_are_refused_before_any_training(
     tiny: Tiny, federate: Federate, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"output_length=4 tokens.*synthesis\.fill=0"):
-        federate(tiny("mode=one_shot", "generator.output_length=4", "synthesis.fill=4"), tmp_path)
-    federate(tiny("mode=one_shot", "generator.output_length=4", "synthesis.fill=0"), tmp_path)
+        federate(tiny("mode=combined", "generator.output_length=4", "synthesis.fill=4"), tmp_path)
+    federate(tiny("mode=combined", "generator.output_length=4", "synthesis.fill=0"), tmp_path)
 
 
 def test_filling_needs_projection() -> None:
@@ -146,7 +146,7 @@ def test_filling_needs_projection() -> None:
 def test_clips_are_read_in_the_first_round_alone(
     tiny: Tiny, federate: Federate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny("mode=one_shot", "rounds=3", "synthesis.fill=4", 'evaluation.gate="off"')
+    config = tiny("mode=combined", "rounds=3", "synthesis.fill=4", 'evaluation.gate="off"')
     task = prepare_task(config)
     own = [tuple(part.tolist()) for part in task.parts]
     read: list[tuple[int, ...]] = []

@@ -395,7 +395,7 @@ def test_a_node_may_demand_secure_aggregation() -> None:
         check_node(SECRET, 2)
 
 
-FIVE = ["strategy.secure.name=secagg", "partition.nodes=5", "mode=one_shot"]
+FIVE = ["strategy.secure.name=secagg", "partition.nodes=5", "mode=combined"]
 
 
 @pytest.mark.parametrize(
@@ -498,7 +498,7 @@ def test_a_run_learns_what_it_learns_without(
 
 
 def test_samples_are_exchanged_as_ever(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
-    found = federate(tiny(ON[0], "mode=one_shot", "rounds=2"), tmp_path)
+    found = federate(tiny(ON[0], "mode=combined", "rounds=2"), tmp_path)
     assert sum(found["samples"].values()) > 0
 
 
@@ -538,7 +538,7 @@ def test_clipping_by_nodes_goes_with_it(tiny: Tiny, federate: Federate, tmp_path
         (["strategy=krum"], "strategy=krum looks at single nodes' adapters"),
         (["partition.nodes=2"], "at least 3 nodes"),
         (["mode=generators_only"], "no adapters leave a node"),
-        (["mode=one_shot", "global_training=distil"], "global_training=distil has no teachers"),
+        (["mode=combined", "global_training=distil"], "global_training=distil has no teachers"),
     ],
 )
 def test_a_configuration_is_refused(overrides: list[str], words: str, tiny: Tiny) -> None:

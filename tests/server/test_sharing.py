@@ -30,7 +30,7 @@ NEURAL = [kind for kind, cls in KINDS.items() if not cls.restarts]
 
 
 def shared(tiny: Tiny, scheme: str, *overrides: str) -> Config:
-    return tiny("mode=one_shot", "sharing=shared", f"sharing.scheme={scheme}", *overrides)
+    return tiny("mode=combined", "sharing=shared", f"sharing.scheme={scheme}", *overrides)
 
 
 def server_state(folder: Path) -> dict[str, Tensor]:

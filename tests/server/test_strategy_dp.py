@@ -91,7 +91,7 @@ def test_nobody_clips_unasked() -> None:
 
 
 @pytest.mark.parametrize("where", ["server", "client"])
-@pytest.mark.parametrize("mode", ["federate", "one_shot"])
+@pytest.mark.parametrize("mode", ["federate", "combined"])
 def test_a_run_tells_what_its_adapters_have_spent(
     where: str, mode: str, tiny: Tiny, federate: Federate, tmp_path: Path
 ) -> None:
@@ -102,7 +102,7 @@ def test_a_run_tells_what_its_adapters_have_spent(
 
 def test_both_kinds_of_privacy_are_told_apart(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
     clips = ["privacy.name=dp", "privacy.epsilon=8", "privacy.delta=0.01", "privacy.components=8", "privacy.seed=1"]
-    found = federate(tiny(*DP, *clips, "mode=one_shot", "rounds=1"), tmp_path)["privacy"]
+    found = federate(tiny(*DP, *clips, "mode=combined", "rounds=1"), tmp_path)["privacy"]
     assert found["epsilon"] == 8
     assert sorted(found["nodes"]) == ["0", "1", "2"]
     assert found["adapters"]["rounds"] == 1

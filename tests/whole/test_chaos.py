@@ -44,7 +44,7 @@ def test_a_node_that_is_killed_and_one_that_hangs(
     machines.submit(
         [
             *tiny_overrides,
-            "mode=one_shot",
+            "mode=combined",
             "rounds=30",
             "synthesis.fill=0",
             "strategy.wait=120",
@@ -84,7 +84,7 @@ def test_superlink_and_server_are_killed_and_the_run_is_resumed(
     figures: Callable[[dict[str, Any]], dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    run, overrides = tmp_path / "run", ["mode=one_shot", "rounds=3", "synthesis.fill=0", "partition.nodes=2"]
+    run, overrides = tmp_path / "run", ["mode=combined", "rounds=3", "synthesis.fill=0", "partition.nodes=2"]
     machines.submit([*tiny_overrides, *overrides, "strategy.wait=120", f"run_dir={run}"])
     machines.until(lambda: 1 in rounds(run), "round 1 is finished")
     machines.signal(machines.link, SIGKILL)
@@ -149,7 +149,7 @@ def test_300_megabytes_of_samples_from_every_node(
     machines.submit(
         [
             *tiny_overrides,
-            "mode=one_shot",
+            "mode=combined",
             *tokens,
             f"synthesis.samples_per_class={samples}",
             "synthesis.fill=0",

@@ -23,13 +23,14 @@ from fedgen.data.tensors import load_tensors
 FILE = Path(__file__).with_name("golden.json")
 WRITE = os.environ.get("FEDGEN_GOLDEN") == "write"
 MODES = {
-    "combined": ["mode=one_shot", "rounds=2"],
+    "combined": ["mode=combined", "rounds=2"],
+    "one_shot": ["mode=one_shot"],
     "federate": ["mode=federate", "rounds=2"],
     "standalone": ["mode=standalone", "rounds=2"],
     "centralised": ["mode=centralised", "rounds=2"],
     "generators, then samples": ["phases=[{mode: train_generators, rounds: 2}, {mode: generate, rounds: 1}]"],
 }
-KINDS = {kind: ["mode=one_shot", f"generator={kind}"] for kind in ("vae", "conditioned_vae", "multimodal_vae", "gan")}
+KINDS = {kind: ["mode=combined", f"generator={kind}"] for kind in ("vae", "conditioned_vae", "multimodal_vae", "gan")}
 PARTS = {
     "no marginals": ["generator.marginals=false"],
     "public covariance": ["generator.covariance=public", "generator.marginals=false"],
@@ -47,7 +48,7 @@ TRAINING = {  # each option alone changes figures
     "warm-up": ["adapter.training.warmup=0.5"],
     "clipping": ["adapter.training.clip=0.01"],
 }
-RUNS = MODES | KINDS | {name: ["mode=one_shot", *options] for name, options in PARTS.items()}
+RUNS = MODES | KINDS | {name: ["mode=combined", *options] for name, options in PARTS.items()}
 RUNS |= {name: ["mode=federate", *BATCHES, *options] for name, options in {"batches": [], **TRAINING}.items()}
 
 

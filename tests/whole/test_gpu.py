@@ -16,7 +16,7 @@ from fedgen.runtimes.local import run_config as run
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_rounds_on_the_gpu(tiny: Callable[..., Config], tmp_path: Path, kind: str) -> None:
     """The second round decodes samples in a codec that the server has on its device."""
-    overrides = ["mode=one_shot", "rounds=2", f"generator={kind}", f"run_dir={tmp_path}", "device=cuda"]
+    overrides = ["mode=combined", "rounds=2", f"generator={kind}", f"run_dir={tmp_path}", "device=cuda"]
     results = run(tiny(*overrides))
     assert [entry["round"] for entry in results["history"]] == [0, 1, 2]
     assert results["lost"] == {}

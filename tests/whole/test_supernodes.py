@@ -44,7 +44,7 @@ def supernodes(folder: Path, address: str) -> Iterator[None]:
 def test_shared_generators_give_what_they_give_in_process(
     tiny_overrides: list[str], tiny: Callable[..., Config], federate: Federate, tmp_path: Path
 ) -> None:
-    overrides = ["mode=one_shot", "generator=vae", "sharing=shared", "sharing.scheme=cyclic"]
+    overrides = ["mode=combined", "generator=vae", "sharing=shared", "sharing.scheme=cyclic"]
     deployed, local = tmp_path / "deployed", tmp_path / "local"
     home = tmp_path / "home"
     home.mkdir()

@@ -32,10 +32,10 @@ RUNS: dict[str, list[str]] = {
                  "strategy.noise_multiplier=1", "strategy.delta=0.1"],
     "generators_only": ["mode=generators_only", "generator=gan"],
     "phases": ["phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds: 2}]", "generator=vae"],
-    "one_shot": ["mode=one_shot", "rounds=2", "granularity=per_class"],
+    "combined": ["mode=combined", "rounds=2", "granularity=per_class"],
     "shared generators": ["sharing=shared", "generator=vae"],
     "private": ["privacy=dp", "privacy.epsilon=8", "privacy.delta=0.01", "rounds=2"],
-    "secure": ["mode=one_shot", "strategy.secure.name=secagg", "partition.nodes=3"],
+    "secure": ["mode=combined", "strategy.secure.name=secagg", "partition.nodes=3"],
 }  # fmt: skip
 QUICK = ["partition.nodes=2", "evaluation.gate=off"]
 ON_NODES = "data on nodes"
@@ -169,7 +169,7 @@ KINDS = {
     "federate": "describe train",
     "generators_only": "describe train",
     "phases": "describe train synthesize fill",
-    "one_shot": "describe train synthesize fill",
+    "combined": "describe train synthesize fill",
     "shared generators": "describe train synthesize fit adopt",
     "private": "describe train synthesize fill",
     ON_NODES: "introduce describe train synthesize evaluate assess",

@@ -25,8 +25,8 @@ MODES: list[tuple[dict[str, Any], str]] = [
     ({LOAD: True}, "generate"),
     ({LOAD: True, POOL: True}, "generate"),
     ({LOAD: True, POOL: False}, "generate"),
-    ({TRAIN: True, POOL: True}, "one_shot"),
-    ({POOL: True}, "one_shot"),
+    ({TRAIN: True, POOL: True}, "combined"),
+    ({POOL: True}, "combined"),
 ]
 
 
