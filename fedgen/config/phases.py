@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from fedgen.errors import choose, require
+from fedgen.errors import ConfigError, choose, require
 
 
 class Generators(Enum):
