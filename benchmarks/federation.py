@@ -34,13 +34,14 @@ from torch import Tensor
 
 from fedgen.config.compose import load_config
 from fedgen.config.phases import plan
-from fedgen.messages.checks import Member
-from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.messages.checks import NodeInfo
+from fedgen.models.samples import PooledTokens
 from fedgen.models.training import Schedule, TrainingOptions, train_adapters
+from fedgen.node.data import NodeData
 from fedgen.node.node import Node
 from fedgen.runtimes.local import run_config as run
 from fedgen.runtimes.simulation import simulate
-from fedgen.server.pool import Filling
+from fedgen.server.pool import SamplePool
 from fedgen.task import open_task, prepare_task
 
 TARGETS = {"grid": 1.05, "simulation": 1.3}
@@ -100,26 +101,25 @@ def plain(overrides: list[str], home: Path) -> list[float]:
     """Do the work of a run in a loop, and return the seconds of each round."""
     task = open_task(prepare_task(load_config(overrides)).config)
     (phase,) = plan(task.config.phase_list)
-    nodes = [Node(task, number, home) for number in range(NODES)]
+    nodes = [Node.open(NodeData(task, number), home) for number in range(NODES)]
     for node in nodes:
-        node.check()
-    adapters, filling = task.adapters(), Filling(task.config.synthesis.fill, task.config.seed)
-    pool: dict[int, SyntheticTokens] = {}
+        node.prepare()
+    adapters, pool = task.adapters(), SamplePool(task.space.codec, task.config)
     seconds = []
     for number in range(1, phase.rounds + 1):
         started = time.perf_counter()
-        states, filled = [], number > 1 and filling.wanted > 0
+        states, filled = [], pool.shares(phase)
         for node in nodes:
             if filled:
-                node.keep_others(filling.chosen(Member(node.number, node.counts), pool, number), number)
+                node.keep_others(pool.chosen(NodeInfo(node.partition_id, node.data.counts), number), number)
             states.append(node.train(adapters.state_dict(), number, phase, filled=filled)[0])
             node.fit_generators(number)
-        adapters.load_state_dict(averaged(states, [len(node.indices) for node in nodes]))
-        pool = {node.number: node.synthesize(number) for node in nodes}
-        for drawn in pool.values():
+        adapters.load_state_dict(averaged(states, [len(node.data.indices) for node in nodes]))
+        pool.samples = {node.partition_id: node.synthesize(number) for node in nodes}
+        for drawn in pool.samples.values():
             drawn.statistics()
         chosen, schedule = task.config.global_training, Schedule(number - 1, phase.rounds)
-        samples, seed = PooledTokens(list(pool.values())), task.seed("global", number)
+        samples, seed = PooledTokens(list(pool.samples.values())), task.seed("global", number)
         train_adapters(adapters, samples, task.targets.heads, chosen, seed, options=TrainingOptions(schedule))
         seconds.append(time.perf_counter() - started)
     return seconds

@@ -28,6 +28,7 @@ from figures import parser, resident, save, show
 
 from fedgen.config.compose import load_config
 from fedgen.config.phases import plan
+from fedgen.node.data import NodeData
 from fedgen.node.node import Node
 from fedgen.task import Task, open_task, prepare_task
 
@@ -107,8 +108,8 @@ def measure(home: str, overrides: list[str]) -> dict[str, float]:
 
 def round_of(task: Task, home: Path) -> dict[str, float]:
     """Let a node do its round, and return its last losses."""
-    node = Node(task, 0, home)
-    node.check()
+    node = Node.open(NodeData(task, 0), home)
+    node.prepare()
     (phase,) = plan(task.config.phase_list)
     _, losses = node.train(task.adapters().state_dict(), 1, phase)
     history = node.fit_generators(1)

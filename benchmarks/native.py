@@ -34,6 +34,7 @@ from fedgen.data.tokens import LazyTokens, TensorTokens
 from fedgen.models.generators import KINDS
 from fedgen.models.generators.bank import Bank
 from fedgen.models.generators.neural import NeuralGenerator
+from fedgen.node.data import NodeData
 from fedgen.node.node import Node
 from fedgen.task import open_task, prepare_task
 
@@ -107,7 +108,7 @@ def child(work: str, home: str, overrides: list[str]) -> dict[str, float]:
 def measure(work: str, home: Path, overrides: list[str]) -> dict[str, float]:
     """Do one piece of a node's round and return what it took."""
     task = open_task(load_config(overrides))
-    node = Node(task, 0, home)
+    node = Node.open(NodeData(task, 0), home)
     assert task.space.codec.size  # read before the clock starts: a machine computes it once
     idle, worked = resident("VmRSS"), time.process_time()
     if work == ADAPTERS:
@@ -118,8 +119,8 @@ def measure(work: str, home: Path, overrides: list[str]) -> dict[str, float]:
         node.fit_generators(1)
     seconds, peak = time.process_time() - worked, resident("VmHWM")
     if work != ADAPTERS:
-        count, codec = numbers(node.load_bank())
-    source = node.source.opened if isinstance(node.source, LazyTokens) else node.source
+        count, codec = numbers(node.generators.load())
+    source = node.data.source.opened if isinstance(node.data.source, LazyTokens) else node.data.source
     held = source.tokens.nbytes / 2**20 if isinstance(source, TensorTokens) else 0.0
     memory = {"peak_mib": peak, "idle_mib": idle, "data_mib": held, "over_mib": peak - held}
     return {"parameters": count, "codec_numbers": codec, "cpu_seconds": seconds, **memory}

@@ -1,8 +1,7 @@
-"""Flower's ServerApp: compose the configuration, meet the nodes, run the phases."""
+"""Flower's ServerApp: compose the configuration, wait for the nodes, run the phases."""
 
 from __future__ import annotations
 
-import logging
 import shlex
 import time
 from dataclasses import replace
@@ -13,37 +12,34 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from fedgen.config.compose import from_yaml, load_config, to_yaml
+from fedgen.config.compose import from_yaml, load_config
 from fedgen.config.phases import Phase, plan, uses_samples
 from fedgen.config.settings import Config
 from fedgen.data.files import home
 from fedgen.data.progress import show_lines, show_step
-from fedgen.errors import AggregationError, CheckpointError, ConfigError, require
-from fedgen.evaluation.assessment import assess
+from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError, require
+from fedgen.evaluation.assessment import Assessment, assess
 from fedgen.evaluation.audit import Sent
 from fedgen.evaluation.zero_shot import Scores, zero_shot
-from fedgen.messages.checks import Member
 from fedgen.models.generators.bank import Bank
-from fedgen.models.samples import PooledTokens, SyntheticTokens
-from fedgen.models.training import Schedule, Teachers, TrainingOptions, train_adapters
+from fedgen.models.states import check_tensors
 from fedgen.report.recorder import Recorder, RoundReport
-from fedgen.runs.folder import RunFolder, RunState, pool_from_state
-from fedgen.server.aggregation import load_strategy_state, open_strategy, strategy_state
-from fedgen.server.federation import Meeting, RemoteMeasures, agreed
-from fedgen.server.pool import Filling
+from fedgen.runs.folder import RunFolder, RunState
+from fedgen.server.aggregation import open_strategy
+from fedgen.server.federation import Federation, agreed
+from fedgen.server.pool import SamplePool, train_on_pool
 from fedgen.server.recording import RecordingGrid
+from fedgen.server.secure import SecureGrid
 from fedgen.server.sharing import SharedGenerators
 from fedgen.strategy import SyntheticPooling
 from fedgen.task import Task, prepare_task
-
-logger = logging.getLogger(__name__)
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run what ``overrides`` (text, as on the command line) or ``config`` (resolved YAML) of the run config say."""
+    """Run ``overrides`` (text, as on the command line) or ``config`` (resolved YAML) of the run config."""
     show_lines()
     values = context.run_config
     if "config" in values:
@@ -51,9 +47,8 @@ def main(grid: Grid, context: Context) -> None:
     else:
         config = load_config(shlex.split(str(values.get("overrides", ""))))
     if config.run_dir is None:
-        config = replace(
-            config, run_dir=str(home() / "runs" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{context.run_id}")
-        )
+        name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{context.run_id}"
+        config = replace(config, run_dir=str(home() / "runs" / name))
     federate(grid, config)
 
 
@@ -93,240 +88,163 @@ class Server:
     """
 
     def __init__(self, grid: Grid, task: Task, folder: RunFolder, state: RunState | None = None) -> None:
-        self.grid, self.task, self.config, self.folder, self.state = grid, task, task.config, folder, state
-        self._check_filling()
-        self.codec = task.space.codec if uses_samples(self.config.phase_list) else None
+        self.task, self.config, self.folder, self.state = task, task.config, folder, state
+        check_lengths(task)
         self.adapters = task.adapters()
         self.recorder = Recorder(folder, task)
-        self.pool: dict[int, SyntheticTokens] = {}  # the last samples of each node
-        self.shared = self._shared_generators()
-        self.finished = self._load() if self.config.checkpoint.load and not state else 0
+        self.federation = Federation(grid, task.config, self._note_nodes)
+        self.pool = self._new_pool() if uses_samples(self.config.phase_list) else None
+        self.sharing = self._shared_generators()
+        self.finished = self._load_earlier() if self.config.checkpoint.load and not state else 0
         if state is not None:
-            self._restore(state)
-        self.seen: tuple[ArrayRecord, dict[int, ArrayRecord]] | None = None  # adapters of the last round, and replies
+            self._load_state(state)
+        self.seen: tuple[ArrayRecord, dict[int, ArrayRecord]] = ArrayRecord(), {}  # last adapters sent, and received
         self.test = task.test_tokens() if len(task.store) else None
-        self.members: dict[int, Member] = {}
-        self.meeting = Meeting(grid, self.config)
+        self.counts: dict[int, dict[int, int]] = {}  # clips of each class id on each node, as noted last
 
     def run(self) -> dict[str, Any]:
-        """Meet the nodes, run every phase, and write the results."""
-        self.members = members = self.meet()
-        self.recorder.partition({member.number: member.counts for member in members.values()})
+        """Wait for the nodes, run every phase, and write the results; fail if what was sent leaks."""
+        self.federation.join(self.task, self.finished)
         arrays = ArrayRecord(self.adapters.state_dict())
         done = self.state.round if self.state else self.finished
-        for number, phase in enumerate(plan(self.config.phase_list, self.finished)):
+        for phase in plan(self.config.phase_list, self.finished):
             if phase.last > done:
-                arrays = self.run_phase(number, phase, members, arrays, max(0, done - phase.offset))
-        return self._finish()
-
-    def _finish(self) -> dict[str, Any]:
-        """Measure the last samples, write the results, and fail if the samples leak."""
-        chosen = self.config.evaluation
-        if self.config.data.on_nodes:
-            counts = {number: len(samples) for number, samples in self.pool.items()}
-            last = max((p.last for p in plan(self.config.phase_list, self.finished) if p.mode.synthesizes), default=0)
-            assessment = self._remote().assessment(counts, self.task.classes, last)
-        else:
-            show_step("measuring samples")
-            probes = chosen.probes if chosen.quality else []
-            assessment = assess(self.task, self._sent(), self.pool, self.recorder.nodes, probes)
-        results = self.recorder.finish(assessment)
+                arrays = self.run_phase(phase, arrays, max(0, done - phase.offset))
+        results = self.recorder.finish(assessment := self._assessment())
         if assessment is not None and assessment.leak is not None:
             raise assessment.leak
         return results
 
-    def _sent(self) -> dict[int, Sent]:
-        """Return what each node sent last, as this server has seen it."""
-        before, after = self.seen or (ArrayRecord(), {})
-        pairs = {n: (before.to_torch_state_dict(), reply.to_torch_state_dict()) for n, reply in after.items()}
-        return {
-            number: Sent(samples.latents.cpu(), samples.labels, [pairs[number]] if number in pairs else [])
-            for number, samples in self.pool.items()
-        }
-
-    def meet(self) -> dict[int, Member]:
-        """Wait for the nodes and learn what each has.
-
-        Raises
-        ------
-        AggregationError
-            If too few nodes appear in ``strategy.wait`` seconds.
-        DataError
-            If too few nodes can do their part and agree with the server about classes, tokens and targets.
-        """
-        members = self.meeting.members(self.meeting.wait(), self.task, self.finished)
-        self.meeting.demand(members)
-        self._note_refused(self.finished)
-        return members
-
-    def _admit(self, round_number: int) -> None:
-        """Let nodes in that have come before a round, and tell whose clips are there now."""
-        before = dict(self.members)
-        self.meeting.admit(self.members, self.task, self.finished)
-        if self.members != before:
-            self.recorder.partition({member.number: member.counts for member in self.members.values()})
-        self._note_refused(round_number)
-
-    def _note_refused(self, round_number: int) -> None:
-        if self.meeting.refused:
-            self.folder.log_metrics({"round": round_number, "server/refused_nodes": self.meeting.refused})
-            self.meeting.refused = {}
-
-    def run_phase(
-        self, number: int, phase: Phase, members: dict[int, Member], arrays: ArrayRecord, done: int = 0
-    ) -> ArrayRecord:
+    def run_phase(self, phase: Phase, arrays: ArrayRecord, done: int = 0) -> ArrayRecord:
         """Run what is left of one phase after ``done`` of its rounds, and return the global adapters at its end."""
-        strategy = self._strategy(number, phase, members, done)
+        federation = self.federation
+        federation.report = RoundReport(phase.offset + done)
+        strategy = self._strategy(phase, done)
 
         def evaluate(server_round: int, current: ArrayRecord) -> MetricRecord | None:
-            if server_round == 0 and (number > 0 or self.state is not None):
+            if server_round == 0 and (phase.offset > self.finished or self.state is not None):
                 return None  # these have been evaluated at the end of the round before
-            scores = self.evaluate(current, strategy.report)
-            self.recorder.round(phase, strategy.report, scores, current.to_torch_state_dict())
-            self._keep(number, strategy, current)
+            scores = self.evaluate(current)
+            self.recorder.round(phase, federation.report, scores, current.to_torch_state_dict())
+            self._save_state(strategy, current)
             return MetricRecord({"accuracy": scores.accuracy})
 
+        secure = self.config.strategy.secure.used and strategy.averages
+        grid = SecureGrid(federation) if secure else federation.grid
         rounds, timeout = phase.rounds - done, self.config.strategy.timeout
         try:
-            result = strategy.start(self.grid, arrays, num_rounds=rounds, timeout=timeout, evaluate_fn=evaluate)
+            result = strategy.start(grid, arrays, num_rounds=rounds, timeout=timeout, evaluate_fn=evaluate)
         except AggregationError as error:
-            self.recorder.stopped(phase, strategy.report, error)
+            self.recorder.stopped(phase, federation.report, error)
             raise
-        self.seen = strategy.seen or self.seen
+        if strategy.received:
+            self.seen = strategy.sent, strategy.received
         return result.arrays
 
-    def _strategy(self, number: int, phase: Phase, members: dict[int, Member], done: int) -> SyntheticPooling:
-        """Return the strategy of a phase, as it was after ``done`` rounds."""
-        learns = phase.mode.synthesizes and self.config.global_training.name != "none"
-        settings: dict[str, Any] = {"yaml": to_yaml(self.config), "phase": number, "finished": self.finished}
-        strategy = SyntheticPooling(
-            open_strategy(self.config.strategy, self.config.min_nodes),
-            phase,
-            members,
-            self.config.min_nodes,
-            self.config.strategy.timeout,
-            self.codec,
-            self.config.synthesis.max_samples,
-            lambda round_number: self.task.seed("decode", round_number),
-            partial(self.train_on_pool, phase, members) if learns else None,
-            settings,
-            str(self.task.device),
-            self.shared,
-            self._filling(phase),
-            done,
-            self._admit,
-            self.config.strategy,
-            self.config.seed,
-        )
-        if self.state is not None and done:
-            load_strategy_state(strategy.strategy, self.state.tensors.get("strategy", {}))
-            strategy.pool = self.pool if phase.mode.synthesizes else {}
-        return strategy
-
-    def _keep(self, number: int, strategy: SyntheticPooling, arrays: ArrayRecord) -> None:
-        """Save all that the run needs to go on after this round."""
-        tensors = {"adapters": arrays.to_torch_state_dict(), "strategy": strategy_state(strategy.strategy)}
-        seeds = {}
-        self.pool = strategy.pool or self.pool
-        for node, samples in self.pool.items():
-            seeds[node] = samples.seed
-            tensors[f"samples_node{node}"] = samples.state()
-        facts: dict[str, Any] = {
-            "finished": self.finished,
-            "classes": self.task.classes,
-            "seeds": seeds,
-            "recorder": self.recorder.state(),
-        }
-        if self.shared is not None:
-            tensors["shared"], facts["seen"] = self.shared.tensors(), self.shared.seen
-        self.folder.states.save(RunState(strategy.report.round, tensors, facts))
-
-    def _restore(self, state: RunState) -> None:
-        """Go on from where an interrupted run was."""
-        self.adapters.load_state_dict(state.tensors["adapters"])
-        self.finished = int(state.facts["finished"])
-        self.recorder.restore(state.facts["recorder"])
-        self.pool = pool_from_state(state, self.codec)
-        if self.shared is not None:
-            self.shared.load(state.tensors["shared"], state.facts["seen"])
-
-    def _shared_generators(self) -> SharedGenerators | None:
-        if self.config.sharing.name == "local":
-            return None
-        conditions = self.task.targets.conditions()
-        bank = Bank(self.config.generator, self.task.granularity, self.task.classes, self.task.space, conditions)
-        return SharedGenerators(self.config.sharing, bank)
-
-    def _filling(self, phase: Phase) -> Filling | None:
-        fills = phase.mode.trains_adapters and phase.mode.synthesizes and self.config.synthesis.fill
-        return Filling(self.config.synthesis.fill, self.config.seed) if fills else None
-
-    def _check_filling(self) -> None:
-        """Refuse samples of another length than the clips that they are to stand beside."""
-        wanted, length, made = self.config.synthesis.fill, self.task.store.shape[0], self.config.generator.output_length
-        fills = any(self._filling(phase) for phase in plan(self.config.phase_list))
-        require(
-            not fills or made in (None, length),
-            f"synthesis.fill={wanted}: samples of generator.output_length={made} tokens cannot stand beside clips of "
-            f"{length} tokens: set synthesis.fill=0",
-        )
-
-    def evaluate(self, arrays: ArrayRecord, report: RoundReport) -> Scores:
-        """Return the zero-shot scores of the global adapters on the held-out clips, here or on the nodes.
-
-        Nodes that are missing in the round are not waited for once more.
-        """
+    def evaluate(self, arrays: ArrayRecord) -> Scores:
+        """Return the zero-shot scores of the global adapters on the held-out clips, here or on the nodes."""
         if self.test is None:
-            heads = list(self.task.targets.heads)
-            return self._remote().scores(arrays, self.task.classes, heads, report.round, report.lost)
+            return self.federation.scores(arrays, self.task)
         show_step("testing")
         self.adapters.load_state_dict(arrays.to_torch_state_dict())
         return zero_shot(self.adapters, self.test, self.task.targets.heads, self.task.classes)
 
-    def _remote(self) -> RemoteMeasures:
-        settings = {"yaml": to_yaml(self.config), "finished": self.finished}
-        return RemoteMeasures(self.grid, self.members, self.config, settings)
+    def _strategy(self, phase: Phase, done: int) -> SyntheticPooling:
+        """Return the strategy of a phase, as it was after ``done`` of its rounds."""
+        inner = open_strategy(self.config.strategy, self.config.min_nodes)
+        if self.pool is not None and phase.mode.synthesizes:
+            if not done:
+                self.pool = self._new_pool()
+            if self.config.global_training.name != "none":
+                self.pool.learn = partial(train_on_pool, self.task, phase, self.federation.nodes)
+        strategy = SyntheticPooling(
+            inner, phase, self.federation, self.pool if phase.mode.synthesizes else None, self.sharing
+        )
+        if self.state is not None and done:
+            strategy.load(self.state)
+        return strategy
 
-    def train_on_pool(
-        self,
-        phase: Phase,
-        members: dict[int, Member],
-        round_number: int,
-        arrays: ArrayRecord,
-        pool: PooledTokens,
-        replies: dict[int, ArrayRecord],
-    ) -> tuple[ArrayRecord, dict[str, float]]:
-        """Train the aggregated adapters on everyone's synthetic samples, on the server's device.
+    def _new_pool(self) -> SamplePool:
+        return SamplePool(self.task.space.codec, self.config, self.task.device)
 
-        With ``global_training=distil``, the adapters in the nodes' ``replies`` teach. As on the nodes, the rounds of a
-        phase share one learning-rate schedule.
-        """
-        self.adapters.load_state_dict(arrays.to_torch_state_dict())
-        seed = self.task.seed("global", round_number)
-        heads = self.task.targets.heads
-        schedule = Schedule(round_number - phase.offset - 1, phase.rounds)
-        settings, limit = self.config.global_training, self.task.memory.batch_limit()
-        teachers = None
-        if settings.name == "distil":
-            states = {number: reply.to_torch_state_dict() for number, reply in replies.items()}
-            counts = {member.number: member.counts for member in members.values()}
-            teachers = Teachers(self.adapters, states, counts, len(self.task.classes), settings.teacher_weight)
-        options = TrainingOptions(schedule, limit=limit, teachers=teachers)
-        losses, _ = train_adapters(self.adapters, pool, heads, settings, seed, options=options)
-        return ArrayRecord(self.adapters.state_dict()), losses
+    def _shared_generators(self) -> SharedGenerators | None:
+        if self.config.sharing.name == "local":
+            return None
+        task = self.task
+        bank = Bank(
+            self.config.generator, task.granularity, task.classes, task.space, conditions=task.targets.conditions()
+        )
+        return SharedGenerators(self.config.sharing, bank)
 
-    def _load(self) -> int:
+    def _assessment(self) -> Assessment | None:
+        """Return what the last samples are worth, and what was sent gives away."""
+        samples = self.pool.samples if self.pool else {}
+        if self.config.data.on_nodes:
+            phases = plan(self.config.phase_list, self.finished)
+            last = max((phase.last for phase in phases if phase.mode.synthesizes), default=0)
+            counts = {number: len(own) for number, own in samples.items()}
+            return self.federation.assessment(counts, self.task.classes, last)
+        show_step("measuring samples")
+        before, after = self.seen
+        pairs = {n: (before.to_torch_state_dict(), reply.to_torch_state_dict()) for n, reply in after.items()}
+        sent = {
+            number: Sent(own.latents.cpu(), own.labels, [pairs[number]] if number in pairs else [])
+            for number, own in samples.items()
+        }
+        probes = self.config.evaluation.probes if self.config.evaluation.quality else []
+        return assess(self.task, sent, samples, self.recorder.nodes, probes)
+
+    def _note_nodes(self, round_number: int) -> None:
+        """Log which nodes have which clips, and which ones were not let in before a round."""
+        federation = self.federation
+        counts = {node.partition_id: node.counts for node in federation.nodes.values()}
+        if counts != self.counts:
+            self.counts = counts
+            self.recorder.partition(counts)
+        if federation.rejected:
+            self.folder.log_metrics({"round": round_number, "server/refused_nodes": federation.rejected})
+            federation.rejected = {}
+
+    def _save_state(self, strategy: SyntheticPooling, arrays: ArrayRecord) -> None:
+        """Save all that the run needs to go on after this round."""
+        tensors: dict[str, Any] = {"adapters": arrays.to_torch_state_dict()}
+        facts: dict[str, Any] = {"finished": self.finished, "classes": self.task.classes, "seeds": {}}
+        for part in (strategy, self.pool, self.sharing):
+            if part is not None:
+                own_tensors, own_facts = part.state()
+                tensors |= own_tensors
+                facts |= own_facts
+        facts["recorder"] = self.recorder.state()
+        self.folder.states.save(RunState(self.federation.report.round, tensors, facts))
+
+    def _load_state(self, state: RunState) -> None:
+        """Go on from the state of an interrupted run."""
+        self.adapters.load_state_dict(state.tensors["adapters"])
+        self.finished = int(state.facts["finished"])
+        self.recorder.load(state.facts["recorder"])
+        for part in (self.pool, self.sharing):
+            if part is not None:
+                part.load(state)
+
+    def _load_earlier(self) -> int:
+        """Take over the adapters of ``checkpoint.load``, and return the number of rounds behind them."""
         chosen = self.config.checkpoint
-        folder = RunFolder(Path(str(chosen.load)))
-        weights, finished = folder.load_adapters(self.task.identity(), chosen.check)
-        expected = {name: tuple(value.shape) for name, value in self.adapters.state_dict().items()}
-        found = {name: tuple(value.shape) for name, value in weights.items()}
-        differ = [
-            f"{name} is {found.get(name, 'missing')}, this run has {expected.get(name, 'no such weights')}"
-            for name in sorted(set(found) | set(expected))
-            if found.get(name) != expected.get(name)
-        ]
-        if differ:
-            raise CheckpointError(f"checkpoint.load={chosen.load}: the adapters do not fit: {'; '.join(differ)}")
+        weights, finished = RunFolder(Path(str(chosen.load))).load_adapters(self.task.identity(), chosen.check)
+        try:
+            check_tensors(weights, {name: value.shape for name, value in self.adapters.state_dict().items()})
+        except DataError as error:
+            raise CheckpointError(f"checkpoint.load={chosen.load}: the adapters do not fit: {error}") from error
         self.adapters.load_state_dict(weights)
         return finished
+
+
+def check_lengths(task: Task) -> None:
+    """Refuse samples of another length than the clips that nodes train on beside them."""
+    fill, made, length = task.config.synthesis.fill, task.config.generator.output_length, task.store.shape[0]
+    modes = [phase.mode for phase in plan(task.config.phase_list)]
+    fills = fill and any(mode.trains_adapters and mode.synthesizes for mode in modes)
+    require(
+        not fills or made in (None, length),
+        f"synthesis.fill={fill}: samples of generator.output_length={made} tokens cannot stand beside clips of "
+        f"{length} tokens: set synthesis.fill=0",
+    )

@@ -1,269 +1,191 @@
-"""A strategy around any of Flower's: it aggregates adapters, this one pools synthetic samples and trains on them."""
+"""A strategy around any of Flower's: the inner one averages adapters, this one trains the average on samples."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Strategy
 
 from fedgen.config.phases import Generators, Phase
-from fedgen.config.strategy import StrategyConfig
 from fedgen.data.progress import show_step
-from fedgen.errors import AggregationError, PayloadError
+from fedgen.errors import AggregationError
 from fedgen.messages.checks import (
-    Member,
-    change,
-    check_records,
-    check_training,
-    excessive,
+    TrainingReply,
     keep_shared_metrics,
     message_bytes,
-    read_losses,
-    read_spent,
+    norm_outliers,
+    read_training,
 )
-from fedgen.messages.samples import samples_from_record
-from fedgen.models.codec import Codec
 from fedgen.models.generators.bank import generator_loss
-from fedgen.models.samples import PooledTokens, SyntheticTokens
-from fedgen.report.recorder import REFUSED, RoundReport
-from fedgen.server.aggregation import set_start
-from fedgen.server.federation import ExchangeRound
-from fedgen.server.grid import RoundGrid
-from fedgen.server.pool import Filling
-from fedgen.server.secure import SecureGrid
+from fedgen.runs.folder import RunState
+from fedgen.server.aggregation import load_strategy_state, set_start, strategy_state
+from fedgen.server.federation import Failure, Federation
+from fedgen.server.pool import SamplePool
 from fedgen.server.sharing import SharedGenerators
 
 logger = logging.getLogger(__name__)
 
-Losses = dict[str, float]
-TrainOnPool = Callable[[int, ArrayRecord, PooledTokens, dict[int, ArrayRecord]], tuple[ArrayRecord, Losses]]
-
 
 class SyntheticPooling(Strategy):
-    """Wrap a Flower strategy; after it has aggregated the adapters, pool the nodes' samples and train on the pool.
+    """Wrap a Flower strategy; after it has averaged the adapters, train them on the pool of synthetic samples.
 
-    The samples travel in an exchange of their own (``query.synthesize``), and so do generators that nodes share, so
-    that the training replies stay as every Flower strategy and privacy wrapper expects them.
+    Samples and shared generators travel in messages of their own, so that the replies to ``train`` stay as every Flower
+    strategy and privacy wrapper expects them.
 
     Parameters
     ----------
-    strategy : Strategy
-        Aggregates the adapters.
+    inner : Strategy
+        Averages the adapters.
     phase : Phase
         What the rounds of this strategy do.
-    members : dict[int, Member]
-        The federation by Flower's node id.
-    min_nodes : int
-        Good replies that a round needs.
-    timeout : float
-        Seconds that each exchange waits.
-    codec : Codec, optional
-        The public one, in which samples are; needed where the phase has any.
-    samples_limit : int
-        Most samples that are taken from a node in a round.
-    samples_seed : Callable[[int], int]
-        Seed of the residual noise in decoding, by the round.
-    train_on_pool : Callable
-        ``(round, arrays, pool, teachers) -> (arrays, losses)``, ``teachers`` being each node's adapters by number;
-        None leaves the aggregated adapters as they are.
-    settings : dict
-        What every message of the phase carries, such as the configuration.
-    device : str
-        Where samples are decoded.
-    shared : SharedGenerators, optional
+    federation : Federation
+        The nodes; it counts the rounds.
+    pool : SamplePool, optional
+        Needed where the phase makes samples.
+    sharing : SharedGenerators, optional
         Generators that nodes share; by default each node has its own.
-    filling : Filling, optional
-        Hands nodes each other's samples before they train; by default they train on their clips alone.
-    done : int
-        Rounds of the phase that were finished before, by an interrupted run.
-    admit : Callable, optional
-        Called with the number of each round before it: nodes that have come meanwhile are then among ``members``.
-    rules : StrategyConfig, optional
-        How many nodes a round asks, and what is refused.
-    seed : int
-        Which nodes a round asks.
+
+    Attributes
+    ----------
+    sent : ArrayRecord
+        The adapters that the round started from.
+    received : dict[int, ArrayRecord]
+        The adapters in the replies, by partition id; empty where no adapters leave the nodes.
     """
 
     def __init__(
         self,
-        strategy: Strategy,
+        inner: Strategy,
         phase: Phase,
-        members: dict[int, Member],
-        min_nodes: int,
-        timeout: float,
-        codec: Codec | None,
-        samples_limit: int,
-        samples_seed: Callable[[int], int],
-        train_on_pool: TrainOnPool | None,
-        settings: dict[str, Any],
-        device: str = "cpu",
-        shared: SharedGenerators | None = None,
-        filling: Filling | None = None,
-        done: int = 0,
-        admit: Callable[[int], None] | None = None,
-        rules: StrategyConfig | None = None,
-        seed: int = 0,
+        federation: Federation,
+        pool: SamplePool | None = None,
+        sharing: SharedGenerators | None = None,
     ) -> None:
-        self.strategy, self.phase, self.members, self.settings = strategy, phase, members, settings
-        self.min_nodes, self.timeout, self.codec, self.device = min_nodes, timeout, codec, device
-        self.samples_limit, self.samples_seed, self.train_on_pool = samples_limit, samples_seed, train_on_pool
-        self.shared, self.done = shared, done
-        self.filling, self.admit, self.rules, self.seed = filling, admit, rules or StrategyConfig(), seed
-        self.seen: tuple[ArrayRecord, dict[int, ArrayRecord]] | None = None  # adapters of the last round, and replies
-        self.pool: dict[int, SyntheticTokens] = {}  # the latest samples of nodes, by number; the oldest come first
-        self.report = RoundReport(phase.offset + done)
+        self.inner, self.phase, self.federation, self.pool, self.sharing = inner, phase, federation, pool, sharing
+        self.sent, self.received = ArrayRecord(), dict[int, ArrayRecord]()
+        self._started = time.monotonic()
 
     @property
     def averages(self) -> bool:
         """Whether adapters come from the nodes."""
-        return self.phase.mode.trains_adapters and self.rules.send == "all"
+        return self.phase.mode.trains_adapters and self.federation.config.strategy.send == "all"
 
     def summary(self) -> None:
         """Log the settings of the wrapped strategy."""
-        logger.debug("%s around %s", type(self).__name__, type(self.strategy).__name__)
-
-    def start(self, grid: Grid, *args: Any, **options: Any) -> Result:
-        """Run the rounds as Flower does, with replies that come one by one."""
-        secure, rounds = self.rules.secure, RoundGrid(grid)
-        if secure.used and self.averages:
-            rounds = SecureGrid(grid, secure, self.members, equal=self.rules.dp != "none")
-        return super().start(rounds, *args, **options)
+        logger.debug("%s around %s", type(self).__name__, type(self.inner).__name__)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Let the wrapped strategy address the nodes of this round; note what was sent to whom.
+        """Begin a round, send nodes each other's samples, and let the inner strategy address the nodes.
 
         Raises
         ------
         AggregationError
-            Fewer than ``min_nodes`` nodes are connected.
+            Fewer than ``strategy.min_nodes`` nodes are connected, or have taken the samples.
         """
-        self._arrays, self._started = arrays, time.monotonic()
-        self.report = RoundReport(self.phase.offset + self.done + server_round)
-        if self.admit is not None:
-            self.admit(self.report.round)
-        grid = grid if isinstance(grid, RoundGrid) else RoundGrid(grid)
-        self._round = ExchangeRound(grid, self.members, self.report, self.rules, self.min_nodes, self.timeout)
-        self._round.choose(self.seed)
-        config.update({**self.settings, "round": self.report.round})
-        self._round.config = config
-        set_start(self.strategy, arrays)
-        fills = self.filling is not None and bool(self.pool)
-        config["filled"] = int(fills)
-        messages = list(self.strategy.configure_train(self.done + server_round, arrays, config, grid))
-        if self.filling is not None and fills:
-            self.filling.give(self._round.ask, self._round.left(), self.pool, self.report.round, self.min_nodes)
-        left = self._round.left()
-        ready = [message for message in messages if message.metadata.dst_node_id in left]
-        self.report.bytes_sent += sum(message_bytes(message) for message in ready)
+        self.sent, self._started, federation = arrays, time.monotonic(), self.federation
+        federation.begin_round(self.phase)
+        config.update(federation.instruction.to_record())
+        if self.pool is not None and self.pool.shares(self.phase):
+            config["filled"] = True
+            self.pool.share(federation)
+        set_start(self.inner, arrays)
+        messages = list(self.inner.configure_train(self._place, arrays, config, federation.grid))
+        active = federation.active
+        ready = [message for message in messages if message.metadata.dst_node_id in active]
+        federation.report.bytes_sent += sum(message_bytes(message) for message in ready)
         return ready
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check the replies, aggregate them, and train the result on the pool where the phase says so.
+        """Check the replies, average their adapters, and train the average on the pool where the phase says so.
 
         Raises
         ------
         AggregationError
-            If fewer than ``min_nodes`` good replies came; names who is missing, and why.
+            If fewer than ``strategy.min_nodes`` good replies came; names the nodes that are missing, and why.
         """
-        wanted = self._arrays if self.averages else ArrayRecord()
-        changes: dict[int, float] = {}
-
-        def check(member: Member, reply: Message) -> None:
-            check_records(reply, arrays=1, metrics=1)
-            check_training(member, reply, wanted)
-            changes[member.number] = change(reply, wanted)
-
-        good = self._round.collect(replies, self._round.left(), check)
-        # where changes are clipped, a long one does no harm, and the noise counts on every node
-        if self.rules.max_change is not None and self.rules.dp == "none":
-            for number, why in excessive(changes, wanted, self.rules.max_change).items():
-                del good[number]
-                self._round.lose(number, f"{REFUSED}{why}")
-        self._round.demand(len(good))
-        for number, reply in good.items():
-            metrics = next(iter(reply.content.metric_records.values()))
-            self.report.metrics[number] = {key: float(value) for key, value in metrics.items()}  # type: ignore[arg-type]
-            if wanted:
-                self.report.metrics[number]["change"] = changes[number]
-            self.report.generators[number] = read_losses(reply)
-            if spent := read_spent(reply):
-                self.report.spent[number] = spent
-        self.report.answered = list(good)
-        # before they are aggregated: some strategies take the arrays out of the replies
-        teachers = {n: ArrayRecord(dict(next(iter(r.content.array_records.values())))) for n, r in good.items()}
-        if wanted:
-            self.seen = self._arrays, teachers
-        arrays, metrics_record = self._aggregate(self.done + server_round, list(good.values()))
-        if self.shared is not None and self.phase.mode.generators is Generators.TRAIN:
-            self.report.generators |= self.shared.round(self._round.ask, self._round.left(), self.min_nodes)
-            for number in self.report.metrics:
-                self.report.metrics[number] |= generator_loss(self.report.generators[number])
-        if self.phase.mode.synthesizes:
-            arrays = self._learn_from_pool(arrays, teachers)
-        self.report.seconds = time.monotonic() - self._started
-        return arrays, metrics_record
+        good = self._checked(replies)
+        # before the inner strategy: some take the arrays out of the replies
+        self.received = {n: ArrayRecord(dict(r.message.content["arrays"])) for n, r in good.items() if self.averages}
+        arrays, metrics = self._averaged([reply.message for reply in good.values()])
+        if self.sharing is not None and self.phase.mode.generators is Generators.TRAIN:
+            self._note_losses(self.sharing.round(self.federation))
+        if self.pool is not None:
+            arrays = self.pool.train(self.federation, arrays, self.received)
+        self.federation.report.seconds = time.monotonic() - self._started
+        return arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Leave it to the wrapped strategy."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+        """Leave it to the inner strategy."""
+        return self.inner.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Leave it to the wrapped strategy."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
+        """Leave it to the inner strategy."""
+        return self.inner.aggregate_evaluate(server_round, replies)
 
-    def _aggregate(self, number: int, replies: list[Message]) -> tuple[ArrayRecord, MetricRecord | None]:
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the tensors that the inner strategy keeps between rounds."""
+        return {"strategy": strategy_state(self.inner)}, {}
+
+    def load(self, state: RunState) -> None:
+        """Go on from what `state` returned."""
+        load_strategy_state(self.inner, state.tensors.get("strategy", {}))
+
+    @property
+    def _place(self) -> int:
+        """The round's number in its phase, from 1; Flower's own starts anew in a resumed run."""
+        return self.federation.report.round - self.phase.offset
+
+    def _checked(self, replies: Iterable[Message]) -> dict[int, TrainingReply]:
+        """Return the good replies by partition id, and note what they report."""
+        federation, sent = self.federation, self.sent if self.averages else ArrayRecord()
+        rules, report = federation.config.strategy, federation.report
+        good = federation.collect(replies, federation.active, lambda node, reply: read_training(node, reply, sent))
+        # where changes are clipped, a long one does no harm, and the noise counts on every node
+        if rules.max_change is not None and rules.dp == "none":
+            norms = {number: reply.norm for number, reply in good.items()}
+            for number, why in norm_outliers(norms, sent, rules.max_change).items():
+                del good[number]
+                federation.fail(number, Failure("refused", why))
+        federation.require(len(good))
+        report.answered = list(good)
+        for number, reply in good.items():
+            report.metrics[number] = {**reply.metrics, **({"change": reply.norm} if self.averages else {})}
+            report.generators[number] = reply.losses
+            if reply.spent:
+                report.spent[number] = reply.spent
+        return good
+
+    def _averaged(self, replies: list[Message]) -> tuple[ArrayRecord, MetricRecord | None]:
         if not self.averages:
-            return self._arrays, None
+            return self.sent, None
         show_step("averaging")
         keep_shared_metrics(replies)
-        if self.rules.dp != "none":  # whose noise is for nodes that weigh the same
+        if self.federation.config.strategy.dp != "none":  # whose noise is for nodes that weigh the same
             for reply in replies:
-                next(iter(reply.content.metric_records.values()))["num-examples"] = 1
-        arrays, metrics = self.strategy.aggregate_train(number, replies)
-        if arrays is None or set(arrays) != set(self._arrays):
-            raise AggregationError(f"round {self.report.round}: {type(self.strategy).__name__} returned no adapters")
-        types = {name: array.dtype for name, array in self._arrays.items()}  # FedAdam's moments make float64 of float32
+                reply.content.metric_records["metrics"]["num-examples"] = 1
+        arrays, metrics = self.inner.aggregate_train(self._place, replies)
+        if arrays is None or set(arrays) != set(self.sent):
+            name = type(self.inner).__name__
+            raise AggregationError(f"round {self.federation.report.round}: {name} returned no adapters")
+        types = {name: array.dtype for name, array in self.sent.items()}  # FedAdam makes float64 of float32
         return ArrayRecord(
             {n: Array(array.numpy().astype(types[n], copy=False)) for n, array in arrays.items()}
         ), metrics
 
-    def _learn_from_pool(self, arrays: ArrayRecord, teachers: dict[int, ArrayRecord]) -> ArrayRecord:
-        self._fresh: dict[int, SyntheticTokens] = {}
-        asked = self._round.left()
-        self._round.ask(dict.fromkeys(asked, RecordDict()), "query.synthesize", self._take_samples, self.min_nodes)
-        for number in sorted(self._fresh):
-            self.pool.pop(number, None)
-            self.pool[number] = self._fresh[number]
-        for number in list(self.pool)[: -max(self.rules.pool_nodes, len(asked))]:
-            del self.pool[number]
-        # the noise of each part starts anew, so that samples of a node that is missing are decoded as after a restart
-        pool = PooledTokens([self.pool[number].to(self.device) for number in sorted(self.pool)])
-        self.report.samples = pool.counts()
-        if self.train_on_pool is None:
-            return arrays
-        show_step("training on the server")
-        arrays, self.report.global_losses = self.train_on_pool(self.report.round, arrays, pool, teachers)
-        return arrays
-
-    def _take_samples(self, member: Member, reply: Message) -> None:
-        """Validate a node's samples and keep them for the pool; the reply is empty then."""
-        check_records(reply, arrays=1, metrics=0)
-        records = list(reply.content.array_records.values())
-        assert self.codec is not None
-        classes, seed = member.counts.keys(), self.samples_seed(self.report.round) + member.number
-        samples = samples_from_record(records[0], self.codec, classes, self.samples_limit, seed, self.device)
-        if not 1 <= len(samples) <= self.samples_limit:
-            raise PayloadError(f"{len(samples)} samples, expected 1 to synthesis.max_samples={self.samples_limit}")
-        self._fresh[member.number], reply.content = samples, RecordDict()
-        self.report.statistics[member.number] = samples.statistics()
+    def _note_losses(self, losses: dict[int, Any]) -> None:
+        """Note the losses of shared generators, by partition id."""
+        report = self.federation.report
+        report.generators |= losses
+        for number, metrics in report.metrics.items():
+            metrics |= generator_loss(report.generators[number])

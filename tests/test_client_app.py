@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
-from fedgen.client_app import Order, app, node_home
+from fedgen.client_app import app
 from fedgen.config.compose import to_yaml
+from fedgen.config.phases import plan
 from fedgen.config.settings import Config
+from fedgen.messages.instruction import Instruction
 from fedgen.messages.samples import SAMPLES
 from fedgen.models.generators.bank import generator_loss
+from fedgen.node.settings import node_home
 from fedgen.runtimes.local import LocalGrid
 from fedgen.task import Task
 
@@ -26,8 +29,8 @@ def ask(task: Task, tiny: Callable[..., Config], tmp_path: Path) -> Ask:
 
     def send(kind: str, *overrides: str, arrays: ArrayRecord | None = None, node: int = 0, **facts: Any) -> Message:
         config = replace(tiny(*overrides), data=task.config.data, run_dir=str(tmp_path))
-        settings = {"yaml": to_yaml(config), "phase": 0, "finished": 0, "round": 1}
-        content = RecordDict({"config": ConfigRecord({**settings, **facts.pop("settings", {})})})
+        instruction = Instruction(to_yaml(config), mode=config.mode, rounds=config.rounds, round=1)
+        content = RecordDict({"config": instruction.to_record()})
         for name, record in facts.pop("records", {}).items():
             content[name] = record
         if arrays is not None:
@@ -68,8 +71,8 @@ def test_frozen_adapters_are_not_sent_back(ask: Ask, task: Task) -> None:
 
 def test_description(ask: Ask, task: Task) -> None:
     facts = json.loads(str(ask("query.describe", node=2).content["facts"]["json"]))
-    assert (facts["number"], facts["classes"]) == (2, task.classes)
-    assert facts["counts"] == [[4, 4], [5, 4]]
+    assert (facts["partition_id"], facts["classes"]) == (2, task.classes)
+    assert facts["counts"] == {"4": 4, "5": 4}
     assert tuple(facts["shape"]) == task.store.shape
 
 
@@ -93,7 +96,7 @@ def test_samples(ask: Ask, task: Task) -> None:
 
 def test_the_store_of_the_node_configuration(ask: Ask, task: Task, tmp_path: Path) -> None:
     facts = json.loads(str(ask("query.describe", store=str(task.store.path)).content["facts"]["json"]))
-    assert sum(count for _, count in facts["counts"]) == 24
+    assert sum(facts["counts"].values()) == 24
     assert "nowhere" in str(ask("query.describe", store=str(tmp_path / "nowhere")).error.reason)
 
 
@@ -102,7 +105,7 @@ def test_the_state_folder_of_the_node_configuration(ask: Ask, task: Task, tmp_pa
     name = "state/node0/optimizer/round_1.safetensors"
     assert (tmp_path / "state" / tmp_path.name / name).is_file()
     assert not (tmp_path / name).exists()
-    assert node_home("/runs/a", Context(1, 1, {}, RecordDict(), {})) == Path("/runs/a")
+    assert node_home("/runs/a", {}) == Path("/runs/a")
 
 
 def test_a_node_configuration_of_its_own(ask: Ask) -> None:
@@ -110,7 +113,7 @@ def test_a_node_configuration_of_its_own(ask: Ask) -> None:
     said = json.loads(str(ask("query.describe", "mode=combined", **facts).content["facts"]["json"]))
     assert (said["granularity"], said["slots"]) == ("per_group", {"pets": ["dog"], "herd": ["cow"]})
     said = json.loads(str(ask("query.describe", classes="cow").content["facts"]["json"]))
-    assert said["counts"] == [[1, 4]]
+    assert said["counts"] == {"1": 4}
     assert "groups='{pets}' must be JSON" in str(ask("query.describe", groups="{pets}").error.reason)
     assert "granularity" in str(ask("query.describe", granularity="per_clas").error.reason)
 
@@ -122,12 +125,14 @@ def test_the_device_of_the_node_configuration(ask: Ask, monkeypatch: pytest.Monk
     assert "device='gpu' is not one of" in str(ask("query.describe", device="gpu").error.reason)
 
 
-def test_orders(tiny: Callable[..., Config]) -> None:
+def test_instructions(tiny: Callable[..., Config]) -> None:
     config = tiny("phases=[{mode: train_generators, rounds: 2}, {mode: generate, rounds: 3}]")
-    values = {"yaml": to_yaml(config), "phase": 1, "finished": 4, "round": 7, "proximal-mu": 0.5}
-    order = Order.read(Message(RecordDict({"config": ConfigRecord(values)}), 5, "train"))
-    assert (order.config, order.round, order.proximal_mu) == (config, 7, 0.5)
-    assert (order.phase.mode.name, order.phase.offset, order.phase.rounds) == ("generate", 6, 3)
+    sent = Instruction(to_yaml(config), finished=4, mode="generate", rounds=3, offset=6, round=7, rejoined=[2])
+    record = sent.to_record()
+    record["proximal-mu"] = 0.5  # as FedProx does
+    read = Instruction.of(Message(RecordDict({"config": record}), 5, "train"))
+    assert read == replace(sent, proximal_mu=0.5, codec=[])
+    assert (read.config, read.phase) == (config, plan(config.phase_list, finished=4)[1])
 
 
 def test_the_generator_loss_is_the_mean_of_the_last_epochs() -> None:

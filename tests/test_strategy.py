@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,22 +16,27 @@ from flwr.serverapp import strategy as flower
 from spaces import toy_space
 
 from fedgen.config.compose import load_config
-from fedgen.config.phases import PhaseSettings, plan
+from fedgen.config.phases import plan
+from fedgen.config.settings import Config, SynthesisConfig
 from fedgen.config.strategy import StrategyConfig
+from fedgen.data.partition import PartitionSettings
 from fedgen.errors import AggregationError, ConfigError
-from fedgen.messages.checks import Member
+from fedgen.messages.checks import NodeInfo
 from fedgen.messages.samples import samples_from_record, samples_to_record
 from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.settings import CodecSettings
 from fedgen.runtimes.local import LocalGrid
 from fedgen.server.aggregation import STRATEGY_CLASSES, open_strategy
-from fedgen.server.grid import drawn
+from fedgen.server.federation import Federation
+from fedgen.server.grid import sample_nodes
+from fedgen.server.pool import SamplePool
 from fedgen.strategy import SyntheticPooling
 
 SHAPE = (9, 8)
 START = {"w": np.linspace(0, 1, 4, dtype=np.float32), "b": np.zeros((2, 3), np.float32)}
-MEMBERS = {1001 + i: Member(i, {2 * i: 5, 2 * i + 1: 5}) for i in range(3)}
+NODES = {1001 + i: NodeInfo(i, {2 * i: 5, 2 * i + 1: 5}) for i in range(3)}
+RUN = Config(partition=PartitionSettings(nodes=3))
 
 Change = Callable[[RecordDict, int], RecordDict | None]
 
@@ -89,22 +95,17 @@ def run(
     limit: int = 100,
     grid: type[LocalGrid] = LocalGrid,
 ) -> tuple[ArrayRecord, SyntheticPooling]:
-    (phase,) = plan([PhaseSettings(mode, rounds)])
-    pooling = SyntheticPooling(
-        strategy=open_strategy(strategy or StrategyConfig(), min_nodes),
-        phase=phase,
-        members=MEMBERS,
-        min_nodes=min_nodes,
-        timeout=60.0,
-        codec=codec(),
-        samples_limit=limit,
-        samples_seed=lambda round_number: round_number,
-        train_on_pool=train_on_pool,
-        settings={"yaml": "seed: 0"},
-        rules=strategy,
+    rules = replace(strategy or StrategyConfig(), min_nodes=min_nodes)
+    config = replace(
+        RUN, mode=mode, rounds=rounds, strategy=rules, synthesis=SynthesisConfig(fill=0, max_samples=limit)
     )
+    federation = Federation(grid(app, 3, {}), config)
+    federation.nodes = dict(NODES)
+    (phase,) = plan(config.phase_list)
+    pool = SamplePool(codec(), config, learn=train_on_pool) if phase.mode.synthesizes else None
+    pooling = SyntheticPooling(open_strategy(rules, min_nodes), phase, federation, pool)
     start = ArrayRecord({name: Array(value) for name, value in START.items()})
-    result = pooling.start(grid(app, 3, {}), start, num_rounds=rounds)
+    result = pooling.start(federation.grid, start, num_rounds=rounds)
     return result.arrays, pooling
 
 
@@ -113,9 +114,9 @@ def test_every_strategy_aggregates_all_nodes_in_round_1(name: str) -> None:
     settings = load_config([f"strategy={name}"]).strategy
     asked: list[Any] = []
     arrays, pooling = run(toy_nodes(asked=asked), settings)
-    assert isinstance(pooling.strategy, STRATEGY_CLASSES[name])
+    assert isinstance(pooling.inner, STRATEGY_CLASSES[name])
     assert sorted(node for kind, node, _ in asked if kind == "train") == [0, 1, 2]
-    assert pooling.report.answered == [0, 1, 2]
+    assert pooling.federation.report.answered == [0, 1, 2]
     assert set(arrays) == set(START)
     for key, array in arrays.items():
         assert array.numpy().dtype == np.float32
@@ -152,7 +153,7 @@ def test_robust_strategies_stay_nearer_to_the_honest_average_than_fedavg(name: s
     honest, errors = START["w"] + np.float32(2), {}  # the mean of the other two
     for chosen in ("fedavg", name):
         arrays, pooling = run(toy_nodes(poison), load_config([f"strategy={chosen}"]).strategy)
-        assert pooling.report.lost == {}
+        assert pooling.federation.report.lost == {}
         errors[chosen] = float(np.abs(arrays["w"].numpy() - honest).max())
     assert errors[name] < 0.5 * errors["fedavg"]
 
@@ -168,7 +169,7 @@ def test_the_nodes_adapters_can_teach_after_they_were_aggregated(name: str) -> N
         return arrays, {"loss": 1.0}
 
     _, pooling = run(toy_nodes(), load_config([f"strategy={name}"]).strategy, mode="combined", train_on_pool=learn)
-    assert pooling.report.global_losses == {"loss": 1.0}
+    assert pooling.federation.report.global_losses == {"loss": 1.0}
 
 
 def test_the_average_is_weighted_by_clips() -> None:
@@ -198,7 +199,7 @@ def test_every_message_carries_the_round_and_the_settings() -> None:
     kinds = ["train"] * 3 + ["query.synthesize"] * 3
     assert [kind for kind, _, _ in asked] == kinds * 2
     assert [config["round"] for _, _, config in asked] == [1] * 6 + [2] * 6
-    assert {config["yaml"] for _, _, config in asked} == {"seed: 0"}
+    assert len({config["yaml"] for _, _, config in asked}) == 1
 
 
 def test_samples_are_pooled_over_nodes_and_learned_from() -> None:
@@ -213,10 +214,10 @@ def test_samples_are_pooled_over_nodes_and_learned_from() -> None:
         return ArrayRecord({n: Array(a.numpy() + np.float32(5)) for n, a in arrays.items()}), {"loss": 0.5}
 
     arrays, pooling = run(toy_nodes(), mode="combined", train_on_pool=learn)
-    assert pools[0].counts() == pooling.report.samples == dict.fromkeys(range(6), 3)
+    assert pools[0].counts() == pooling.federation.report.samples == dict.fromkeys(range(6), 3)
     assert pools[0].batch(torch.arange(4)).shape == (4, *SHAPE)
     np.testing.assert_allclose(arrays["b"].numpy(), 7.0)
-    assert pooling.report.global_losses == {"loss": 0.5}
+    assert pooling.federation.report.global_losses == {"loss": 0.5}
 
 
 @pytest.mark.parametrize("mode", ["federate", "train_generators"])
@@ -229,7 +230,7 @@ def test_modes_without_samples_do_not_ask_for_them(mode: str) -> None:
 def test_without_global_training_the_samples_are_pooled_only() -> None:
     arrays, pooling = run(toy_nodes(), mode="combined")
     np.testing.assert_allclose(arrays["b"].numpy(), 2.0)
-    assert sum(pooling.report.samples.values()) == 18
+    assert sum(pooling.federation.report.samples.values()) == 18
 
 
 def test_frozen_adapters_stay_as_they_are() -> None:
@@ -238,7 +239,7 @@ def test_frozen_adapters_stay_as_they_are() -> None:
 
     arrays, pooling = run(toy_nodes(none), mode="generators_only")
     assert {name: array.numpy().tolist() for name, array in arrays.items()} == {k: v.tolist() for k, v in START.items()}
-    assert pooling.report.answered == [0, 1, 2]
+    assert pooling.federation.report.answered == [0, 1, 2]
 
 
 def test_bytes_are_those_of_the_records() -> None:
@@ -248,10 +249,11 @@ def test_bytes_are_those_of_the_records() -> None:
         seen.append(sum(record.count_bytes() for record in content.values()))
 
     _, pooling = run(toy_nodes(size, size), mode="combined")
-    assert pooling.report.bytes_received == sum(seen)
+    assert pooling.federation.report.bytes_received == sum(seen)
     weights = sum(value.nbytes for value in START.values())
-    assert 3 * weights < pooling.report.bytes_sent < 3 * weights + 6 * 500
-    assert pooling.report.seconds > 0
+    header = len(pooling.federation.instruction.yaml)
+    assert 0 < pooling.federation.report.bytes_sent - 3 * weights - 6 * header < 6 * 500
+    assert pooling.federation.report.seconds > 0
 
 
 # What a node may send in place of its reply. Each must be refused by name, and the round must go on without it.
@@ -301,7 +303,7 @@ BAD_TRAINING = {
     "not finite": (put("arrays", "w", Array(NAN)), r"w has 2 values that are NaN or infinite"),
     "unknown array": (put("arrays", "extra", Array(np.zeros(1, np.float32))), r"other arrays.*'extra'"),
     "missing array": (drop("arrays", "b"), r"other arrays.*'b'"),
-    "two records": (add_record("more", ArrayRecord()), r"2 ArrayRecords, . MetricRecords.*expected 1"),
+    "two records": (add_record("more", ArrayRecord()), r"records .*more: ArrayRecord"),
     "no clips": (drop("metrics", "num-examples"), r"num-examples"),
     "negative weight": (put("metrics", "num-examples", -5), r"num-examples.*-5"),
     "weight that is no number": (put("metrics", "num-examples", float("nan")), r"num-examples.*nan"),
@@ -324,10 +326,10 @@ def test_bad_training_replies_are_refused_and_the_round_goes_on(case: str) -> No
     change, words = BAD_TRAINING[case]
     liar = toy_nodes(lambda content, node: change(content, node) if node == 1 else None)
     arrays, pooling = run(liar, min_nodes=2)
-    assert list(pooling.report.lost) == [1]
+    assert list(pooling.federation.report.lost) == [1]
     with pytest.raises(AggregationError, match=rf"round 1: 2 good replies.*min_nodes=3.*node 1: refused: .*{words}"):
         run(liar)
-    assert pooling.report.answered == [0, 2]
+    assert pooling.federation.report.answered == [0, 2]
     np.testing.assert_allclose(arrays["b"].numpy(), 2.0)  # the mean of 1 and 3
     assert arrays["b"].numpy().dtype == np.float32
 
@@ -338,7 +340,7 @@ def test_metrics_that_others_do_not_have_do_not_stop_the_round() -> None:
             content["metrics"]["surprise"] = 1.0
 
     _, pooling = run(toy_nodes(extra), min_nodes=2)
-    assert set(pooling.report.answered) >= {0, 2}
+    assert set(pooling.federation.report.answered) >= {0, 2}
 
 
 def latents(change: Callable[[np.ndarray], np.ndarray], name: str = "latents") -> Change:
@@ -366,7 +368,7 @@ BAD_SAMPLES = {
     "a codec": (put("samples", "codec.mean", Array(np.zeros(20, np.float32))), r"unexpected arrays \['codec\.mean'\]"),
     "unknown array": (put("samples", "extra", Array(np.zeros(1))), r"unexpected arrays \['extra'\]"),
     "missing array": (drop("samples", "counts"), r"missing arrays \['counts'\]"),
-    "two records": (add_record("more", ArrayRecord()), r"2 ArrayRecords, . MetricRecords.*expected 1"),
+    "two records": (add_record("more", ArrayRecord()), r"records .*more: ArrayRecord"),
     "garbage": (put("samples", "latents", raw(b"PK\x03\x04")), r"latents is not a NumPy array"),
     "header of a giant": (
         put("samples", "latents", raw(header("(99999999, 6)", "|i1"))),
@@ -380,8 +382,8 @@ def test_bad_samples_are_refused_and_the_round_goes_on(case: str) -> None:
     change, words = BAD_SAMPLES[case]
     liar = toy_nodes(synthesize=lambda content, node: change(content, node) if node == 1 else None)
     _, pooling = run(liar, mode="combined", min_nodes=2)
-    assert list(pooling.report.lost) == [1]
-    assert set(pooling.report.samples) == {0, 1, 4, 5}
+    assert list(pooling.federation.report.lost) == [1]
+    assert set(pooling.federation.report.samples) == {0, 1, 4, 5}
     with pytest.raises(AggregationError, match=rf"round 1: 2 good replies.*node 1: refused: .*{words}"):
         run(liar, mode="combined")
 
@@ -393,10 +395,10 @@ def test_too_many_samples_are_refused() -> None:
         return RecordDict({"samples": samples_to_record(samples(node, 8))}) if node == 1 else None
 
     _, pooling = run(toy_nodes(synthesize=flood), mode="combined", min_nodes=2, limit=15)
-    assert set(pooling.report.samples) == {0, 1, 4, 5}
-    assert "16 samples" in pooling.report.lost[1]
+    assert set(pooling.federation.report.samples) == {0, 1, 4, 5}
+    assert "16 samples" in pooling.federation.report.lost[1]
     _, pooling = run(toy_nodes(synthesize=flood), mode="combined", min_nodes=2, limit=16)
-    assert sum(pooling.report.samples.values()) == 6 + 16 + 6
+    assert sum(pooling.federation.report.samples.values()) == 6 + 16 + 6
 
 
 def test_no_samples_at_all_are_refused() -> None:
@@ -404,7 +406,7 @@ def test_no_samples_at_all_are_refused() -> None:
         return RecordDict({"samples": samples_to_record(samples(node, 0))}) if node == 1 else None
 
     _, pooling = run(toy_nodes(synthesize=nothing), mode="combined", min_nodes=2)
-    assert "0 samples" in pooling.report.lost[1]
+    assert "0 samples" in pooling.federation.report.lost[1]
 
 
 def crash(content: RecordDict, node: int) -> None:
@@ -418,7 +420,7 @@ def crash_all(content: RecordDict, node: int) -> None:
 
 def test_a_node_that_fails_is_missing_and_named() -> None:
     arrays, pooling = run(toy_nodes(crash), min_nodes=2)
-    assert pooling.report.lost == {1: "RuntimeError: disk full"}
+    assert pooling.federation.report.lost == {1: "RuntimeError: disk full"}
     np.testing.assert_allclose(arrays["b"].numpy(), 2.0)
     with pytest.raises(
         AggregationError, match=r"round 1: 2 good replies.*min_nodes=3.*node 1: RuntimeError: disk full"
@@ -428,7 +430,7 @@ def test_a_node_that_fails_is_missing_and_named() -> None:
 
 def test_a_node_that_fails_in_the_exchange_of_samples() -> None:
     _, pooling = run(toy_nodes(synthesize=crash), mode="combined", min_nodes=2)
-    assert pooling.report.lost == {1: "RuntimeError: disk full"}
+    assert pooling.federation.report.lost == {1: "RuntimeError: disk full"}
     with pytest.raises(AggregationError, match="node 1: RuntimeError: disk full"):
         run(toy_nodes(synthesize=crash), mode="combined")
 
@@ -447,7 +449,11 @@ def test_a_node_that_comes_back_counts_again() -> None:
             raise RuntimeError("not yet")
 
     _, pooling = run(toy_nodes(once), rounds=2, min_nodes=2)
-    assert (pooling.report.round, pooling.report.answered, pooling.report.lost) == (2, [0, 1, 2], {})
+    assert (pooling.federation.report.round, pooling.federation.report.answered, pooling.federation.report.lost) == (
+        2,
+        [0, 1, 2],
+        {},
+    )
 
 
 def scaled(times: float, bad: int = 1) -> Change:
@@ -465,9 +471,9 @@ def scaled(times: float, bad: int = 1) -> Change:
 def test_a_change_is_held_against_the_median_of_the_round(times: float, refused: bool) -> None:
     """Nodes change every weight by 1, 2 and 3: with the second one out of line, the median is 3."""
     _, pooling = run(toy_nodes(scaled(times)), min_nodes=2)
-    assert list(pooling.report.refused) == ([1] if refused else [])
+    assert list(pooling.federation.report.refused) == ([1] if refused else [])
     _, pooling = run(toy_nodes(scaled(times)), StrategyConfig(max_change=None), min_nodes=2)
-    assert pooling.report.lost == {}
+    assert pooling.federation.report.lost == {}
 
 
 def test_a_short_change_is_no_threat_however_short_the_others_are() -> None:
@@ -476,7 +482,7 @@ def test_a_short_change_is_no_threat_however_short_the_others_are() -> None:
             content["arrays"][key] = Array(START[key] + np.float32(0.3 if node == 1 else 1e-6))
 
     _, pooling = run(toy_nodes(still))
-    assert pooling.report.lost == {}
+    assert pooling.federation.report.lost == {}
 
 
 def test_two_replies_have_no_majority_but_what_is_blown_up_is_refused() -> None:
@@ -489,10 +495,10 @@ def test_two_replies_have_no_majority_but_what_is_blown_up_is_refused() -> None:
         return change
 
     _, pooling = run(toy_nodes(one_fails(1.5)), min_nodes=1)
-    assert list(pooling.report.lost) == [2]
+    assert list(pooling.federation.report.lost) == [2]
     _, pooling = run(toy_nodes(one_fails(1000.0)), min_nodes=1)
-    assert list(pooling.report.refused) == [1]
-    assert "the adapters' own norm is" in pooling.report.lost[1]
+    assert list(pooling.federation.report.refused) == [1]
+    assert "the adapters' own norm is" in pooling.federation.report.lost[1]
 
 
 def test_samples_of_one_node_are_freed_before_those_of_the_next_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,9 +511,9 @@ def test_samples_of_one_node_are_freed_before_those_of_the_next_are_read(monkeyp
         alive.append(weakref.ref(record))
         return read(record, *rest)
 
-    monkeypatch.setattr("fedgen.strategy.samples_from_record", watched)
+    monkeypatch.setattr("fedgen.server.pool.samples_from_record", watched)
     _, pooling = run(toy_nodes(), mode="combined")
-    assert (len(alive), pooling.report.lost) == (3, {})
+    assert (len(alive), pooling.federation.report.lost) == (3, {})
 
 
 def test_what_nodes_say_of_their_failure_is_cut() -> None:
@@ -516,25 +522,25 @@ def test_what_nodes_say_of_their_failure_is_cut() -> None:
             raise RuntimeError("line\n" * 10_000)
 
     _, pooling = run(toy_nodes(chatty), min_nodes=2)
-    assert len(pooling.report.lost[1]) < 600
-    assert "\n" not in pooling.report.lost[1]
+    assert len(pooling.federation.report.lost[1]) < 600
+    assert "\n" not in pooling.federation.report.lost[1]
 
 
 def test_a_node_that_missed_the_training_is_not_asked_for_samples() -> None:
     asked: list[Any] = []
     _, pooling = run(toy_nodes(crash, asked=asked), mode="combined", min_nodes=2)
     assert sorted(node for kind, node, _ in asked if kind == "query.synthesize") == [0, 2]
-    assert set(pooling.report.samples) == {0, 1, 4, 5}
+    assert set(pooling.federation.report.samples) == {0, 1, 4, 5}
 
 
 def test_the_pool_keeps_the_latest_samples_of_so_many_nodes() -> None:
     """With one node a round: it never holds more than two, the oldest go first, and no node is in it twice."""
     rules = StrategyConfig(nodes_per_round=1, pool_nodes=2)
     _, pooling = run(toy_nodes(), rules, mode="combined", rounds=8, min_nodes=1)
-    chosen = [drawn(range(3), 1, 0, number)[0] for number in range(1, 9)]
+    chosen = [sample_nodes(range(3), 1, 0, number)[0] for number in range(1, 9)]
     latest = list(dict.fromkeys(reversed(chosen)))[:2][::-1]
-    assert list(pooling.pool) == latest
-    assert sum(pooling.report.samples.values()) == 12
+    assert list(pooling.pool.samples) == latest
+    assert sum(pooling.federation.report.samples.values()) == 12
 
 
 def test_nodes_that_are_not_connected_are_named_and_too_few_end_the_run() -> None:
@@ -543,8 +549,8 @@ def test_nodes_that_are_not_connected_are_named_and_too_few_end_the_run() -> Non
             return super().get_node_ids()[:2]
 
     _, pooling = run(toy_nodes(), min_nodes=2, grid=Absent)
-    assert pooling.report.lost == {2: "it is not connected"}
-    assert pooling.report.answered == [0, 1]
+    assert pooling.federation.report.lost == {2: "it is not connected"}
+    assert pooling.federation.report.answered == [0, 1]
     with pytest.raises(AggregationError, match=r"round 1: 2 good replies.*Missing: node 2: it is not connected"):
         run(toy_nodes(), StrategyConfig(wait=0.1), grid=Absent)
 

@@ -1,4 +1,4 @@
-"""Limits on what one node may send: bytes, records, and how far it moves the adapters."""
+"""Checks of the nodes' replies: the server uses nothing in a reply before it is validated."""
 
 from __future__ import annotations
 
@@ -6,52 +6,58 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
-from fedgen.data.plain import LONGEST, bounded, check_names, read_json
-from fedgen.errors import ConfigError, DataError, PayloadError, said
+from fedgen.data.plain import bounded, check_names, read_json
+from fedgen.errors import ConfigError, DataError, PayloadError, require, said
 from fedgen.evaluation.zero_shot import Scores, scores_of
 from fedgen.messages.samples import read_array
 from fedgen.models.generators.bank import History
 from fedgen.models.settings import GRANULARITIES
-from fedgen.privacy.gate import FAILED, PASSED, UNKNOWN
 from fedgen.privacy.result import Report
+from fedgen.task import Task
 
-UNREADABLE = (AttributeError, KeyError, TypeError, ValueError, OverflowError)  # what ill-formed facts raise
-MOST_CLASSES, MOST_REASONS = 10_000, 20  # that a node may name
-TARGET_ROUNDING = 1e-3  # by which the same targets may differ on two machines
+MAX_CLASSES, MAX_REASONS = 10_000, 20  # that a node may name
+TARGET_ROUNDING = 1e-3  # the same targets may differ by so much on two machines
+MAJORITY = 3  # replies of which one cannot move the median
 
 
 @dataclass(frozen=True)
-class Member:
+class NodeInfo:
     """What the server knows of a node.
 
     Attributes
     ----------
-    number : int
+    partition_id : int
         The node's place in the partition.
     counts : dict[int, int]
-        Its clips of each global class id.
+        Training clips of each global class id.
     granularity : str
         How its classes share generators.
     slots : dict[str, list[str]]
         Which of its classes each of its generators serves, if it trains any.
     held_out : dict[int, int]
-        Its clips of each global class id that it does not train on, and can test on.
+        Held-out clips of each global class id, which it can test on.
     """
 
-    number: int
-    counts: dict[int, int]
+    partition_id: int
+    counts: dict[int, PositiveInt]
     granularity: str = "unified"
     slots: dict[str, list[str]] = field(default_factory=dict)
-    held_out: dict[int, int] = field(default_factory=dict)
+    held_out: dict[int, PositiveInt] = field(default_factory=dict)
+
+    @property
+    def clips(self) -> int:
+        """Training clips of all classes."""
+        return sum(self.counts.values())
 
 
 @dataclass(frozen=True)
-class Agreement:
+class TaskSpec:
     """What every node of a run must have as the server has it.
 
     Attributes
@@ -71,212 +77,190 @@ class Agreement:
     encoder: dict[str, Any]
     targets: list[list[float]]
 
-    def differences(self, facts: Mapping[str, Any]) -> list[str]:
-        """Return in which ways a node's own words differ, in words."""
-        pairs = {
-            "classes": (list(facts["classes"]), self.classes),
-            "shape of tokens": (tuple(facts["shape"]), self.shape),
-            "encoder": (facts["encoder"], self.encoder),
-        }
+    @classmethod
+    def of(cls, task: Task) -> TaskSpec:
+        """Return the specification of a task."""
+        return cls(task.classes, task.store.shape, task.store.identity["encoder"], task.targets.fingerprint())
+
+    def mismatches(self, node: TaskSpec) -> list[str]:
+        """Return how a node's specification differs, in words."""
+        names = {"classes": "classes", "shape": "shape of tokens", "encoder": "encoder"}
+        pairs = {words: (getattr(node, name), getattr(self, name)) for name, words in names.items()}
         found = [f"{name} {theirs}, the server has {ours}" for name, (theirs, ours) in pairs.items() if theirs != ours]
-        theirs, ours = np.array(facts["targets"], float), np.array(self.targets, float)
+        theirs, ours = np.array(node.targets), np.array(self.targets)
         if theirs.shape != ours.shape or not np.allclose(theirs, ours, atol=TARGET_ROUNDING):
             found.append("other targets than the server: another version of fedgen, or of the text encoders")
         return found
 
 
-def read_member(reply: Message, agreement: Agreement) -> Member:
-    """Return what a node says of itself.
+@dataclass(frozen=True)
+class NodeAudit:
+    """A node's own audit of what it sent: figures of attacks by class, and what the gate makes of them."""
+
+    verdict: Literal["passed", "failed", "not judged"]
+    reasons: list[Any]
+    summary: str
+    auc: Annotated[float, Field(ge=0, le=1)] | None = None
+    audit: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingReply:
+    """A validated reply to ``train``.
+
+    Attributes
+    ----------
+    message, metrics : Message, dict[str, float]
+    losses : list[dict]
+        Of the node's generators, by generator and epoch.
+    spent : dict
+        The part of its privacy budget that the node has spent; empty without one.
+    norm : float
+        Euclidean norm of the change of the adapters.
+    """
+
+    message: Message
+    metrics: dict[str, float]
+    losses: History
+    spent: dict[str, Any]
+    norm: float
+
+
+def _validated(kind: Any, value: Any, what: str) -> Any:
+    """Return ``value`` as a ``kind``; `PayloadError` names the first entry that is not valid."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        words = [said(".".join(map(str, first["loc"])), 100), said(first["msg"], 200)]
+        raise PayloadError(f"{what} cannot be read: {': '.join(filter(None, words))}") from error
+
+
+def _json(reply: Message, record: str, key: str) -> Any:
+    """Return the JSON value of an entry of a reply; None if there is none."""
+    text = reply.content.config_records.get(record, ConfigRecord()).get(key)
+    try:
+        return None if text is None else read_json(str(text))
+    except ValueError as error:
+        raise PayloadError(f"{record}/{key} is no JSON: {said(error)}") from error
+
+
+def read_node(reply: Message, spec: TaskSpec) -> NodeInfo:
+    """Return a node's description of itself.
 
     Raises
     ------
-    DataError
+    PayloadError
         It cannot be read, or the node disagrees with the server about classes, tokens, encoder or targets.
     """
-    node = f"Flower node {reply.metadata.src_node_id}"
+    what = f"the description of Flower node {reply.metadata.src_node_id}"
+    facts = _json(reply, "facts", "json")
+    info: NodeInfo = _validated(NodeInfo, facts, what)
+    theirs: TaskSpec = _validated(TaskSpec, facts, what)
+    ids, served = range(len(spec.classes)), [name for names in info.slots.values() for name in names]
     try:
-        facts = _facts(reply)
-        ids = range(len(agreement.classes))
-        counts, held_out = _class_counts(facts["counts"], ids), _class_counts(facts["held_out"], ids)
-        slots = _slots(facts["slots"], agreement.classes)
-        member = Member(int(facts["number"]), counts, _granularity(facts["granularity"]), slots, held_out)
-        differences = agreement.differences(facts)
-    except (*UNREADABLE, ConfigError) as error:
-        raise DataError(f"{node} describes itself in a way that cannot be read: {said(repr(error))}") from error
-    if differences:
-        raise DataError(f"node {member.number} has {said('; '.join(differences))}")
-    return member
-
-
-def _granularity(name: str) -> str:
-    if name not in GRANULARITIES:
-        raise ValueError(f"granularity {name!r}")
-    return name
-
-
-def _slots(slots: Mapping[str, list[str]], classes: list[str]) -> dict[str, list[str]]:
-    """Return which classes each generator serves; `ConfigError` or `ValueError` for names that there are not."""
-    check_names(slots, "generators")
-    if not all(name in classes for names in slots.values() for name in names):
-        raise ValueError("generators of classes that the run does not have")
-    return {key: list(names) for key, names in slots.items()}
+        check_names(info.slots, "generators")
+        require(info.granularity in GRANULARITIES, f"granularity {info.granularity!r}")
+        require(set(served) <= set(spec.classes), "generators of classes that the run does not have")
+        good = all(label in ids for label in [*info.counts, *info.held_out])
+        require(good, f"class ids {[*info.counts]}, expected 0 to {len(ids) - 1}")
+    except ConfigError as error:
+        raise PayloadError(f"{what} cannot be read: {error}") from error
+    if mismatches := spec.mismatches(theirs):
+        raise PayloadError(f"node {info.partition_id} has {said('; '.join(mismatches))}")
+    return info
 
 
 def read_classes(reply: Message) -> list[str]:
-    """Return the names of the classes that a node has.
-
-    Raises
-    ------
-    DataError
-        The node cannot say, it cannot be read, or a name is none.
-    """
-    node = f"Flower node {reply.metadata.src_node_id}"
+    """Return the names of the classes that a node has; `PayloadError` if they are no list of names."""
+    what = f"classes of Flower node {reply.metadata.src_node_id}"
+    names: list[str] = _validated(list[str], _json(reply, "facts", "classes"), what)
     try:
-        names = list(_facts(reply)["classes"])[: MOST_CLASSES + 1]
-        if len(names) > MOST_CLASSES:
-            raise ValueError(f"more than {MOST_CLASSES} classes")
-        check_names(names, f"classes of {node}")
-        return names
+        require(len(names) <= MAX_CLASSES, f"{what}: more than {MAX_CLASSES}")
+        check_names(names, what)
     except ConfigError as error:
-        raise DataError(str(error)) from error
-    except UNREADABLE as error:
-        raise DataError(f"{node} names its classes in a way that cannot be read: {said(repr(error))}") from error
+        raise PayloadError(str(error)) from error
+    return names
 
 
-def _facts(reply: Message) -> Any:
-    """Return what a node says of itself; `DataError` with its own words if it cannot."""
-    if reply.has_error():
-        raise DataError(str(reply.error.reason))
-    return read_json(str(reply.content.config_records["facts"]["json"]))
-
-
-def _class_counts(pairs: Any, ids: range) -> dict[int, int]:
-    """Return clips by class id; `ValueError` for an id that there is not, or a number that is none of clips."""
-    counts = {int(label): int(count) for label, count in pairs}
-    if any(label not in ids or count < 1 for label, count in counts.items()):
-        raise ValueError(f"clips by class id {counts}, ids are 0 to {len(ids) - 1}")
-    return counts
-
-
-def read_scores(member: Member, reply: Message, classes: list[str], heads: Sequence[str]) -> Scores:
-    """Return what a node's held-out clips say about adapters.
+def read_scores(node: NodeInfo, reply: Message, classes: list[str], heads: Sequence[str]) -> Scores:
+    """Return the scores of adapters on a node's held-out clips.
 
     Raises
     ------
     PayloadError
-        It cannot be read, is not finite, or is about clips that the node has not told of.
+        They cannot be read, are not finite, or are of other clips than the node's held-out ones.
     """
-    found = _json(reply, "scores", "scores")
-    try:
-        confusion = [[int(count) for count in row] for row in found["confusion"]]
-        values = {head: {name: float(found["heads"][head][name]) for name in ("cosine", "mse")} for head in heads}
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise PayloadError(f"scores cannot be read: {said(repr(error))}") from error
-    clips = [member.held_out.get(label, 0) for label in range(len(classes))]
-    square = all(len(row) == len(classes) and min(row) >= 0 for row in confusion)
-    if not square or [sum(row) for row in confusion] != clips:
+    found: Scores = _validated(Scores, _json(reply, "report", "scores"), "scores")
+    clips = [node.held_out.get(label, 0) for label in range(len(classes))]
+    square = all(len(row) == len(classes) and min(row) >= 0 for row in found.confusion)
+    if not square or [sum(row) for row in found.confusion] != clips:
         raise PayloadError(f"scores of other clips than the node's held-out ones, which are {clips} by class id")
-    if not all(math.isfinite(value) for head in values.values() for value in head.values()):
-        raise PayloadError(f"scores are not finite: {values}")
-    return scores_of(confusion, values, classes)
+    if {name: set(values) for name, values in found.heads.items()} != {head: {"cosine", "mse"} for head in heads}:
+        raise PayloadError(f"scores of heads {said(found.heads, 100)}, expected {', '.join(heads)}")
+    if not all(math.isfinite(value) for head in found.heads.values() for value in head.values()):
+        raise PayloadError(f"scores are not finite: {found.heads}")
+    return scores_of(found.confusion, {head: found.heads[head] for head in heads}, classes)
 
 
-def check_training(member: Member, reply: Message, wanted: ArrayRecord) -> None:
-    """Refuse adapters of other names, shapes or types than ``wanted``, values that are not finite, odd metrics.
+def read_audit(node: NodeInfo, reply: Message) -> NodeAudit:
+    """Return a node's audit of itself; `PayloadError` if it cannot be read."""
+    what = f"the audit of node {node.partition_id}"
+    found: NodeAudit = _validated(NodeAudit, _json(reply, "report", "audit"), what)
+    try:
+        report = None if found.audit is None else Report.from_dict(found.audit).to_dict()
+    except (DataError, AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise PayloadError(f"{what} cannot be read: {said(error)}") from error
+    reasons = [said(reason) for reason in found.reasons[:MAX_REASONS]]
+    return NodeAudit(found.verdict, reasons, said(found.summary), found.auc, report)
+
+
+def read_training(node: NodeInfo, reply: Message, sent: ArrayRecord) -> TrainingReply:
+    """Return a reply to ``train``.
 
     Raises
     ------
     PayloadError
+        Adapters of other names, shapes or types than those that were ``sent``, or values that are not finite; a
+        weight in the average that the node's clips do not justify; metrics that are no numbers; unreadable facts.
     """
-    records, metrics = list(reply.content.array_records.values()), list(reply.content.metric_records.values())
-    if len(records) != 1 or len(metrics) != 1:
-        raise PayloadError("a training reply needs one ArrayRecord and one MetricRecord")
-    if set(records[0]) != set(wanted):
-        raise PayloadError(f"adapters have other arrays than were sent: {sorted(set(records[0]) ^ set(wanted))}")
-    for name, array in records[0].items():
-        read_array(array, name, np.dtype(wanted[name].dtype), tuple(wanted[name].shape))
-    _check_metrics(member, metrics[0])
-    read_losses(reply)
-    read_spent(reply)
-
-
-def _check_metrics(member: Member, metrics: MetricRecord) -> None:
-    """Refuse a weight in the average that the node's clips do not justify, and metrics that are not numbers."""
-    clips, most = metrics.get("num-examples"), sum(member.counts.values())
-    if not isinstance(clips, int) or not 1 <= clips <= most:
-        raise PayloadError(f"num-examples is {clips}, expected a whole number from 1 to the node's {most} clips")
+    check_records(reply, arrays=ArrayRecord, metrics=MetricRecord)
+    adapters, metrics = reply.content.array_records["arrays"], reply.content.metric_records["metrics"]
+    if set(adapters) != set(sent):
+        raise PayloadError(f"adapters have other arrays than were sent: {sorted(set(adapters) ^ set(sent))}")
+    change = {
+        name: read_array(array, name, np.dtype(sent[name].dtype), tuple(sent[name].shape))
+        - sent[name].numpy().astype(float)
+        for name, array in adapters.items()
+    }
+    check_clips(node.clips, metrics)
     for name, value in metrics.items():
         if not isinstance(value, int | float):
             raise PayloadError(f"metric {name} is {value}, expected a number")
         if said(name, 100) != name:
             raise PayloadError(f"metric {said(repr(name), 100)} is no name")
+    values = {name: float(value) for name, value in metrics.items()}  # type: ignore[arg-type]
+    spent = _validated(dict[str, Any], _json(reply, "report", "privacy") or {}, "what was spent of a privacy budget")
+    return TrainingReply(reply, values, read_losses(reply), bounded(spent), norm(change))
 
 
-def read_verdict(member: Member, reply: Message) -> dict[str, Any]:
-    """Return a node's audit of itself, and its verdict: ``audit``, ``verdict``, ``reasons``, ``summary``, ``auc``.
-
-    Raises
-    ------
-    PayloadError
-        It cannot be read.
-    """
-    found = _json(reply, "audit", "the audit of a node")
-    good = isinstance(found, dict) and found.get("verdict") in (PASSED, FAILED, UNKNOWN)
-    if not good or not isinstance(found.get("reasons"), list) or not isinstance(found.get("summary"), str):
-        raise PayloadError(f"node {member.number} tells no verdict on what it sent: {said(found, 100)}")
-    try:
-        audit = None if found.get("audit") is None else Report.from_dict(found["audit"]).to_dict()
-    except (DataError, *UNREADABLE) as error:
-        raise PayloadError(f"node {member.number} sends an audit that cannot be read: {said(error)}") from error
-    reasons = [said(reason) for reason in found["reasons"][:MOST_REASONS]]
-    auc = found.get("auc")
-    if auc is not None and not (isinstance(auc, float) and 0 <= auc <= 1):
-        raise PayloadError(f"node {member.number} sends {said(auc, 100)} as the AUC of an attack")
-    told = {"verdict": found["verdict"], "reasons": reasons, "summary": said(found["summary"]), "auc": auc}
-    return {"audit": audit, **told}
+def check_clips(most: int, metrics: MetricRecord) -> None:
+    """Reject a weight in the average, ``num-examples``, of more clips than the node has."""
+    clips = metrics.get("num-examples")
+    if not isinstance(clips, int) or not 1 <= clips <= most:
+        raise PayloadError(f"num-examples is {clips}, expected a whole number from 1 to the node's {most} clips")
 
 
 def read_losses(reply: Message) -> History:
-    """Return the losses of the node's generators.
-
-    Raises
-    ------
-    PayloadError
-        They are not a JSON list of mappings.
-    """
-    history = _json(reply, "generators", "the losses of generators") or []
-    if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
-        raise PayloadError(f"the losses of generators are not a list of mappings: {str(history)[:100]}")
+    """Return the losses of the node's generators; `PayloadError` if they are no JSON list of mappings."""
+    found = _json(reply, "report", "generators") or []
+    history: History = bounded(_validated(list[dict[str, Any]], found, "the losses of generators"))
     return history
-
-
-def read_spent(reply: Message) -> dict[str, Any]:
-    """Return what a node says that it has spent of its privacy budget; empty without one.
-
-    Raises
-    ------
-    PayloadError
-        It is no mapping.
-    """
-    spent = _json(reply, "privacy", "what was spent of privacy") or {}
-    if not isinstance(spent, dict):
-        raise PayloadError(f"what was spent of privacy is no mapping: {str(spent)[:100]}")
-    return spent
-
-
-def _json(reply: Message, key: str, what: str) -> Any:
-    texts = [str(record[key]) for record in reply.content.config_records.values() if key in record]
-    if sum(map(len, texts)) > LONGEST:
-        raise PayloadError(f"{what} are {sum(map(len, texts))} characters long, expected at most {LONGEST}")
-    try:
-        return bounded(read_json(texts[0])) if texts else None
-    except ValueError as error:
-        raise PayloadError(f"{what} are no JSON: {error}") from error
 
 
 def keep_shared_metrics(replies: Iterable[Message]) -> None:
     """Drop metrics that not every reply has: Flower's strategies end the run over them."""
-    records = [next(iter(reply.content.metric_records.values())) for reply in replies]
+    records = [reply.content.metric_records["metrics"] for reply in replies]
     shared = set.intersection(*(set(record) for record in records))
     for record in records:
         for name in set(record) - shared:
@@ -284,51 +268,32 @@ def keep_shared_metrics(replies: Iterable[Message]) -> None:
 
 
 def message_bytes(message: Message) -> int:
-    """Return the bytes of a message's records."""
+    """Return the bytes of a message's records; Flower counts no empty list or text."""
     records = message.content
     arrays = sum(record.count_bytes() for record in records.array_records.values())
-    metrics = sum(record.count_bytes() for record in records.metric_records.values())
+    metrics = [item for record in records.metric_records.values() for item in record.items()]
+    numbers = sum(len(name) + 8 * (len(value) if isinstance(value, list) else 1) for name, value in metrics)
     words = [part for record in records.config_records.values() for item in record.items() for part in item]
-    return arrays + metrics + sum(len(str(word)) for word in words)
-
-
-MAJORITY = 3  # replies of which one cannot move the median
+    return arrays + numbers + sum(len(str(word)) for word in words)
 
 
 def check_size(reply: Message, most: float) -> None:
-    """Refuse a reply of more than ``most`` megabytes (of 10^6 bytes).
+    """Reject a reply of more than ``most`` megabytes (of 10^6 bytes).
 
     Flower has read it by then: the limit bounds what the server keeps and works on, not what it downloads.
-
-    Raises
-    ------
-    PayloadError
     """
     size = message_bytes(reply) / 1e6
     if size > most:
         raise PayloadError(f"a payload of {size:.1f} MB, expected at most strategy.max_payload_mb={most:g}")
 
 
-def check_records(reply: Message, arrays: int, metrics: int) -> None:
-    """Refuse a reply that has not just so many records of arrays and of metrics, and at most one of other facts.
-
-    Raises
-    ------
-    PayloadError
-    """
-    content = reply.content
-    found = len(content.array_records), len(content.metric_records), len(content.config_records)
-    if found[:2] != (arrays, metrics) or found[2] > 1:
-        raise PayloadError(
-            f"{found[0]} ArrayRecords, {found[1]} MetricRecords and {found[2]} ConfigRecords, "
-            f"expected {arrays}, {metrics} and at most 1"
-        )
-
-
-def change(reply: Message, sent: ArrayRecord) -> float:
-    """Return how far the adapters of a checked training reply are from those that were sent: the Euclidean norm."""
-    (record,) = reply.content.array_records.values()
-    return norm({name: array.numpy() - sent[name].numpy().astype(float) for name, array in record.items()})
+def check_records(reply: Message, **expected: type) -> None:
+    """Reject a reply without exactly the records of these names and types; a ``report`` may be beside them."""
+    found = {name: type(record) for name, record in reply.content.items()}
+    if not expected.items() <= found.items() <= {**expected, "report": ConfigRecord}.items():
+        records = ", ".join(f"{said(name, 30)}: {kind.__name__}" for name, kind in found.items())
+        wanted = ", ".join(f"{name}: {kind.__name__}" for name, kind in expected.items())
+        raise PayloadError(f"records {records or 'none'}; expected {wanted}")
 
 
 def norm(values: Mapping[str, np.ndarray]) -> float:
@@ -336,21 +301,20 @@ def norm(values: Mapping[str, np.ndarray]) -> float:
     return float(np.sqrt(sum(np.square(value, dtype=float).sum() for value in values.values())))
 
 
-def excessive(changes: Mapping[int, float], sent: ArrayRecord, factor: float) -> dict[int, str]:
+def norm_outliers(norms: Mapping[int, float], sent: ArrayRecord, factor: float) -> dict[int, str]:
     """Return which nodes have moved the adapters too far, and why.
 
-    With three replies or more, the bound is ``factor`` times the median change, which a minority of nodes cannot move;
+    With three replies or more, the bound is ``factor`` times the median norm, which a minority of nodes cannot move;
     but a change that is shorter than the adapters themselves passes: a node with far more clips than most takes far
-    more steps. Two replies have no majority to tell which is the odd one; there, and with one, the bound is ``factor``
-    times the norm of the adapters, which stops those that are blown up, and little else. Neither depends on the scale
-    of the weights.
+    more steps. With fewer, no majority tells which reply is the odd one, and the bound is ``factor`` times the norm of
+    the adapters. Neither bound depends on the scale of the weights.
 
     Parameters
     ----------
-    changes : Mapping[int, float]
-        Norm of each node's change by its number.
+    norms : Mapping[int, float]
+        Norm of each node's change by partition id.
     sent : ArrayRecord
-        What they started from.
+        The adapters that they started from.
     factor : float
         ``strategy.max_change``.
 
@@ -359,12 +323,12 @@ def excessive(changes: Mapping[int, float], sent: ArrayRecord, factor: float) ->
     Bounding the norm of updates: Sun et al., "Can you really backdoor federated learning?", 2019, arXiv:1911.07963.
     """
     size = norm({name: array.numpy() for name, array in sent.items()})
-    median = statistics.median(changes.values()) if changes else 0.0
-    few = len(changes) < MAJORITY
+    median = statistics.median(norms.values()) if norms else 0.0
+    few = len(norms) < MAJORITY
     bound = factor * size if few else max(factor * median, size)
     than = f"the adapters' own norm is {size:.4g}" if few else f"the median of the round is {median:.4g}"
     return {
-        number: f"a change of the adapters by {moved:.4g} is too long: {than}, strategy.max_change={factor:g}"
-        for number, moved in changes.items()
-        if moved > bound > 0
+        partition_id: f"a change of the adapters by {own:.4g} is too long: {than}, strategy.max_change={factor:g}"
+        for partition_id, own in norms.items()
+        if own > bound > 0
     }

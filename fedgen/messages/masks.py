@@ -1,8 +1,7 @@
 """Adapters as whole numbers under masks that cancel in the sum.
 
-A node's vector has a number of 32 bits for each weight, and a last one that is 1: in the sum it counts the nodes, and
-any mask that is left over makes it something else. Sums wrap around, so that a masked number is uniform, whatever it
-hides.
+A node's vector has a number of 32 bits for each weight, and a last one that is 1: in the sum it counts the nodes, and a
+residual mask changes it. Sums wrap around, so that a masked number is uniform, whatever it hides.
 
 The masks are not Flower's: ``flwr.common.secure_aggregation.secaggplus_utils.pseudo_rand_gen`` folds a seed of 256 bits
 into 32 bits for NumPy's Mersenne Twister, and 2^32 seeds can be tried.
@@ -24,27 +23,16 @@ WORD = np.dtype("<u4")
 
 
 def mask(seed: bytes, size: int) -> np.ndarray:
-    """Return ``size`` numbers (uint32) that nobody can tell from random ones without ``seed``.
-
-    SHAKE-256 (FIPS 202) as a stream.
-    """
+    """Return ``size`` pseudo-random numbers (uint32): SHAKE-256 (FIPS 202) of ``seed``, as a stream."""
     return np.frombuffer(shake_256(b"fedgen mask" + seed).digest(WORD.itemsize * size), WORD)
 
 
 def pair_mask(secret: bytes, public: bytes, own: int, other: int, size: int) -> np.ndarray:
-    """Return what node ``own`` adds for node ``other``, which adds its negative.
+    """Return the mask that node ``own`` adds for node ``other``, which adds its negative, ``(size,)`` uint32.
 
-    Parameters
-    ----------
-    secret, public : bytes
-        The private key of one of them, and the public key of the other one (PEM).
-    own, other : int
-        Their Flower node ids.
-    size : int
-        Numbers.
+    ``secret`` is the private key of one of them, ``public`` the public key of the other one (PEM).
     """
-    key = generate_shared_key(bytes_to_private_key(secret), bytes_to_public_key(public))
-    values = mask(key, size)
+    values = mask(generate_shared_key(bytes_to_private_key(secret), bytes_to_public_key(public)), size)
     return values if own > other else np.negative(values)
 
 
@@ -76,17 +64,7 @@ def encode(record: ArrayRecord, share: float, clipping_range: float, quantizatio
 
 
 def decode(total: np.ndarray, share: float, clipping_range: float, quantization: int) -> np.ndarray:
-    """Return the average ``(P,)``, float64, of which ``total`` is the sum of what `encode` made on each node.
-
-    Parameters
-    ----------
-    total : np.ndarray
-        ``(P + 1,)`` uint32; the last is the number of nodes.
-    share : float
-        Sum of the nodes' shares.
-    clipping_range, quantization : float, int
-        As for `encode`.
-    """
+    """Return the average ``(P,)``, float64, of the sum ``total`` ``(P + 1,)`` of encoded vectors of these shares."""
     steps, nodes = total[:-1].astype(np.float64), int(total[-1])
     return (steps * (2 * clipping_range / quantization) - nodes * clipping_range) / share
 

@@ -73,7 +73,7 @@ def sent_in(messages: Iterable[Recorded]) -> dict[int, Sent]:
         elif message.kind == "train" and set(weights) == set(asked.get(message.node, ())):
             own["adapters"] += [(asked[message.node], weights)] if weights else []
         elif message.kind == "query.describe" and "facts" in message.values:
-            numbers[message.node] = int(json.loads(message.values["facts"]["json"])["number"])
+            numbers[message.node] = int(json.loads(message.values["facts"]["json"])["partition_id"])
         elif message.kind == "query.synthesize" and message.reply and "samples/latents" in message.tensors:
             parts = {name.removeprefix("samples/"): value for name, value in message.tensors.items()}
             own["latents"].append(parts["latents"] * parts["latent-scale"])

@@ -1,7 +1,7 @@
-"""Synthetic samples on the wire: latents as bytes, and class counts.
+"""Synthetic samples in a message: latents as bytes, and class counts.
 
-A sample of k coefficients costs k bytes, whatever the length of its token sequence. The codec is public: who receives
-samples has it, and nothing of it travels.
+A sample of k coefficients costs k bytes, whatever the length of its token sequence. The codec is public and does not
+travel.
 
 =================  =======  ============  ==============================================================
 array              type     shape         meaning
@@ -28,12 +28,12 @@ from fedgen.errors import PayloadError
 from fedgen.models.codec import Codec
 from fedgen.models.samples import SyntheticTokens
 
-LARGEST = 1e6  # no core value of sane tokens is near this
+MAX_CORE = 1e6  # no core value of sane tokens is near this
 SAMPLES = ("classes", "counts", "latents", "latent-scale")
 
 
 def samples_to_record(samples: SyntheticTokens) -> ArrayRecord:
-    """Return ``samples`` as arrays for a message, ordered by class; the codec is public, and does not travel."""
+    """Return ``samples`` as arrays for a message, ordered by class."""
     order = samples.labels.argsort(stable=True)
     latents = samples.latents.cpu()[order]  # (N, k)
     peaks = latents.abs().amax(dim=0) if len(latents) else torch.zeros(samples.codec.size)
@@ -56,7 +56,7 @@ def samples_from_record(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> SyntheticTokens:
-    """Read samples from a node's message; nothing in it is believed.
+    """Read and validate samples.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def samples_from_record(
     codec : Codec
         The public one, in which the samples were made.
     classes : Collection[int]
-        Global class ids that the node may send.
+        Global class ids that the sender may use.
     limit : int
         Most samples of a class.
     seed : int
@@ -85,7 +85,11 @@ def samples_from_record(
     latents = _read(record, "latents", np.int8, (len(labels), codec.size))  # (N, k)
     scale = _read(record, "latent-scale", np.float32, (codec.size,))
     samples = SyntheticTokens(codec, torch.from_numpy(latents), labels, seed, device, torch.from_numpy(scale))
-    _check_size(samples)
+    for rows in torch.arange(len(samples)).split(4096):  # finite values may still decode to infinity
+        cores = samples.codec.cores(samples.latents_at(rows))
+        peak = float(cores.abs().max()) if cores.numel() else 0.0
+        if not peak <= MAX_CORE:
+            raise PayloadError(f"samples: latents decode to a core value of {peak:g}, expected at most {MAX_CORE:g}")
     return samples
 
 
@@ -103,27 +107,12 @@ def _read_labels(record: ArrayRecord, classes: Collection[int], limit: int) -> T
     return torch.from_numpy(np.repeat(ids, counts)).long()
 
 
-def _check_size(samples: SyntheticTokens) -> None:
-    """Refuse finite values that would still decode to infinity."""
-    for rows in torch.arange(len(samples)).split(4096):
-        cores = samples.codec.cores(samples.latents_at(rows))
-        peak = float(cores.abs().max()) if cores.numel() else 0.0
-        if not peak <= LARGEST:
-            raise PayloadError(f"samples: latents decode to a core value of {peak:g}, expected at most {LARGEST:g}")
+def _read(record: ArrayRecord, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> np.ndarray:
+    return read_array(record[name], f"samples: {name}", np.dtype(dtype), shape)
 
 
 def read_array(array: Array, name: str, dtype: np.dtype, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Return the values of an array that somebody sent, without trusting its header.
-
-    Parameters
-    ----------
-    array : Array
-    name : str
-        What errors call it.
-    dtype : np.dtype
-        The type that it must have.
-    shape : tuple[int or None, ...]
-        The shape that it must have; None: any size.
+    """Return the values of a received array of this type and shape; a size of None is any size.
 
     Raises
     ------
@@ -132,7 +121,7 @@ def read_array(array: Array, name: str, dtype: np.dtype, shape: tuple[int | None
     """
     values = read_values(array, name)
     expected = "x".join("any" if size is None else str(size) for size in shape)
-    fits = len(values.shape) == len(shape) and all(
+    fits = values.ndim == len(shape) and all(
         wanted in (None, size) for size, wanted in zip(values.shape, shape, strict=True)
     )
     if values.dtype != dtype or not fits:
@@ -141,30 +130,13 @@ def read_array(array: Array, name: str, dtype: np.dtype, shape: tuple[int | None
 
 
 def read_values(array: Array, name: str) -> np.ndarray:
-    """Return the values of an array that somebody sent, of whatever type and shape, without trusting its header.
+    """Return the values of a received array of any type and shape, without allocating what its header claims.
 
     Raises
     ------
     PayloadError
         It is no NumPy array of numbers, or holds values that are NaN or infinite.
     """
-    shape, dtype, body = _parse(array, name)
-    if dtype.kind not in "biuf":
-        raise PayloadError(f"{name} is {dtype}, expected numbers")
-    if len(body) != prod(shape) * dtype.itemsize:
-        raise PayloadError(f"{name} has {len(body)} bytes of values, expected {dtype} {shape}")
-    values = np.frombuffer(body, dtype=dtype).reshape(shape)
-    if dtype.kind == "f" and not np.isfinite(values).all():
-        raise PayloadError(f"{name} has {int((~np.isfinite(values)).sum())} values that are NaN or infinite")
-    return values.copy()
-
-
-def _read(record: ArrayRecord, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> np.ndarray:
-    return read_array(record[name], f"samples: {name}", np.dtype(dtype), shape)
-
-
-def _parse(array: Array, name: str) -> tuple[tuple[int, ...], np.dtype, bytes]:
-    """Split a serialised NumPy array into shape, type and bytes, without allocating what its header claims."""
     if array.stype != "numpy.ndarray":
         raise PayloadError(f"{name} is serialised as {array.stype!r}, expected 'numpy.ndarray'")
     stream = BytesIO(array.data)
@@ -174,6 +146,14 @@ def _parse(array: Array, name: str) -> tuple[tuple[int, ...], np.dtype, bytes]:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except ValueError as error:
         raise PayloadError(f"{name} is not a NumPy array: {error}") from error
+    body = stream.read()
     if fortran and len(shape) > 1:
         raise PayloadError(f"{name} is in column order, expected row order")
-    return shape, dtype, stream.read()
+    if dtype.kind not in "biuf":
+        raise PayloadError(f"{name} is {dtype}, expected numbers")
+    if len(body) != prod(shape) * dtype.itemsize:
+        raise PayloadError(f"{name} has {len(body)} bytes of values, expected {dtype} {shape}")
+    values = np.frombuffer(body, dtype=dtype).reshape(shape)
+    if dtype.kind == "f" and not np.isfinite(values).all():
+        raise PayloadError(f"{name} has {int((~np.isfinite(values)).sum())} values that are NaN or infinite")
+    return values.copy()

@@ -29,12 +29,12 @@ Answer = Callable[[Message, Context], Message]
 
 
 def masked(message: Message, context: Context, answer: Answer) -> Message:
-    """Take part in secure aggregation where the server asks for it; for ``@app.train(mods=[masked, ...])``.
+    """Take part in secure aggregation where the server asks for it; a mod of the ClientApp.
 
     Raises
     ------
     PayloadError
-        The server asks for what would uncover this node, or anything out of turn.
+        The server asks for anything that would uncover this node, or out of turn.
     """
     asked = message.content.config_records.get(RECORD_KEY_CONFIGS)
     if asked is None:
@@ -50,13 +50,7 @@ def masked(message: Message, context: Context, answer: Answer) -> Message:
 
 
 def fewest(value: Any) -> int:
-    """Return what a node configuration says of ``secure-aggregation``: the fewest nodes in a sum; 0 if nothing.
-
-    Raises
-    ------
-    ConfigError
-        It is no whole number of at least 3.
-    """
+    """Return the fewest nodes in a sum by a node configuration; `ConfigError` if that is no whole number from 3."""
     if value is None:
         return 0
     good = str(value).isdecimal() and int(str(value)) >= FEWEST
@@ -65,31 +59,15 @@ def fewest(value: Any) -> int:
 
 
 def check_node(settings: SecureSettings, value: Any) -> None:
-    """Refuse a run without secure aggregation where the node configuration demands it.
-
-    Raises
-    ------
-    ConfigError
-    """
-    least = fewest(value)
-    require(
-        settings.used or not least,
-        f"the node configuration's {OWN_KEY}={least} refuses strategy.secure.name={settings.name}",
-    )
+    """Raise `ConfigError` for a run without secure aggregation where the node configuration demands it."""
+    least, refused = fewest(value), f"strategy.secure.name={settings.name}"
+    require(settings.used or not least, f"the node configuration's {OWN_KEY}={least} refuses {refused}")
 
 
 def check_asked(settings: SecureSettings, message: Message) -> None:
-    """Refuse to send adapters that are not masked in a run with secure aggregation.
-
-    Raises
-    ------
-    ConfigError
-    """
-    secret = RECORD_KEY_CONFIGS in message.content.config_records
-    require(
-        secret or not settings.used,
-        f"strategy.secure.name={settings.name}, but the server asks for adapters in the clear",
-    )
+    """Raise `ConfigError` where the server asks for adapters in the clear in a run with secure aggregation."""
+    good = not settings.used or RECORD_KEY_CONFIGS in message.content.config_records
+    require(good, f"strategy.secure.name={settings.name}, but the server asks for adapters in the clear")
 
 
 def _check(stage: str, asked: ConfigRecord, least: int) -> None:
@@ -137,15 +115,14 @@ def _mask(message: Message, context: Context, answer: Answer) -> Message:
     reply = answer(message, context)
     if reply.has_error():
         return reply
-    ((key, record),) = reply.content.array_records.items()
-    clips = next(iter(reply.content.metric_records.values()))["num-examples"]
+    clips = reply.content.metric_records["metrics"]["num-examples"]
     share = 1.0 if asked.get(EQUAL) else float(str(clips)) / state.max_weight
     _demand(0 < share <= 1, f"a largest weight of {state.max_weight:g}, this node's is {clips}")
-    vector = encode(record, share, state.clipping_range, state.target_range)
+    vector = encode(reply.content.array_records["arrays"], share, state.clipping_range, state.target_range)
     vector = vector + mask(state.rd_seed, len(vector))
     for other in others:
         vector = vector + pair_mask(state.sk1, state.public_keys_dict[other][0], state.nid, other, len(vector))
-    reply.content[key] = ArrayRecord({MASKED: Array(vector.astype(np.uint32))})
+    reply.content["arrays"] = ArrayRecord({MASKED: Array(vector.astype(np.uint32))})
     context.state.config_records[RECORD_KEY_STATE] = ConfigRecord(state.to_dict())
     return reply
 

@@ -32,10 +32,7 @@ class NodeState:
     ``release.safetensors``             the private release of the node's clips, under ``privacy=dp``
     ==================================  ===================================================
 
-    Parameters
-    ----------
-    folder : Path
-        The node's own folder; need not exist.
+    ``folder`` is the node's own; it need not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,12 +42,12 @@ class NodeState:
         """Forget everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def save_moments(self, round_number: int, moments: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    def save_optimizer_state(self, round_number: int, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Keep the adapters' optimiser state after ``round_number``."""
-        save_tensors(self._path("optimizer", round_number), moments, {**metadata, "round": round_number})
+        save_tensors(self._path("optimizer", round_number), state, {**metadata, "round": round_number})
         self.prune("optimizer", round_number)
 
-    def moments(self, before: int) -> dict[str, Tensor] | None:
+    def optimizer_state(self, before: int) -> dict[str, Tensor] | None:
         """Return the latest optimiser state of a round before ``before``; None if there is none."""
         path = self.latest("optimizer", before)
         return load_tensors(path)[0] if path else None
@@ -84,7 +81,7 @@ class NodeState:
 
     def save_others(self, samples: Mapping[int, SyntheticTokens], metadata: dict[str, Any]) -> None:
         """Keep samples of other nodes, by their numbers, in place of earlier ones."""
-        tensors = {f"{number}.{name}": value for number, own in samples.items() for name, value in own.state().items()}
+        tensors = join({str(number): own.state() for number, own in samples.items()})
         seeds = {str(number): own.seed for number, own in samples.items()}
         save_tensors(self.folder / "others.safetensors", tensors, {**metadata, "seeds": seeds})
 
@@ -94,10 +91,8 @@ class NodeState:
         if not path.is_file():
             return {}, None
         tensors, metadata = load_tensors(path)
-        samples = {}
-        for number, seed in metadata["seeds"].items():
-            own = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{number}.")}
-            samples[int(number)] = SyntheticTokens.from_state(own, codec, seed)
+        seeds = metadata["seeds"].items()
+        samples = {int(n): SyntheticTokens.from_state(part_of(tensors, n), codec, seed) for n, seed in seeds}
         return samples, metadata["round"]
 
     def generators(self, round_number: int) -> Path:
@@ -106,8 +101,8 @@ class NodeState:
 
     def latest(self, part: str, before: int | None = None) -> Path | None:
         """Return the latest whole state of ``part`` from a round before ``before`` (None: of any round)."""
-        numbers = [number for number in self._rounds(part) if before is None or number < before]
-        return self._path(part, numbers[-1]) if numbers else None
+        rounds = [number for number in self._rounds(part) if before is None or number < before]
+        return self._path(part, rounds[-1]) if rounds else None
 
     def inherit(self, earlier: NodeState, finished: int) -> None:
         """Copy the latest state of another run as that of round ``finished``, and its private release."""
@@ -129,13 +124,10 @@ class NodeState:
 
     def _rounds(self, part: str) -> list[int]:
         """Return the rounds of whole states in ascending order; generators are whole once their manifest is there."""
-        paths = self._folder(part).glob("round_*")
+        paths = (self.folder / part).glob("round_*")
         found = [(path, re.match(r"round_(\d+)(\.safetensors)?$", path.name)) for path in paths]
         whole = [(path, match) for path, match in found if not path.is_dir() or holds_checkpoints(path)]
         return sorted(int(match.group(1)) for _, match in whole if match)
 
-    def _folder(self, part: str) -> Path:
-        return self.folder / part
-
     def _path(self, part: str, round_number: int) -> Path:
-        return self._folder(part) / f"round_{round_number}{'' if part == 'generators' else '.safetensors'}"
+        return self.folder / part / f"round_{round_number}{'' if part == 'generators' else '.safetensors'}"

@@ -12,7 +12,6 @@ from typing import Any
 
 from fedgen.config.settings import Config
 from fedgen.report.plots import SAMPLES
-from fedgen.report.recorder import REFUSED
 from fedgen.runs.folder import RunFolder
 
 Series = dict[str, list[tuple[float, float]]]
@@ -178,8 +177,8 @@ class RunRecord:
             for node, why in line.get("server/refused_nodes", {}).items():
                 found.append((round_number, str(node), "not let in", str(why)))
             for node, why in line.get("server/lost", {}).items():
-                kind = "refused" if str(why).startswith(REFUSED) else "missing"
-                found.append((round_number, f"node {node}", kind, str(why).removeprefix(REFUSED)))
+                kind = "refused" if node in line.get("server/refused", {}) else "missing"
+                found.append((round_number, f"node {node}", kind, str(why).removeprefix("refused: ")))
         return found
 
     def comparable(self, other: RunRecord) -> bool:

@@ -31,9 +31,17 @@ from fedgen.task import Task
 
 logger = logging.getLogger(__name__)
 
-REFUSED = "refused: "  # how reasons begin where a reply came, and was not good
 MADE_LATER = (SAMPLES, "report.html")  # what an earlier run in the same folder may have left
-KEPT = ("round", "lost", "samples", "spent", "bytes_sent", "bytes_received", "seconds")  # that results are made of
+KEPT = (
+    "round",
+    "lost",
+    "refused",
+    "samples",
+    "spent",
+    "bytes_sent",
+    "bytes_received",
+    "seconds",
+)  # for results.json
 
 
 @dataclass
@@ -48,6 +56,8 @@ class RoundReport:
         Numbers of the nodes whose replies were used.
     lost : dict[int, str]
         Why a node's reply is missing or was refused.
+    refused : dict[int, str]
+        The part of ``lost`` that is no fault of the network: a reply came, and was not good.
     metrics : dict[int, dict[str, float]]
         What each node reported of its training.
     generators : dict[int, list[dict[str, float | str]]]
@@ -69,6 +79,7 @@ class RoundReport:
     round: int
     answered: list[int] = field(default_factory=list)
     lost: dict[int, str] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     generators: dict[int, list[dict[str, float | str]]] = field(default_factory=dict)
     statistics: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -78,11 +89,6 @@ class RoundReport:
     bytes_sent: int = 0
     bytes_received: int = 0
     seconds: float = 0.0
-
-    @property
-    def refused(self) -> dict[int, str]:
-        """Why nodes' replies were refused: the part of ``lost`` that is no fault of the network."""
-        return {number: reason for number, reason in self.lost.items() if reason.startswith(REFUSED)}
 
     @property
     def missing(self) -> dict[str, dict[str, str]]:
@@ -135,7 +141,8 @@ class RoundReport:
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> RoundReport:
         """Return the report that `state` made JSON of; JSON has no whole numbers as keys."""
-        numbers = {name: {int(key): x for key, x in values[name].items()} for name in ("lost", "samples", "spent")}
+        by_number = ("lost", "refused", "samples", "spent")
+        numbers = {name: {int(key): x for key, x in values.get(name, {}).items()} for name in by_number}
         return cls(**{**values, **numbers})
 
 
@@ -232,7 +239,7 @@ class Recorder:
             "reports": [report.state() for report in self._reports],
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._before, self._history = float(state["seconds"]), list(state["history"])
         self._interrupted = int(self._history[-1]["round"])

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from fedgen.client_app import own_settings
 from fedgen.config.settings import DEVICES, Config
 from fedgen.data.encoders import differences
 from fedgen.data.store import open_store
 from fedgen.errors import ConfigError, DataError, FedgenError, choose, require, suggestion
 from fedgen.models.settings import GRANULARITIES
 from fedgen.node.secure import OWN_KEY, fewest
+from fedgen.node.settings import own_settings
 from fedgen.report.tables import PlainTable
 from fedgen.task import use_hardware
 

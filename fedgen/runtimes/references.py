@@ -13,6 +13,7 @@ from fedgen.data.progress import show_step
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import ConfigError
 from fedgen.evaluation.zero_shot import Scores, mean_scores, zero_shot
+from fedgen.node.data import NodeData
 from fedgen.node.node import Node
 from fedgen.report.recorder import Recorder, RoundReport
 from fedgen.runs.folder import RunFolder, RunState
@@ -35,13 +36,13 @@ def run_reference(config: Config) -> dict[str, Any]:
     task = prepare_task(config)
     folder, state = RunFolder.begin(task.config)
     (phase,) = plan(config.phase_list)
-    nodes = [Node(task, number, folder.path) for number in range(len(task.parts))]
+    nodes = [Node.open(NodeData(task, number), folder.path) for number in range(len(task.parts))]
     recorder = Recorder(folder, task)
-    recorder.partition({node.number: node.counts for node in nodes})
-    weights = {node.number: task.adapters().state_dict() for node in nodes}
+    recorder.partition({node.partition_id: node.data.counts for node in nodes})
+    weights = {node.partition_id: task.adapters().state_dict() for node in nodes}
     if state is not None:
-        weights = {node.number: state.tensors[f"node{node.number}"] for node in nodes}
-        recorder.restore(state.facts)
+        weights = {node.partition_id: state.tensors[f"node{node.partition_id}"] for node in nodes}
+        recorder.load(state.facts)
     test = task.test_tokens()
     for round_number in range(state.round + 1 if state else 1, phase.rounds + 1):
         report, scores = _round(task, nodes, weights, test, phase, round_number)
@@ -65,11 +66,11 @@ def _round(
     report, scores = RoundReport(round_number), []
     for done, node in enumerate(nodes):
         show_step("training adapters", f"{done}/{len(nodes)} nodes")
-        weights[node.number], losses = node.train(weights[node.number], round_number, phase)
-        report.metrics[node.number] = {"num-examples": len(node.indices), **losses}
-        report.answered.append(node.number)
+        weights[node.partition_id], losses = node.train(weights[node.partition_id], round_number, phase)
+        report.metrics[node.partition_id] = {"num-examples": len(node.data.indices), **losses}
+        report.answered.append(node.partition_id)
         adapters = task.adapters()
-        adapters.load_state_dict(weights[node.number])
+        adapters.load_state_dict(weights[node.partition_id])
         scores.append(zero_shot(adapters, test, task.targets.heads, task.classes))
     report.seconds = time.monotonic() - started
     return report, mean_scores(scores)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedgen.config.strategy import StrategyConfig
 from fedgen.errors import ConfigError, suggestion
+from fedgen.models.states import join, part_of
 
 STRATEGY_CLASSES: dict[str, Any] = {
     "fedavg": flower.FedAvg,
@@ -40,9 +41,9 @@ NORM = "clipping_norm"  # in the config of a message: Flower's, for nodes that c
 
 
 def open_strategy(settings: StrategyConfig, min_nodes: int) -> Strategy:
-    """Build the Flower strategy that ``settings`` name; it asks every node that is there, at least ``min_nodes``.
+    """Build the Flower strategy that ``settings`` name; it asks all nodes that it sees, at least ``min_nodes``.
 
-    With ``settings.dp``, in Flower's wrapper that clips what nodes change, and adds noise to the average.
+    With ``settings.dp``, it is in Flower's wrapper that clips the nodes' changes, and adds noise to the average.
 
     Raises
     ------
@@ -71,12 +72,9 @@ def open_strategy(settings: StrategyConfig, min_nodes: int) -> Strategy:
 
 
 def clipped(message: Message, context: Context, answer: Callable[[Message, Context], Message]) -> Message:
-    """Clip the change that a node has made of the adapters, as Flower's mod does, where the server asks for it.
-
-    For ``@app.train(mods=[clipped])``. A change of nothing, by which Flower's mod divides, stays.
-    """
+    """Clip a node's change of the adapters where the server asks for it, by Flower's mod, which divides by its norm."""
     reply, settings = answer(message, context), message.content.config_records["config"]
-    before, after = (next(iter(each.content.array_records.values())) for each in (message, reply))
+    before, after = (each.content.array_records["arrays"] for each in (message, reply))
     if NORM not in settings or not after or after == before:
         return reply
     message.content = RecordDict({"arrays": before, "config": settings})  # Flower's mod takes one record of settings
@@ -90,34 +88,22 @@ def _own_options(kind: Any) -> set[str]:
 
 
 def strategy_state(strategy: Strategy) -> dict[str, Tensor]:
-    """Return what ``strategy`` remembers between rounds; empty for one that remembers nothing."""
-    state = {}
-    for moment in MOMENTS:
-        for name, value in (getattr(strategy, moment, None) or {}).items():
-            state[f"{moment}.{name}"] = torch.from_numpy(np.array(value))
-    for position, value in enumerate(getattr(strategy, MOMENTUM, None) or []):
-        state[f"{MOMENTUM}.{position}"] = torch.from_numpy(np.array(value))
-    return state
+    """Return the strategy's state between rounds; empty if it is stateless."""
+    parts = {moment: dict(getattr(strategy, moment, None) or {}) for moment in MOMENTS}
+    parts[MOMENTUM] = {str(place): value for place, value in enumerate(getattr(strategy, MOMENTUM, None) or [])}
+    return join({part: {n: torch.from_numpy(np.array(v)) for n, v in values.items()} for part, values in parts.items()})
 
 
 def load_strategy_state(strategy: Strategy, state: dict[str, Tensor]) -> None:
     """Give ``strategy`` back what `strategy_state` returned."""
     for moment in MOMENTS:
-        found = {
-            name.removeprefix(f"{moment}."): v.numpy() for name, v in state.items() if name.startswith(f"{moment}.")
-        }
-        if found:
+        if found := {name: value.numpy() for name, value in part_of(state, moment).items()}:
             setattr(strategy, moment, found)
-    momentum = [state[f"{MOMENTUM}.{i}"].numpy() for i in range(sum(name.startswith(MOMENTUM) for name in state))]
-    if momentum:
-        setattr(strategy, MOMENTUM, momentum)
+    if momentum := part_of(state, MOMENTUM):
+        setattr(strategy, MOMENTUM, [momentum[str(place)].numpy() for place in range(len(momentum))])
 
 
 def set_start(strategy: Strategy, arrays: ArrayRecord) -> None:
-    """Tell ``strategy`` which adapters the round starts from.
-
-    FedAvgM goes on from its own last result, which lacks what the server learnt from the pool after it; all others
-    look at what is sent.
-    """
+    """Tell FedAvgM which adapters the round starts from: its own last result lacks the training on the pool."""
     if isinstance(strategy, flower.FedAvgM):
         strategy.current_arrays = arrays

@@ -1,430 +1,388 @@
-"""What a server without clips asks its nodes to measure: scores of adapters, and what samples give away."""
+"""The nodes of a run: who takes part, one way to ask them, and why a node's reply is missing."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedgen.config.compose import to_yaml
-from fedgen.config.phases import uses_samples
+from fedgen.config.phases import Phase, uses_samples
 from fedgen.config.settings import Config
-from fedgen.config.strategy import StrategyConfig
 from fedgen.errors import AggregationError, DataError, PayloadError, said
 from fedgen.evaluation.assessment import Assessment
 from fedgen.evaluation.zero_shot import Scores, pooled_scores
 from fedgen.messages.checks import (
-    Agreement,
-    Member,
+    NodeInfo,
+    TaskSpec,
     check_size,
     message_bytes,
+    read_audit,
     read_classes,
-    read_member,
+    read_node,
     read_scores,
-    read_verdict,
 )
+from fedgen.messages.instruction import Instruction
 from fedgen.privacy.gate import FAILED, PASSED, UNKNOWN
-from fedgen.report.recorder import REFUSED, RoundReport
-from fedgen.server.grid import LATE, RoundGrid, drawn
+from fedgen.report.recorder import RoundReport
+from fedgen.server.grid import LATE, REFUSED, RoundGrid, sample_nodes
 from fedgen.task import Task
 
 logger = logging.getLogger(__name__)
 
-POLL = 0.5  # seconds between two looks at who is there
+PRIVATE = "privacy=dp: what is sent follows from the private release alone, and is held against no clip"
+
+Value = TypeVar("Value")
 
 
-class Meeting:
-    """The nodes of a run, and what they say of themselves.
+@dataclass(frozen=True)
+class Failure:
+    """Why a node's reply is not used; the kind is ``refused`` (a reply was rejected), ``late`` or ``error``."""
+
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"refused: {self.reason}" if self.kind == "refused" else self.reason
+
+    @classmethod
+    def of(cls, error: Error) -> Failure:
+        """Return the failure that an error reply reports."""
+        kind = {REFUSED: "refused", ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "late"}.get(error.code, "error")
+        return cls(kind, said(error.reason or f"error {error.code}"))
+
+
+class Federation:
+    """The nodes of a run over a Flower grid.
 
     Parameters
     ----------
     grid : Grid
     config : Config
+    on_nodes : Callable, optional
+        Called with the number of a round before it, when nodes may have joined or been rejected.
 
     Attributes
     ----------
-    refused : dict[str, str]
-        Why a node does not take part, by what it is called.
+    nodes : dict[int, NodeInfo]
+        The nodes that take part, by Flower's node id.
+    report, instruction : RoundReport, Instruction
+        Statistics of the current round, and the header of its messages.
+    failures : dict[int, Failure]
+        The nodes that have missed an exchange of the current round, by partition id.
+    rejected : dict[str, str]
+        Why nodes were not let in, by name; `on_nodes` may empty it.
     """
 
-    def __init__(self, grid: Grid, config: Config) -> None:
-        self.grid, self.config = grid, config
-        self.refused: dict[str, str] = {}
-        self._known: set[int] = set()  # Flower's ids of all that were asked to describe themselves
+    def __init__(self, grid: Grid, config: Config, on_nodes: Callable[[int], None] = lambda round_number: None) -> None:
+        self.grid, self.config, self.on_nodes = RoundGrid(grid), config, on_nodes
+        self.nodes: dict[int, NodeInfo] = {}
+        self.report = RoundReport(0)
+        self.instruction = Instruction(to_yaml(config))
+        self.failures: dict[int, Failure] = {}
+        self.rejected: dict[str, str] = {}
+        self._task: Task | None = None
+        self._asked: set[int] = set()  # Flower's ids of all nodes that were asked to describe themselves
+
+    # Who takes part
 
     def wait(self) -> list[int]:
-        """Return Flower's ids of the nodes, once all are there; after ``strategy.wait`` seconds, of those that are.
+        """Return Flower's ids of the nodes, once all are connected, or after ``strategy.wait`` seconds.
 
         Raises
         ------
         AggregationError
-            Fewer than ``strategy.min_nodes`` are there then.
+            Fewer than ``strategy.min_nodes`` are connected then.
         """
-        chosen = self.config.strategy
-        needed, least, deadline = self.config.partition.nodes, self.config.min_nodes, time.monotonic() + chosen.wait
-        while len(ids := list(self.grid.get_node_ids())) < needed:
-            if time.monotonic() > deadline:
-                found = f"{len(ids)} nodes are there after strategy.wait={chosen.wait:g} s"
-                if len(ids) < least:
-                    wanted = f"partition.nodes={needed}" if least == needed else f"strategy.min_nodes={least}"
-                    raise AggregationError(f"{found}, {wanted} are needed")
-                logger.warning("%s, of partition.nodes=%d: going on without the rest", found, needed)
-                break
-            time.sleep(min(POLL, chosen.wait))
-        return sorted(ids)
+        wait, least, needed = self.config.strategy.wait, self.config.min_nodes, self.config.partition.nodes
+        ids = self.grid.connected(None, needed, wait)
+        found = f"{len(ids)} nodes are there after strategy.wait={wait:g} s"
+        if len(ids) < least:
+            wanted = f"partition.nodes={needed}" if least == needed else f"strategy.min_nodes={least}"
+            raise AggregationError(f"{found}, {wanted} are needed")
+        if len(ids) < needed:
+            logger.warning("%s, of partition.nodes=%d: going on without the rest", found, needed)
+        return ids
 
-    def classes(self, ids: Sequence[int]) -> list[str]:
-        """Return the names of all classes that nodes have, in the order of the alphabet: their places are their ids.
+    def class_names(self) -> list[str]:
+        """Return the names of all classes that nodes have, sorted: their places are their ids.
 
-        A node that cannot say is left out here; `members` refuses it with its reason.
+        A node without a readable reply is left out here; `join` rejects it with its reason.
 
         Raises
         ------
         DataError
-            No node can say.
+            No node has replied with its classes.
         """
-        found, reasons = set(), []
-        for reply in self._ask(ids, "query.introduce", 0):
-            try:
-                found |= set(read_classes(reply))
-            except DataError as error:
-                reasons.append(said(error))
-        if not found:
-            raise DataError(f"nodes cannot start: {'; '.join(sorted(set(reasons))) or 'none has answered'}")
-        return sorted(found)
+        replies = self._apart(self.instruction)._replies("query.introduce", dict.fromkeys(self.wait(), RecordDict()))
+        found = list(_values(replies, read_classes))
+        names = {name for _, names in found if isinstance(names, list) for name in names}
+        if not names:
+            reasons = {failure.reason for _, failure in found if isinstance(failure, Failure)}
+            raise DataError(f"nodes cannot start: {'; '.join(sorted(reasons)) or 'none has answered'}")
+        return sorted(names)
 
-    def members(self, ids: Sequence[int], task: Task, finished: int, back: Sequence[int] = ()) -> dict[int, Member]:
-        """Return the nodes that can take part, by Flower's id; `refused` says why others cannot.
+    def join(self, task: Task, finished: int) -> None:
+        """Wait for the nodes, and let those in that agree with ``task``; ``finished`` rounds were run before.
 
-        Parameters
-        ----------
-        ids : Sequence[int]
-        task : Task
-            What they must agree with.
-        finished : int
-            Rounds that are finished before this run's first.
-        back : Sequence[int]
-            Numbers of nodes that have been in this run before, and remember it.
+        Raises
+        ------
+        AggregationError
+            Too few nodes are connected after ``strategy.wait`` seconds.
+        DataError
+            Too few can take part, or two have the same partition id.
         """
-        agreement = Agreement(
-            task.classes, task.store.shape, task.store.identity["encoder"], task.targets.fingerprint()
-        )
-        codec = task.space.sketch() if uses_samples(self.config.phase_list) else []
-        members: dict[int, Member] = {}
-        self.refused = {}
-        for reply in self._ask(ids, "query.describe", finished, back, codec):
-            node_id = reply.metadata.src_node_id
-            try:
-                members[node_id] = read_member(reply, agreement)
-            except DataError as error:
-                self.refused[f"Flower node {node_id}"] = said(error)
-        self._say(members)
-        return members
+        self._task, self.instruction = task, Instruction(to_yaml(self.config), finished)
+        described = self._described(self.wait())
+        ids = sorted(info.partition_id for _, info in described)
+        if len(set(ids)) != len(ids):
+            raise DataError(f"two nodes have the same partition-id: {ids}")
+        if len(ids) < self.config.min_nodes:
+            raise DataError(f"nodes cannot start: {'; '.join(sorted(set(self.rejected.values())))}")
+        self.nodes = dict(described)
+        self.on_nodes(finished)
 
-    def admit(self, members: dict[int, Member], task: Task, finished: int) -> None:
-        """Add to ``members`` the nodes that have come meanwhile; one that was there before under another id is back.
+    def _join_late(self) -> None:
+        """Let nodes in that have connected since; a rejected node is not asked again.
 
-        Who was refused once is not asked again.
+        A node that took part under another Flower id goes on from what it remembers.
         """
-        there = set(self.grid.get_node_ids())
-        new = sorted(there - set(members) - self._known)
-        if not new:
-            return
-        came = self.members(new, task, finished, [member.number for member in members.values()])
-        for node_id, member in came.items():
-            earlier = [known for known, other in members.items() if other.number == member.number]
-            if there & set(earlier):
-                logger.warning("Flower node %d does not take part: node %d is there already", node_id, member.number)
+        connected = set(self.grid.grid.get_node_ids())
+        for node_id, info in self._described(sorted(connected - set(self.nodes) - self._asked)):
+            earlier = [known for known, other in self.nodes.items() if other.partition_id == info.partition_id]
+            if connected & set(earlier):
+                words = "Flower node %d does not take part: node %d is there already"
+                logger.warning(words, node_id, info.partition_id)
                 continue
             for known in earlier:
-                del members[known]
-            members[node_id] = member
-            logger.info("node %d is %s", member.number, "back" if earlier else "there now")
+                del self.nodes[known]
+            self.nodes[node_id] = info
+            logger.info("node %d is %s", info.partition_id, "back" if earlier else "there now")
 
-    def demand(self, members: dict[int, Member]) -> None:
-        """Refuse to begin with too few nodes, or with two of the same number.
-
-        Raises
-        ------
-        DataError
-        """
-        numbers = sorted(member.number for member in members.values())
-        if len(set(numbers)) != len(numbers):
-            raise DataError(f"two nodes have the same partition-id: {numbers}")
-        if len(members) < self.config.min_nodes:
-            limit = f"strategy.timeout={self.config.strategy.timeout:g} s"
-            reasons = {f"{why} ({limit})" if why.startswith(LATE) else why for why in self.refused.values()}
-            raise DataError(f"nodes cannot start: {'; '.join(sorted(reasons))}")
-
-    def _say(self, members: dict[int, Member]) -> None:
-        for member in members.values():
-            if member.granularity != self.config.granularity.name:
-                logger.info("node %d has granularity=%s of its own", member.number, member.granularity)
-        for name, reason in self.refused.items():
+    def _described(self, node_ids: list[int]) -> list[tuple[int, NodeInfo]]:
+        """Return the nodes among ``node_ids`` that can take part; note why the others cannot."""
+        if not node_ids:
+            return []
+        assert self._task is not None
+        self._asked |= set(node_ids)
+        codec = self._task.space.sketch() if uses_samples(self.config.phase_list) else []
+        rejoined = [info.partition_id for info in self.nodes.values()]
+        header = Instruction(self.instruction.yaml, self.instruction.finished, rejoined=rejoined, codec=codec)
+        replies = self._apart(header)._replies("query.describe", dict.fromkeys(node_ids, RecordDict()))
+        found, spec = [], TaskSpec.of(self._task)
+        for node_id, info in _values(replies, lambda reply: read_node(reply, spec)):
+            if isinstance(info, NodeInfo):
+                found.append((node_id, info))
+                if info.granularity != self.config.granularity.name:
+                    logger.info("node %d has granularity=%s of its own", info.partition_id, info.granularity)
+                continue
+            limit = f" (strategy.timeout={self.config.strategy.timeout:g} s)" if info.kind == "late" else ""
+            name, reason = f"Flower node {node_id}", info.reason + limit
+            self.rejected[name] = reason
             logger.warning("%s does not take part: %s", name, reason)
+        return found
 
-    def _ask(
-        self,
-        ids: Sequence[int],
-        message_type: str,
-        finished: int,
-        back: Sequence[int] = (),
-        codec: Sequence[float] = (),
-    ) -> Iterator[Message]:
-        if message_type == "query.describe":
-            self._known |= set(ids)
-        words = ConfigRecord({"yaml": to_yaml(self.config), "finished": finished, "back": " ".join(map(str, back))})
-        words["codec"] = list(codec)
-        messages = [Message(RecordDict({"config": words}), node_id, message_type) for node_id in ids]
-        return RoundGrid(self.grid).send_and_receive(messages, timeout=self.config.strategy.timeout)
+    # A round
 
-
-def agreed(grid: Grid, config: Config) -> Config:
-    """Return ``config`` with the classes that there are, where only the nodes know."""
-    if not config.data.on_nodes or config.data.classes:
-        return config
-    meeting = Meeting(grid, config)
-    classes = meeting.classes(meeting.wait())
-    logger.info("%d classes: %s", len(classes), ", ".join(classes))
-    return replace(config, data=replace(config.data, classes=classes))
-
-
-Ask = Callable[..., dict[int, Message]]
-"""`ExchangeRound.ask`: sends nodes their contents, checks the replies, and returns the good ones by node number."""
-
-
-class ExchangeRound:
-    """The exchanges of one round.
-
-    Who has missed one is not asked again in the round: its state is not what the rest of the round needs.
-
-    Parameters
-    ----------
-    grid : RoundGrid
-    members : Mapping[int, Member]
-        The federation by Flower's node id.
-    report : RoundReport
-        What is noted of the round.
-    rules : StrategyConfig
-        How many nodes are asked, and what is refused.
-    min_nodes : int
-        Good replies that the round needs.
-    timeout : float
-        Seconds that each exchange waits.
-    """
-
-    def __init__(
-        self,
-        grid: RoundGrid,
-        members: Mapping[int, Member],
-        report: RoundReport,
-        rules: StrategyConfig,
-        min_nodes: int,
-        timeout: float,
-    ) -> None:
-        self.grid, self.members, self.report, self.rules = grid, members, report, rules
-        self.min_nodes, self.timeout = min_nodes, timeout
-        self.config = ConfigRecord()  # of every message
-
-    def choose(self, seed: int) -> None:
-        """Choose the nodes that the round asks: all that are connected, or random ones of them.
+    def begin_round(self, phase: Phase) -> None:
+        """Begin the next round, and choose its nodes: all that are connected, or random ones.
 
         Raises
         ------
         AggregationError
-            Fewer than ``min_nodes`` are connected after ``strategy.wait`` seconds.
+            Fewer than ``strategy.min_nodes`` are connected after ``strategy.wait`` seconds.
         """
-        connected = self.grid.connected(self.members, self.min_nodes, self.rules.wait)
-        numbers = {self.members[node_id].number: node_id for node_id in connected}
-        if self.rules.nodes_per_round is None or len(connected) < self.min_nodes:
-            for number in sorted({member.number for member in self.members.values()} - set(numbers)):
-                self.lose(number, "it is not connected")
-        self.demand(len(connected))
-        chosen = drawn(list(numbers), self.rules.nodes_per_round, seed, self.report.round)
-        self.grid.chosen = [numbers[number] for number in chosen]
+        rules = self.config.strategy
+        self.report, self.failures = RoundReport(self.report.round + 1), {}
+        self.instruction = replace(
+            self.instruction,
+            mode=phase.mode.name,
+            rounds=phase.rounds,
+            offset=phase.offset,
+            round=self.report.round,
+        )
+        self._join_late()
+        self.on_nodes(self.report.round)
+        connected = self.grid.connected(self.nodes, self.config.min_nodes, rules.wait)
+        ids = {self.nodes[node_id].partition_id: node_id for node_id in connected}
+        if rules.nodes_per_round is None or len(connected) < self.config.min_nodes:
+            for missing in sorted({info.partition_id for info in self.nodes.values()} - set(ids)):
+                self.fail(missing, Failure("error", "it is not connected"))
+        self.require(len(connected))
+        chosen = sample_nodes(ids, rules.nodes_per_round, self.config.seed, self.report.round)
+        self.grid.chosen = [ids[partition_id] for partition_id in chosen]
 
-    def left(self) -> dict[int, Member]:
-        """Return the nodes that the round asks and that have missed nothing so far, by Flower's node id."""
-        asked = {node_id: self.members[node_id] for node_id in self.grid.chosen}
-        return {node_id: member for node_id, member in asked.items() if member.number not in self.report.lost}
+    @property
+    def active(self) -> dict[int, NodeInfo]:
+        """The round's nodes that have missed no exchange of it, by Flower's id: the state of others is stale."""
+        chosen = {node_id: self.nodes[node_id] for node_id in self.grid.chosen}
+        return {node_id: info for node_id, info in chosen.items() if info.partition_id not in self.failures}
 
     def ask(
         self,
+        kind: str,
         contents: Mapping[int, RecordDict],
-        message_type: str,
-        check: Callable[[Member, Message], None],
-        needed: int,
-        before: int = 0,
-    ) -> dict[int, Message]:
-        """Send each node its content with the round's settings, and return the good replies by node number.
-
-        Raises
-        ------
-        AggregationError
-            With those of ``before``, there are fewer than ``needed``.
-        """
-
-        def messages() -> Iterator[Message]:
-            for node_id, content in contents.items():
-                own = content.config_records.get("config", ConfigRecord())
-                record = RecordDict({**content, "config": ConfigRecord({**self.config, **own})})
-                message = Message(record, node_id, message_type)
-                self.report.bytes_sent += message_bytes(message)
-                yield message
-
-        replies = self.grid.send_and_receive(messages(), timeout=self.timeout)
-        good = self.collect(replies, contents, check)
-        self.demand(before + len(good), needed)
-        return good
-
-    def collect(
-        self, replies: Iterable[Message], asked: Iterable[int], check: Callable[[Member, Message], None]
-    ) -> dict[int, Message]:
-        """Return the good replies by node number, in order; note why others are lost.
-
-        ``check`` raises `PayloadError` for a reply that is not good. It may empty one that is, whose content is freed
-        before the next reply is read then.
-        """
-        good: dict[int, Message] = {}
-        lost: dict[int, str] = {}
-        for reply in replies:
-            member = self.members[reply.metadata.src_node_id]
-            if reply.has_error():
-                lost[member.number] = reply.error.reason or f"error {reply.error.code}"
-            else:
-                self.report.bytes_received += message_bytes(reply)
-                try:
-                    check_size(reply, self.rules.max_payload_mb)
-                    check(member, reply)
-                    good[member.number] = reply
-                except PayloadError as error:
-                    lost[member.number] = f"{REFUSED}{error}"
-            del reply
-        for number in sorted({self.members[node_id].number for node_id in asked} - set(good)):
-            self.lose(number, lost.get(number, "no reply in time"))
-        return dict(sorted(good.items()))
-
-    def lose(self, number: int, reason: str) -> None:
-        """Note that a node is missing, and why."""
-        self.report.lost[number] = said(reason)
-        logger.warning("round %d: node %d is missing: %s", self.report.round, number, self.report.lost[number])
-
-    def demand(self, good: int, needed: int | None = None) -> None:
-        """Raise `AggregationError` for fewer than ``needed`` good replies, and say who is missing."""
-        if good < (self.min_nodes if needed is None else needed):
-            missing = "; ".join(f"node {number}: {reason}" for number, reason in sorted(self.report.lost.items()))
-            raise AggregationError(
-                f"round {self.report.round}: {good} good replies, strategy.min_nodes={self.min_nodes} are needed. "
-                f"Missing: {missing or 'nodes that were not asked'}"
-            )
-
-
-Found = TypeVar("Found")
-
-
-class RemoteMeasures:
-    """Asks nodes for figures of their own clips.
-
-    Parameters
-    ----------
-    grid : Grid
-    members : Mapping[int, Member]
-        The federation by Flower's node id.
-    config : Config
-    settings : dict
-        What every message carries, such as the configuration.
-    """
-
-    def __init__(self, grid: Grid, members: Mapping[int, Member], config: Config, settings: dict[str, Any]) -> None:
-        self.grid, self.members, self.config, self.settings = grid, members, config, settings
-
-    def scores(
-        self, arrays: ArrayRecord, classes: list[str], heads: list[str], round_number: int, missing: Container[int] = ()
-    ) -> Scores:
-        """Return the scores of adapters on the held-out clips of all nodes that answer; ``missing`` are not asked.
-
-        Raises
-        ------
-        AggregationError
-            None does.
-        """
-        testers = {
-            node_id: member
-            for node_id, member in self.members.items()
-            if member.held_out and member.number not in missing
-        }
-        content = {"arrays": arrays, "config": self._words(round_number)}
-        found = self._ask(testers, content, "evaluate", lambda m, reply: read_scores(m, reply, classes, heads))
-        if not found:
-            raise AggregationError(
-                f"round {round_number}: no node has tested the adapters; give the server a data.store"
-            )
-        return pooled_scores([found[number] for number in sorted(found)], classes)
-
-    def assessment(self, counts: Mapping[int, int], classes: list[str], round_number: int) -> Assessment | None:
-        """Return every node's audit of what it sent; None if nothing is to be judged.
+        read: Callable[[NodeInfo, Message], Value],
+        needed: int | None = None,
+    ) -> dict[int, Value]:
+        """Send each node its content and the round's header, and return what ``read`` makes of the good replies.
 
         Parameters
         ----------
-        counts : Mapping[int, int]
-            Samples by node number.
-        classes : list[str]
-        round_number : int
-            The round whose samples these are.
+        kind : str
+            Flower's message type.
+        contents : Mapping[int, RecordDict]
+            By Flower's node id.
+        read : Callable
+            Validates a reply, or raises `PayloadError`. It may empty the reply, to free memory before the next.
+        needed : int, optional
+            Good replies that are needed; ``strategy.min_nodes`` by default.
+
+        Returns
+        -------
+        dict
+            By partition id, in order.
+
+        Raises
+        ------
+        AggregationError
+            There are fewer good replies.
         """
-        setting = self.config.gate
-        owners = {node_id: member for node_id, member in self.members.items() if counts.get(member.number)}
-        if setting == "off" or not owners:
+        found = self.collect(self._replies(kind, contents), contents, read)
+        self.require(len(found), needed)
+        return found
+
+    def collect(
+        self, replies: Iterable[Message], asked: Iterable[int], read: Callable[[NodeInfo, Message], Value]
+    ) -> dict[int, Value]:
+        """Return what ``read`` makes of the good replies, as `ask` does; note why others of ``asked`` fail."""
+        good: dict[int, Value] = {}
+        failed: dict[int, Failure] = {}
+
+        def checked(reply: Message) -> Value:
+            self.report.bytes_received += message_bytes(reply)
+            check_size(reply, self.config.strategy.max_payload_mb)
+            return read(self.nodes[reply.metadata.src_node_id], reply)
+
+        for node_id, value in _values(replies, checked):
+            partition_id = self.nodes[node_id].partition_id
+            if isinstance(value, Failure):
+                failed[partition_id] = value
+            else:
+                good[partition_id] = value
+        for partition_id in sorted({self.nodes[node_id].partition_id for node_id in asked} - set(good)):
+            self.fail(partition_id, failed.get(partition_id, Failure("late", LATE)))
+        return dict(sorted(good.items()))
+
+    def fail(self, partition_id: int, failure: Failure) -> None:
+        """Note that a node is missing in the round."""
+        self.failures[partition_id] = failure
+        self.report.lost[partition_id] = str(failure)
+        if failure.kind == "refused":
+            self.report.refused[partition_id] = str(failure)
+        logger.warning("round %d: node %d is missing: %s", self.report.round, partition_id, failure)
+
+    def require(self, good: int, needed: int | None = None) -> None:
+        """Raise `AggregationError` with all failures for fewer than ``needed`` good replies."""
+        if good < (self.config.min_nodes if needed is None else needed):
+            missing = "; ".join(f"node {number}: {failure}" for number, failure in sorted(self.failures.items()))
+            raise AggregationError(
+                f"round {self.report.round}: {good} good replies, strategy.min_nodes={self.config.min_nodes} are "
+                f"needed. Missing: {missing or 'nodes that were not asked'}"
+            )
+
+    def _replies(self, kind: str, contents: Mapping[int, RecordDict]) -> Iterator[Message]:
+        """Send each node its content and the header, and yield the replies."""
+        header = self.instruction.to_record()
+
+        def messages() -> Iterator[Message]:
+            for node_id, content in contents.items():
+                message = Message(RecordDict({**content, "config": header}), node_id, kind)
+                self.report.bytes_sent += message_bytes(message)
+                yield message
+
+        return self.grid.send_and_receive(messages(), timeout=self.config.strategy.timeout)
+
+    # What nodes measure on their own clips
+
+    def scores(self, arrays: ArrayRecord, task: Task) -> Scores:
+        """Return the scores of adapters on the held-out clips of all nodes that have missed nothing in the round.
+
+        Raises
+        ------
+        AggregationError
+            No node has answered.
+        """
+        heads, content = list(task.targets.heads), RecordDict({"arrays": arrays})
+        asked = {n: content for n, i in self.nodes.items() if i.held_out and i.partition_id not in self.failures}
+        read = partial(read_scores, classes=task.classes, heads=heads)
+        found = self._apart(self.instruction).ask("evaluate", asked, read, needed=0)
+        if not found:
+            raise AggregationError(
+                f"round {self.report.round}: no node has tested the adapters; give the server a data.store"
+            )
+        return pooled_scores(list(found.values()), task.classes)
+
+    def assessment(self, counts: Mapping[int, int], classes: list[str], round_number: int) -> Assessment | None:
+        """Return every node's audit of what it sent; None if there is nothing to judge.
+
+        ``counts`` are the nodes' samples of a round, by partition id.
+        """
+        owners = {node_id: info for node_id, info in self.nodes.items() if counts.get(info.partition_id)}
+        if self.config.gate == "off" or not owners:
             return None
-        found: dict[int, dict[str, Any]] = {}
-        reasons = ["privacy=dp: what is sent follows from the private release alone, and is held against no clip"]
-        if not self.config.privacy.used:
-            found = self._ask(owners, {"config": self._words(round_number)}, "query.assess", read_verdict)
-            verdicts = {number: (told["verdict"], told["reasons"]) for number, told in found.items()}
-            silent = {member.number for member in owners.values()} - set(found)
-            verdicts |= {number: (UNKNOWN, ["has not audited what it sent"]) for number in silent}
-            reasons = [f"node {number}: {text}" for number, (_, told) in sorted(verdicts.items()) for text in told]
-        told = [values["verdict"] for values in found.values()]
-        complete = len(found) == len(owners) and set(told) == {PASSED}
-        verdict = FAILED if FAILED in told else PASSED if complete else UNKNOWN
-        worst = [
-            f"node {n}: {values['summary']}" for n, values in sorted(found.items()) if values["verdict"] == verdict
-        ]
-        gate: dict[str, Any] = {
-            "setting": setting,
+        private = self.config.privacy.used
+        apart = self._apart(replace(self.instruction, round=round_number))
+        asked = {} if private else dict.fromkeys(owners, RecordDict())
+        found = apart.ask("query.assess", asked, read_audit, needed=0)
+        reasons = {info.partition_id: ["has not audited what it sent"] for info in owners.values()}
+        reasons |= {number: audit.reasons for number, audit in found.items()}
+        verdicts = {audit.verdict for audit in found.values()}
+        complete = len(found) == len(owners) and verdicts == {PASSED}
+        verdict = FAILED if FAILED in verdicts else PASSED if complete else UNKNOWN
+        worst = [f"node {number}: {audit.summary}" for number, audit in found.items() if audit.verdict == verdict]
+        told = [f"node {number}: {text}" for number, texts in sorted(reasons.items()) for text in texts]
+        gate = {
+            "setting": self.config.gate,
             "verdict": verdict,
-            "reasons": reasons,
+            "reasons": [PRIVATE] if private else told,
             "summary": (worst or [verdict])[0],
+            "auc": max((audit.auc for audit in found.values() if audit.auc is not None), default=None),
         }
-        aucs = [values["auc"] for values in found.values() if values["auc"] is not None]
-        gate["auc"] = max(aucs) if aucs else None
-        audits = {str(number): found[number]["audit"] for number in sorted(found)}
+        audits = {str(number): audit.audit for number, audit in found.items()}
         return Assessment({"samples": sum(counts.values()), "gate": gate}, None, classes, by_node=audits)
 
-    def _words(self, round_number: int) -> ConfigRecord:
-        return ConfigRecord({**self.settings, "round": round_number})
+    def _apart(self, instruction: Instruction) -> Federation:
+        """Return the federation with another header, and a report and failures that are not the round's."""
+        apart = copy(self)
+        apart.instruction, apart.report, apart.failures = instruction, RoundReport(self.report.round), {}
+        return apart
 
-    def _ask(
-        self,
-        members: Mapping[int, Member],
-        content: Mapping[str, Any],
-        message_type: str,
-        read: Callable[[Member, Message], Found],
-    ) -> dict[int, Found]:
-        """Return what nodes reply, by number; a node that does not is named in the log."""
-        messages = [Message(RecordDict(dict(content)), node_id, message_type) for node_id in members]
-        found = {}
-        for reply in RoundGrid(self.grid).send_and_receive(messages, timeout=self.config.strategy.timeout):
-            member = members[reply.metadata.src_node_id]
-            try:
-                if reply.has_error():
-                    raise PayloadError(str(reply.error.reason))
-                found[member.number] = read(member, reply)
-            except PayloadError as error:
-                logger.warning("%s: node %d is missing: %s", message_type, member.number, said(error))
-        return found
+
+def _values(replies: Iterable[Message], read: Callable[[Message], Value]) -> Iterator[tuple[int, Value | Failure]]:
+    """Yield what ``read`` makes of each reply, or why it is not used, and Flower's id of its node."""
+    for reply in replies:
+        node_id = reply.metadata.src_node_id
+        value: Value | Failure
+        try:
+            value = Failure.of(reply.error) if reply.has_error() else read(reply)
+        except PayloadError as error:
+            value = Failure("refused", said(error))
+        del reply
+        yield node_id, value
+
+
+def agreed(grid: Grid, config: Config) -> Config:
+    """Return ``config`` with the classes that there are, where only the nodes know them."""
+    if not config.data.on_nodes or config.data.classes:
+        return config
+    classes = Federation(grid, config).class_names()
+    logger.info("%d classes: %s", len(classes), ", ".join(classes))
+    return replace(config, data=replace(config.data, classes=classes))

@@ -1,4 +1,4 @@
-"""Any Flower grid as a round sees it: the nodes that are asked, and their replies one by one, whatever happens."""
+"""Flower's grid as a round sees it: the nodes that are asked, and their replies one by one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from fedgen.data.progress import show_step
 from fedgen.data.seeds import seeded
 from fedgen.errors import said
 
-SHORTEST, LONGEST, SHARE = 0.02, 3.0, 0.05  # seconds between two looks for replies; the share of the waiting so far
+MIN_POLL, MAX_POLL, POLL_SHARE = 0.02, 3.0, 0.05  # seconds between two looks for replies; the share of the waiting
 LATE = "no reply in time"
+REFUSED = 1000  # beside Flower's error codes: a reply came, and was rejected
 STEPS = {  # what nodes do, as the terminal has it
     "train": "training",
     "evaluate": "testing",
@@ -32,16 +33,11 @@ TIMES_TIMEOUT = 2  # how long a message lives: a node that comes back later does
 
 
 class RoundGrid(Grid):
-    """A grid around another that hands over one reply at a time, so that no two large ones stand in memory together.
+    """A grid that hands over one reply at a time, so that no two large ones are in memory together.
 
-    Every message has exactly one reply, of the node that it was sent to. Where Flower gives none, one of another node,
-    or one that cannot be unpacked, it is an error reply with the reason: errors of lost nodes come from node 1, and an
-    ill-formed reply raises when it is pulled.
-
-    Parameters
-    ----------
-    grid : Grid
-        `LocalGrid`, or what Flower gives to a ServerApp.
+    Every message has exactly one reply, from the node that it was sent to. Where Flower gives none, one of another
+    node, or one that cannot be unpacked, it is an error reply with the reason: errors of lost nodes come from node 1,
+    and an ill-formed reply raises when it is pulled.
 
     Attributes
     ----------
@@ -66,14 +62,14 @@ class RoundGrid(Grid):
         """Return the chosen nodes."""
         return list(self.chosen)
 
-    def connected(self, members: Collection[int], needed: int, wait: float) -> list[int]:
-        """Return those of ``members`` that are connected; wait so many seconds until there are ``needed``."""
+    def connected(self, nodes: Collection[int] | None, needed: int, wait: float) -> list[int]:
+        """Return those of ``nodes`` (None: all) that are connected; wait so many seconds until there are ``needed``."""
         deadline = time.monotonic() + wait
         while True:
-            found = [node_id for node_id in self.grid.get_node_ids() if node_id in members]
+            found = [node_id for node_id in self.grid.get_node_ids() if nodes is None or node_id in nodes]
             if len(found) >= needed or time.monotonic() > deadline:
                 return sorted(found)
-            time.sleep(0.5)
+            time.sleep(min(0.5, wait))
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -98,9 +94,8 @@ class RoundGrid(Grid):
         ----------
         messages : iterable of Message
         timeout : float, optional
-            Seconds that the server waits for replies. While it reads one or does something with it, the clock stands
-            still: the nodes whose replies are ready are not late for that, nor are nodes that share one process and
-            work one after the other. None: as long as it takes.
+            Seconds that the server waits for replies; the clock stands still while it works on one. None: as long as
+            it takes.
         """
         pending: dict[str, Message] = {}
         for message in messages:
@@ -133,7 +128,7 @@ class RoundGrid(Grid):
             if timeout is not None and waited >= timeout:
                 break
             if len(pending) == before:
-                pause = min(LONGEST, max(SHORTEST, SHARE * waited))
+                pause = min(MAX_POLL, max(MIN_POLL, POLL_SHARE * waited))
                 time.sleep(pause)
                 waited += pause
         for message in pending.values():
@@ -146,8 +141,7 @@ class RoundGrid(Grid):
         except httpx.HTTPError:
             raise  # the SuperLink cannot be reached: that is no fault of a node
         except Exception as error:  # Flower unpacks what the node has packed, and raises as it comes
-            reason = f"refused: its reply cannot be read: {type(error).__name__}: {error}"
-            return _error(message, ErrorCode.MESSAGE_UNAVAILABLE, reason)
+            return _error(message, REFUSED, f"its reply cannot be read: {type(error).__name__}: {error}")
         if not replies:
             return None
         (reply,) = replies[:1]
@@ -155,21 +149,21 @@ class RoundGrid(Grid):
             return _error(message, reply.error.code, reply.error.reason or f"error {reply.error.code}")
         asked, answers = message.metadata.dst_node_id, reply.metadata.src_node_id
         if asked != answers:
-            return _error(message, ErrorCode.MESSAGE_UNAVAILABLE, f"refused: node {answers} replied for node {asked}")
+            return _error(message, REFUSED, f"node {answers} replied for node {asked}")
         return reply
 
 
 def _error(message: Message, code: int, reason: str) -> Message:
-    """Return an error reply from the node that ``message`` was sent to; its own words on one line, escaped."""
+    """Return an error reply from the node that ``message`` was sent to; its reason on one line, escaped."""
     return Message(Error(code, said(reason)), reply_to=message)
 
 
-def drawn(numbers: Collection[int], count: int | None, seed: int, round_number: int) -> list[int]:
-    """Return ``count`` random ones of ``numbers``, or all of them, in order; the same for a seed and a round.
+def sample_nodes(partition_ids: Collection[int], count: int | None, seed: int, round_number: int) -> list[int]:
+    """Return ``count`` random ones of ``partition_ids``, or all of them, in order; the same for a seed and a round.
 
-    Each number has a place in the draw of its own, so that a node that is missing is replaced, and the rest stays.
+    Each id has a random number of its own, so that a node that is missing is replaced, and the rest stays.
     """
-    if count is None or count >= len(numbers):
-        return sorted(numbers)
-    places = {n: float(torch.rand((), generator=seeded(seed, "nodes", round_number, n))) for n in numbers}
-    return sorted(sorted(numbers, key=lambda n: (places[n], n))[:count])
+    if count is None or count >= len(partition_ids):
+        return sorted(partition_ids)
+    places = {n: float(torch.rand((), generator=seeded(seed, "nodes", round_number, n))) for n in partition_ids}
+    return sorted(sorted(partition_ids, key=lambda n: (places[n], n))[:count])

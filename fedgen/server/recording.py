@@ -1,4 +1,4 @@
-"""Every message of a run, written as it leaves and as it arrives: what an attacker on the server has."""
+"""A grid that writes every message of a run to a file: what an attacker on the server has."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
-from torch import Tensor
 
 from fedgen.data.tensors import save_tensors
 from fedgen.errors import ConfigError, PayloadError
@@ -21,16 +20,10 @@ from fedgen.server.grid import RoundGrid
 class RecordingGrid(RoundGrid):
     """A grid that writes each message to a file of ``folder``, in the order in which they pass, under a `RoundGrid`.
 
-    Parameters
-    ----------
-    grid : Grid
-    folder : Path
-        Empty, or not there.
-
     Raises
     ------
     ConfigError
-        ``folder`` has files.
+        ``folder`` holds files already.
     """
 
     def __init__(self, grid: Grid, folder: Path) -> None:
@@ -52,33 +45,21 @@ class RecordingGrid(RoundGrid):
         return [self._written(message, True) for message in super().pull_messages(message_ids)]
 
     def _written(self, message: Message, reply: bool) -> Message:
-        about = message.metadata
+        about, values, tensors = message.metadata, dict[str, Any](), dict[str, torch.Tensor]()
         node = about.src_node_id if reply else about.dst_node_id
-        values: dict[str, Any] = {}
-        tensors: dict[str, Tensor] = {}
         if message.has_error():
             values["error"] = {"code": message.error.code, "reason": message.error.reason}
         else:
-            values, tensors = _content(message.content)
-        name = f"{self.count:06d}_{about.message_type}_{'from' if reply else 'to'}_{node}.safetensors"
-        facts = {"kind": about.message_type, "reply": reply, "node": node, "values": values}
-        save_tensors(self.folder / name, tensors, facts)
+            for key, record in message.content.items():
+                if key not in message.content.array_records:
+                    values[key] = json.loads(json.dumps(dict(record), default=repr))
+            for key, arrays in message.content.array_records.items():
+                for name, array in arrays.items():
+                    try:
+                        tensors[f"{key}/{name}"] = torch.from_numpy(read_values(array, name))
+                    except PayloadError as error:
+                        values.setdefault(key, {})[name] = f"not an array: {error}"
+        file = self.folder / f"{self.count:06d}_{about.message_type}_{'from' if reply else 'to'}_{node}.safetensors"
+        save_tensors(file, tensors, {"kind": about.message_type, "reply": reply, "node": node, "values": values})
         self.count += 1
         return message
-
-
-def _content(content: RecordDict) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the values and the tensors of a message; what cannot be read as an array is named among the values."""
-    values: dict[str, Any] = {}
-    tensors: dict[str, Tensor] = {}
-    for key, words in content.config_records.items():
-        values[key] = {name: json.loads(json.dumps(value, default=repr)) for name, value in words.items()}
-    for key, numbers in content.metric_records.items():
-        values[key] = dict(numbers.items())
-    for key, arrays in content.array_records.items():
-        for name, array in arrays.items():
-            try:
-                tensors[f"{key}/{name}"] = torch.from_numpy(read_values(array, name))
-            except PayloadError as error:
-                values.setdefault(key, {})[name] = f"not an array: {error}"
-    return values, tensors

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain
+from functools import partial
 from secrets import SystemRandom
 from typing import Any, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.common.secure_aggregation.crypto.shamir import combine_shares
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key, Stage
-from flwr.serverapp import Grid
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key
 
 from fedgen.config.strategy import FEWEST, MODULUS, SecureSettings
 from fedgen.errors import AggregationError, PayloadError
-from fedgen.messages.checks import Member
+from fedgen.messages.checks import check_clips
 from fedgen.messages.masks import WORD, decode, mask, pair_mask, to_record
 from fedgen.messages.samples import read_array
 from fedgen.node.secure import EQUAL, MASKED
-from fedgen.server.grid import RoundGrid
+from fedgen.server.federation import Federation
+from fedgen.server.grid import REFUSED, RoundGrid
 
 Send = Callable[[list[Message]], Iterable[Message]]
 
-LONGEST = 10_000  # bytes of a key or an encrypted share
+MAX_KEY_BYTES = 10_000  # of a key or an encrypted share
 
 
 class Round:
@@ -37,9 +36,9 @@ class Round:
     Parameters
     ----------
     send : callable
-        Sends messages and gives the replies, of each node one at most, such as ``Grid.send_and_receive``.
+        Sends messages and returns one reply of each node, as `RoundGrid.send_and_receive`.
     messages : list of Message
-        What a strategy asks of the nodes.
+        A strategy's messages to the nodes.
     settings : SecureSettings
     clips : dict[int, int]
         Clips of each node of the federation, by Flower's node id: its largest weight in the average.
@@ -65,7 +64,7 @@ class Round:
         if len(self.asked) < FEWEST:
             raise AggregationError(f"secure aggregation needs at least {FEWEST} nodes, {len(self.asked)} are asked")
         self.most = max(clips[node] for node in self.asked)
-        self.wanted = next(iter(adapters(messages[0]).values()))
+        self.wanted = messages[0].content.array_records["arrays"]
         self.size = sum(int(np.prod(array.shape)) for array in self.wanted.values()) + 1
         self.shares, self.threshold = settings.round(len(self.asked))
         self.neighbours = neighbourhoods(list(self.asked), self.shares)
@@ -80,16 +79,15 @@ class Round:
         """Return a reply of each node: its own with the average in place of its adapters, or why it is lost."""
         self._exchange("keys", dict.fromkeys(self.asked, self._setup()), self._take_keys)
         self._need("keys", self.keys)
-        self._exchange("shares", {node: self._others_keys(node) for node in self.keys}, self._take_letters)
+        self._exchange("shares", {node: self._near_keys(node) for node in self.keys}, self._take_letters)
         self._need("shares of secrets", self.letters)
-        self._exchange("adapters", {node: self._order(node) for node in self.letters}, self._add)
+        self._exchange("adapters", {node: self._training(node) for node in self.letters}, self._add)
         self._need("masked adapters", self.replies)
         self._unmask()
         average = decode(self.total, self.weight, self.settings.clipping_range, self.settings.quantization)
         arrays = to_record(average, self.wanted)
         for reply in self.replies.values():
-            ((key, _),) = reply.content.array_records.items()
-            reply.content[key] = ArrayRecord(dict(arrays.items()))
+            reply.content["arrays"] = ArrayRecord(dict(arrays.items()))
         return [*self.replies.values(), *self.lost.values()]
 
     def _exchange(self, what: str, contents: Mapping[int, Any], take: Callable[[int, Message], None]) -> None:
@@ -99,19 +97,15 @@ class Round:
             record = content if isinstance(content, RecordDict) else RecordDict({RECORD_KEY_CONFIGS: content})
             group = self.asked[node].metadata.group_id
             messages.append(Message(record, node, "train", group_id=group, ttl=self.asked[node].metadata.ttl))
-        waiting = set(contents)
         for reply in self.send(messages):
             node = reply.metadata.src_node_id
-            if node not in waiting:
-                continue  # it was not asked, or has replied
-            waiting.remove(node)
             if reply.has_error():
                 self._lose(node, reply.error.code, reply.error.reason)
                 continue
             try:
                 take(node, reply)
             except Exception as error:  # whatever a node has made up
-                self._lose(node, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"refused: {what}: {error}")
+                self._lose(node, REFUSED, f"{what}: {error}")
 
     def _lose(self, node: int, code: int, reason: str | None) -> None:
         self.lost[node] = Message(Error(code, reason), reply_to=self.asked[node])
@@ -150,7 +144,7 @@ class Round:
             raise PayloadError("a public key of another node")
         self.keys[node] = keys
 
-    def _others_keys(self, node: int) -> ConfigRecord:
+    def _near_keys(self, node: int) -> ConfigRecord:
         near = self.neighbours[node] & set(self.keys)
         return ConfigRecord({Key.STAGE: Stage.SHARE_KEYS, **{str(other): self.keys[other] for other in near}})
 
@@ -162,8 +156,8 @@ class Round:
             raise PayloadError(f"shares for nodes {sorted(receivers)}, expected {sorted(wanted)}")
         self.letters[node] = dict(zip(receivers, map(_bytes, texts), strict=True))
 
-    def _order(self, node: int) -> RecordDict:
-        """Return what the strategy asks of ``node``, and the other nodes' shares for it."""
+    def _training(self, node: int) -> RecordDict:
+        """Return the strategy's message to ``node``, and the other nodes' shares for it."""
         senders = sorted((self.neighbours[node] & set(self.letters)) - {node})
         record = ConfigRecord(
             {
@@ -176,25 +170,23 @@ class Round:
         return RecordDict({**self.asked[node].content, RECORD_KEY_CONFIGS: record})
 
     def _add(self, node: int, reply: Message) -> None:
-        (metrics,), ((key, record),) = reply.content.metric_records.values(), reply.content.array_records.items()
+        metrics, record = reply.content.metric_records["metrics"], reply.content.array_records["arrays"]
         if set(record) != {MASKED}:
             raise PayloadError(f"arrays {sorted(record)}, expected masked ones")
         vector = read_array(record[MASKED], MASKED, WORD, (self.size,))
-        clips, most = metrics.get("num-examples"), self.clips[node]
-        if not isinstance(clips, int) or not 1 <= clips <= most:
-            raise PayloadError(f"num-examples is {clips}, expected a whole number from 1 to the node's {most} clips")
+        check_clips(self.clips[node], metrics)
         self.total = self.total + vector
-        self.weight += 1.0 if self.equal else clips / self.most
-        reply.content[key] = ArrayRecord()  # one vector in memory, however many nodes
+        self.weight += 1.0 if self.equal else int(str(metrics["num-examples"])) / self.most
+        reply.content["arrays"] = ArrayRecord()  # one vector in memory, however many nodes
         self.replies[node] = reply
 
     def _unmask(self) -> None:
-        """Take off the masks of the nodes in the sum, and what lost ones have left in it.
+        """Take off the masks of the nodes in the sum, and those that lost nodes have left in it.
 
         Raises
         ------
         AggregationError
-            Not enough shares came, or what they give back is not what the masks were made of.
+            Not enough shares came, or they do not give the secrets of the masks back.
         """
         alive, sharing = set(self.replies), set(self.letters)
         lost = {node for node in sharing - alive if self.neighbours[node] & alive}
@@ -249,59 +241,47 @@ def neighbourhoods(nodes: list[int], shares: int) -> dict[int, set[int]]:
     }
 
 
-def adapters(message: Message) -> dict[str, ArrayRecord]:
-    """Return the arrays of a message that are not empty."""
-    return {key: record for key, record in message.content.array_records.items() if record}
-
-
 def _said(reply: Message) -> ConfigRecord:
     return reply.content.config_records[RECORD_KEY_CONFIGS]
 
 
 def _bytes(value: object) -> bytes:
-    if not isinstance(value, bytes) or len(value) > LONGEST:
-        raise PayloadError(f"expected at most {LONGEST} bytes, got {str(value)[:50]}")
+    if not isinstance(value, bytes) or len(value) > MAX_KEY_BYTES:
+        raise PayloadError(f"expected at most {MAX_KEY_BYTES} bytes, got {str(value)[:50]}")
     return value
 
 
 class SecureGrid(RoundGrid):
-    """A `RoundGrid` that asks for adapters by secure aggregation, and for all else as ever.
+    """A grid for training messages alone: it asks for adapters by secure aggregation.
 
-    A strategy that averages makes of equal adapters what it would have made of the nodes' own.
+    Each reply has the average in place of the node's own adapters. A strategy that averages makes of equal adapters
+    what it would have made of the nodes' own.
 
     Parameters
     ----------
-    grid : Grid
-    settings : SecureSettings
-    members : Mapping[int, Member]
-        The federation by Flower's node id: a node weighs as much as its clips.
-    equal : bool
-        Whether all nodes weigh the same.
+    federation : Federation
+        A node weighs as much as its clips, and all nodes the same under ``strategy.dp``.
     """
 
-    def __init__(self, grid: Grid, settings: SecureSettings, members: Mapping[int, Member], equal: bool) -> None:
-        super().__init__(grid)
-        self.settings, self.members, self.equal = settings, members, equal
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation.grid)
+        self.federation = federation
+
+    def get_node_ids(self) -> list[int]:
+        """Return the chosen nodes."""
+        return list(self.grid.get_node_ids())
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """As `RoundGrid`; training takes four exchanges, of ``timeout`` seconds each.
+        """Train in four exchanges, of ``timeout`` seconds each.
 
         Raises
         ------
         AggregationError
             Too few nodes are left to take the masks off.
         """
-        rest = iter(messages)
-        for first in rest:
-            every = chain([first], rest)
-            if first.metadata.message_type == "train":
-                yield from self._averaged(list(every), timeout)
-            else:
-                yield from super().send_and_receive(every, timeout=timeout)
-
-    def _averaged(self, messages: list[Message], timeout: float | None) -> list[Message]:
-        def send(parts: list[Message]) -> Iterator[Message]:
-            return RoundGrid.send_and_receive(self, parts, timeout=timeout)
-
-        clips = {node_id: sum(member.counts.values()) for node_id, member in self.members.items()}
-        return Round(send, messages, self.settings, clips, self.equal).run()
+        asked, rules = list(messages), self.federation.config.strategy
+        if not asked:
+            return iter(())  # Flower's loop asks no node to evaluate
+        send = partial(self.grid.send_and_receive, timeout=timeout)
+        clips = {node_id: node.clips for node_id, node in self.federation.nodes.items()}
+        return iter(Round(send, asked, rules.secure, clips, equal=rules.dp != "none").run())

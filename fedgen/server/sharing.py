@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from torch import Tensor
 
 from fedgen.config.settings import SharingConfig
 from fedgen.errors import DataError, PayloadError
-from fedgen.messages.checks import Member, read_losses
+from fedgen.messages.checks import NodeInfo, read_losses
 from fedgen.messages.states import States, states_from_records, states_to_records
 from fedgen.models.generators import KINDS
 from fedgen.models.generators.bank import Bank, History
-from fedgen.server.federation import Ask
+from fedgen.runs.folder import RunState
+from fedgen.server.federation import Federation
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +25,13 @@ class SharedGenerators:
     """The shared generators between rounds: weights and optimiser state by generator.
 
     In ``cyclic`` order each node goes on from the state of the one before it. With ``average`` all nodes start from the
-    same state, and what they make of it is averaged, weighted by their clips.
+    same state, and the results are averaged, weighted by their clips.
 
     Parameters
     ----------
     settings : SharingConfig
     bank : Bank
-        An empty bank of the run's generator settings, to check what nodes send.
+        An empty bank of the run's generator settings, to check the nodes' states.
     """
 
     def __init__(self, settings: SharingConfig, bank: Bank) -> None:
@@ -38,65 +40,61 @@ class SharedGenerators:
         self.states: States = {}  # by granularity and key
         self.seen: dict[str, list[str]] = {}  # classes that each generator was trained on
 
-    def round(self, ask: Ask, members: Mapping[int, Member], min_nodes: int) -> dict[int, History]:
-        """Train the generators for one round on all ``members`` (by Flower's node id).
-
-        Returns
-        -------
-        dict
-            Losses of each node's training by its number.
+    def round(self, federation: Federation) -> dict[int, History]:
+        """Train the generators for one round on all active nodes, and return their losses by partition id.
 
         Raises
         ------
         AggregationError
-            Fewer than ``min_nodes`` good replies.
+            Too few good replies.
         """
-        ordered = dict(sorted(members.items(), key=lambda item: item[1].number))
+        nodes = dict(sorted(federation.active.items(), key=lambda item: item[1].partition_id))
         if self.kind.restarts:
             self.states, self.seen = {}, {}
-        train = self._cycle if self.settings.scheme == "cyclic" else self._average
-        losses = train(ask, ordered, min_nodes)
-        contents = {node_id: self._content(member) for node_id, member in ordered.items()}
-        ask(contents, "query.adopt", lambda member, reply: None, min_nodes)
+        losses = (self._cycle if self.settings.scheme == "cyclic" else self._average)(federation, nodes)
+        contents = {node_id: self._content(node) for node_id, node in nodes.items()}
+        federation.ask("query.adopt", contents, lambda node, reply: None)
         return losses
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the states as tensors by name, to be saved."""
-        return {f"{key}\n{name}": v for key, state in self.states.items() for name, v in state.items()}
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the states as tensors by key and name, and the classes that each generator was trained on."""
+        tensors = {f"{key}\n{name}": v for key, state in self.states.items() for name, v in state.items()}
+        return {"shared": tensors}, {"seen": self.seen}
 
-    def load(self, tensors: Mapping[str, Tensor], seen: Mapping[str, list[str]]) -> None:
-        """Take over what `tensors` returned, and the classes that each generator was trained on."""
-        self.seen = {key: list(names) for key, names in seen.items()}
+    def load(self, state: RunState) -> None:
+        """Go on from what `state` returned."""
+        self.seen = {key: list(names) for key, names in state.facts["seen"].items()}
         self.states = {key: {} for key in self.seen}
-        for name, value in tensors.items():
+        for name, value in state.tensors["shared"].items():
             key, own = name.split("\n", 1)
             self.states.setdefault(key, {})[own] = value
 
-    def _cycle(self, ask: Ask, members: Mapping[int, Member], min_nodes: int) -> dict[int, History]:
+    def _cycle(self, federation: Federation, nodes: dict[int, NodeInfo]) -> dict[int, History]:
         losses: dict[int, History] = {}
-        for position, (node_id, member) in enumerate(members.items()):
-            self._reset_on_change([member])
-            needed = min_nodes - (len(members) - position - 1)  # stop as soon as too few can answer
-            good = ask({node_id: self._content(member)}, "query.fit", self._check, needed, before=len(losses))
-            for number, reply in good.items():
-                for key, state in self._states(member, reply).items():
-                    self._keep(key, state, [member])
-                losses[number] = read_losses(reply)
+        for position, (node_id, node) in enumerate(nodes.items()):
+            self._reset_on_change([node])
+            good = federation.ask("query.fit", {node_id: self._content(node)}, self._read, needed=0)
+            for number, (states, history) in good.items():
+                for key, state in states.items():
+                    self._keep(key, state, [node])
+                losses[number] = history
+            waiting = len(nodes) - position - 1
+            federation.require(len(losses), federation.config.min_nodes - waiting)  # stop as soon as too few can answer
         return losses
 
-    def _average(self, ask: Ask, members: Mapping[int, Member], min_nodes: int) -> dict[int, History]:
-        self._reset_on_change(members.values())
-        contents = {node_id: self._content(member) for node_id, member in members.items()}
-        good = ask(contents, "query.fit", self._check, min_nodes)
-        trained = [member for member in members.values() if member.number in good]
-        states = {member.number: self._states(member, good[member.number]) for member in trained}
-        for key in sorted({key for own in states.values() for key in own}):
-            owners = [member for member in trained if key in states[member.number]]
-            weights = [self._clips(member, key) for member in owners]
-            self._keep(key, self.kind.merge([states[m.number][key] for m in owners], weights), owners)
-        return {number: read_losses(reply) for number, reply in good.items()}
+    def _average(self, federation: Federation, nodes: dict[int, NodeInfo]) -> dict[int, History]:
+        self._reset_on_change(nodes.values())
+        contents = {node_id: self._content(node) for node_id, node in nodes.items()}
+        good = federation.ask("query.fit", contents, self._read)
+        trained = [(node, good[node.partition_id][0]) for node in nodes.values() if node.partition_id in good]
+        for key in sorted({key for _, states in trained for key in states}):
+            owners = [(node, states[key]) for node, states in trained if key in states]
+            weights = [self._clips(node, key) for node, _ in owners]
+            merged = self.kind.merge([state for _, state in owners], weights)
+            self._keep(key, merged, [node for node, _ in owners])
+        return {number: history for number, (_, history) in good.items()}
 
-    def _reset_on_change(self, members: Iterable[Member]) -> None:
+    def _reset_on_change(self, nodes: Iterable[NodeInfo]) -> None:
         """Forget generators that are about to meet classes they were not trained on, if the settings say so.
 
         The decision is the server's, and a generator without a state starts with the same weights on every node.
@@ -104,40 +102,36 @@ class SharedGenerators:
         if not self.settings.reset_on_class_change:
             return
         for key in list(self.states):
-            classes = {name for member in members for name in _slots(member).get(key, [])}
+            classes = {name for node in nodes for name in _slots(node).get(key, [])}
             unseen = sorted(classes - set(self.seen[key]))
             if unseen and not self.kind.restarts:
                 logger.info("shared generator %s starts anew: it was not trained on %s", key, ", ".join(unseen))
                 del self.states[key], self.seen[key]
 
-    def _keep(self, key: str, state: dict[str, Tensor], members: list[Member]) -> None:
-        classes = {name for member in members for name in _slots(member)[key]}
+    def _keep(self, key: str, state: dict[str, Tensor], nodes: list[NodeInfo]) -> None:
+        classes = {name for node in nodes for name in _slots(node)[key]}
         self.states[key] = state
         self.seen[key] = sorted(classes | set(self.seen.get(key, [])))
 
-    def _content(self, member: Member) -> RecordDict:
-        """Return the states that concern ``member``, under the node's own keys."""
-        own = {key.split("/", 1)[1]: self.states[key] for key in _slots(member) if key in self.states}
-        return states_to_records(own)
+    def _content(self, node: NodeInfo) -> RecordDict:
+        """Return the states that concern ``node``, under the node's own keys."""
+        return states_to_records({key.split("/", 1)[1]: self.states[key] for key in _slots(node) if key in self.states})
 
-    def _check(self, member: Member, reply: Message) -> None:
-        """Refuse states of other generators than the node has, and such as no generator can take over."""
-        for key, state in states_from_records(reply.content, member.slots).items():
+    def _read(self, node: NodeInfo, reply: Message) -> tuple[States, History]:
+        """Return a reply's states and losses; reject states that no generator of the node can take over."""
+        states = states_from_records(reply.content, node.slots)
+        for key, state in states.items():
             try:
                 self.bank.new_generator().load_shared_state(state)
             except DataError as error:
                 raise PayloadError(f"generator {key!r}: {error}") from error
-        read_losses(reply)
+        return {f"{node.granularity}/{key}": state for key, state in states.items()}, read_losses(reply)
 
-    def _states(self, member: Member, reply: Message) -> States:
-        found = states_from_records(reply.content, member.slots)
-        return {f"{member.granularity}/{key}": state for key, state in found.items()}
-
-    def _clips(self, member: Member, key: str) -> float:
-        ids = [self.bank.class_names.index(name) for name in _slots(member)[key]]
-        return float(sum(member.counts[label] for label in ids))
+    def _clips(self, node: NodeInfo, key: str) -> float:
+        ids = [self.bank.class_names.index(name) for name in _slots(node)[key]]
+        return float(sum(node.counts[label] for label in ids))
 
 
-def _slots(member: Member) -> dict[str, list[str]]:
+def _slots(node: NodeInfo) -> dict[str, list[str]]:
     """Return the classes of each generator of a node by its granularity and key: a class may be called as a group."""
-    return {f"{member.granularity}/{key}": names for key, names in member.slots.items()}
+    return {f"{node.granularity}/{key}": names for key, names in node.slots.items()}

@@ -22,6 +22,7 @@ from fedgen.evaluation.assessment import clips_of
 from fedgen.evaluation.audit import Sent, audit_run
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.messages.recorded import Recorded, read_recorded, sent_in
+from fedgen.node.data import NodeData
 from fedgen.node.node import Node
 from fedgen.privacy.result import Attack, Report
 from fedgen.report.saved_run import SavedRun
@@ -221,14 +222,16 @@ def test_a_run_ends_with_what_an_attacker_learns(
 def test_no_control_is_ever_trained_on(tiny: Tiny, tmp_path: Path) -> None:
     task = prepare_task(tiny(*MANY))
     for number in range(3):
-        node = Node(task, number, tmp_path)
+        node = Node.open(NodeData(task, number), tmp_path)
         own = set(task.shares[number].tolist())
-        assert set(node.indices) | set(node.controls) == own
-        assert not set(node.indices) & set(node.controls)
-        assert len(node.controls) == pytest.approx(len(own) / 2, abs=4)
-        recordings = [{task.store.recordings[clip] for clip in part} for part in (node.indices, node.controls)]
+        assert set(node.data.indices) | set(node.data.controls) == own
+        assert not set(node.data.indices) & set(node.data.controls)
+        assert len(node.data.controls) == pytest.approx(len(own) / 2, abs=4)
+        recordings = [
+            {task.store.recordings[clip] for clip in part} for part in (node.data.indices, node.data.controls)
+        ]
         assert not recordings[0] & recordings[1]
-        assert set(task.store.labels[node.controls]) == set(task.store.labels[node.indices])
+        assert set(task.store.labels[node.data.controls]) == set(task.store.labels[node.data.indices])
     for free in (["evaluation.gate='off'"], ["mode=federate"], ["evaluation.controls=0"]):
         assert not len(Node(prepare_task(tiny(*MANY, *free)), 0, tmp_path).controls)
 

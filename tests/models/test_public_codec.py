@@ -14,12 +14,12 @@ from federations import Federate
 from flwr.app import Context, Message
 
 from fedgen.client_app import app as client_app
-from fedgen.client_app import own_codec
 from fedgen.config.compose import load_config
 from fedgen.config.settings import Config
 from fedgen.data.tensors import load_tensors, save_tensors
 from fedgen.errors import CheckpointError, ConfigError, DataError, FedgenError
 from fedgen.models.generators.bank import Bank
+from fedgen.node.settings import own_codec
 from fedgen.report.saved_run import SavedRun
 from fedgen.runs.folder import RunFolder
 from fedgen.runtimes.local import run_config as run

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fedgen.config.phases import PhaseSettings, plan
 from fedgen.config.settings import Config, NodeConfig
 from fedgen.data.tensors import load_tensors
 from fedgen.errors import CheckpointError, ConfigError, DataError
+from fedgen.node.data import NodeData
 from fedgen.node.node import Node
 from fedgen.task import Task
 
@@ -25,36 +27,41 @@ def with_config(task: Task, tiny: Tiny) -> Callable[..., Task]:
     return lambda *overrides: replace(task, config=replace(tiny(*overrides), data=task.config.data))
 
 
+def opened(task: Task, partition_id: int, home: Path, load: Path | None = None, **options: Any) -> Node:
+    checkpoints = options.pop("checkpoints", None)
+    return Node.open(NodeData(task, partition_id, **options), home, load, checkpoints)
+
+
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_its_share(task: Task, tmp_path: Path) -> None:
-    node = Node(task, 1, tmp_path)
-    assert {task.classes[label]: count for label, count in node.counts.items()} == {"rain": 4, "crickets": 4}
-    assert node.source.labels.tolist() == task.store.labels[node.indices].tolist()
-    assert not set(task.store.folds[node.indices]) & {task.config.data.test_fold}
+    node = opened(task, 1, tmp_path)
+    assert {task.classes[label]: count for label, count in node.data.counts.items()} == {"rain": 4, "crickets": 4}
+    assert node.data.source.labels.tolist() == task.store.labels[node.data.indices].tolist()
+    assert not set(task.store.folds[node.data.indices]) & {task.config.data.test_fold}
 
 
 def test_a_store_of_its_own(task: Task, tmp_path: Path) -> None:
-    node = Node(task, 7, tmp_path, own_store=True)
-    assert node.indices.tolist() == task.store.train_indices(task.config.data.test_fold).tolist()
+    node = opened(task, 7, tmp_path, own_store=True)
+    assert node.data.indices.tolist() == task.store.train_indices(task.config.data.test_fold).tolist()
 
 
 def test_a_node_without_a_part_or_without_clips(task: Task, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"node 3 has no part: partition\.nodes=3"):
-        Node(task, 3, tmp_path)
+        opened(task, 3, tmp_path)
     empty = replace(task)
     vars(empty)["shares"] = [np.empty(0, np.int64)]
     with pytest.raises(DataError, match="node 0 has no clip to train on"):
-        Node(empty, 0, tmp_path)
+        opened(empty, 0, tmp_path)
 
 
 def test_training_repeats_and_depends_on_node_and_round(task: Task, tmp_path: Path) -> None:
     start = task.adapters().state_dict()
 
     def train(name: str, number: int = 0, round_number: int = 1) -> dict[str, torch.Tensor]:
-        return Node(task, number, tmp_path / name).train(start, round_number, PHASE)[0]
+        return opened(task, number, tmp_path / name).train(start, round_number, PHASE)[0]
 
     first = train("a")
     assert equal(first, train("b"))
@@ -69,7 +76,7 @@ def test_training_repeats_and_depends_on_node_and_round(task: Task, tmp_path: Pa
 def test_moments_are_on_disk(task: Task, tmp_path: Path) -> None:
     weights = task.adapters().state_dict()
     for round_number in (1, 2):
-        weights, _ = Node(task, 0, tmp_path).train(weights, round_number, PHASE)
+        weights, _ = opened(task, 0, tmp_path).train(weights, round_number, PHASE)
         state, metadata = load_tensors(tmp_path / f"state/node0/optimizer/round_{round_number}.safetensors")
         assert metadata == {"node": 0, "round": round_number}
         assert float(state["step.tokens.position"]) == round_number
@@ -80,26 +87,26 @@ def test_the_proximal_term_reaches_the_training(task: Task, with_config: Callabl
     start = longer.adapters().state_dict()
 
     def way(mu: float) -> float:
-        trained, _ = Node(longer, 0, tmp_path / str(mu)).train(start, 1, PHASE, mu)
+        trained, _ = opened(longer, 0, tmp_path / str(mu)).train(start, 1, PHASE, mu)
         return sum(float((trained[name] - start[name]).square().sum()) for name in start)
 
     assert way(1000.0) < 0.7 * way(0.0)
 
 
 def test_generators_survive_the_process(task: Task, tmp_path: Path) -> None:
-    losses = Node(task, 0, tmp_path).fit_generators(1)
+    losses = opened(task, 0, tmp_path).fit_generators(1)
     assert {entry["generator"] for entry in losses} == {"unified"}
-    samples = Node(task, 0, tmp_path).synthesize(1)
+    samples = opened(task, 0, tmp_path).synthesize(1)
     assert samples.counts() == {0: 6, 1: 6}
-    assert torch.equal(samples.latents, Node(task, 0, tmp_path).synthesize(1).latents)
-    assert not torch.equal(samples.latents, Node(task, 0, tmp_path).synthesize(2).latents)
+    assert torch.equal(samples.latents, opened(task, 0, tmp_path).synthesize(1).latents)
+    assert not torch.equal(samples.latents, opened(task, 0, tmp_path).synthesize(2).latents)
 
 
 def test_generators_go_on_training(with_config: Callable[..., Task], tmp_path: Path) -> None:
     task, checkpoints = with_config("generator.kind=vae"), tmp_path / "checkpoints"
-    Node(task, 0, tmp_path).fit_generators(1)
+    opened(task, 0, tmp_path).fit_generators(1)
     first = load_tensors(checkpoints / "vae_unified_node0_round_1" / "vae_unified_node0.safetensors")[0]
-    Node(task, 0, tmp_path).fit_generators(2)
+    opened(task, 0, tmp_path).fit_generators(2)
     second = load_tensors(checkpoints / "vae_unified_node0_round_2" / "vae_unified_node0.safetensors")[0]
     steps = [name for name in first if "step." in name]
     assert steps
@@ -108,12 +115,12 @@ def test_generators_go_on_training(with_config: Callable[..., Task], tmp_path: P
 
 def test_an_earlier_run_is_read_and_left_alone(task: Task, tmp_path: Path) -> None:
     earlier, own = tmp_path / "earlier", tmp_path / "own"
-    Node(task, 0, earlier).train(task.adapters().state_dict(), 1, PHASE)
-    Node(task, 0, earlier).fit_generators(1)
+    opened(task, 0, earlier).train(task.adapters().state_dict(), 1, PHASE)
+    opened(task, 0, earlier).fit_generators(1)
     before = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
-    node = Node(task, 0, own, load=earlier)
-    node.check(finished=1)
-    assert torch.equal(node.synthesize(2).latents, Node(task, 0, earlier).synthesize(2).latents)
+    node = opened(task, 0, own, load=earlier)
+    node.prepare(finished=1)
+    assert torch.equal(node.synthesize(2).latents, opened(task, 0, earlier).synthesize(2).latents)
     node.fit_generators(2)
     node.train(task.adapters().state_dict(), 2, PHASE)
     assert {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()} == before
@@ -128,27 +135,27 @@ def test_the_generators_of_a_round(with_config: Callable[..., Task], tmp_path: P
     task = with_config("generator.kind=vae", "checkpoint.frequency=1", "checkpoint.keep_last=2")
     drawn = {}
     for round_number in (1, 2, 3):
-        Node(task, 0, tmp_path / "earlier").fit_generators(round_number)
-        drawn[round_number] = Node(task, 0, tmp_path / "earlier").load_bank().sample({0: 2}, seed=0).latents
+        opened(task, 0, tmp_path / "earlier").fit_generators(round_number)
+        drawn[round_number] = opened(task, 0, tmp_path / "earlier").generators.load().sample({0: 2}, seed=0).latents
     chosen = with_config("generator.kind=vae", "mode=generate", "checkpoint.round=2")
-    node = Node(chosen, 0, tmp_path / "own", load=tmp_path / "earlier")
-    node.check(finished=3)
-    assert torch.equal(node.load_bank().sample({0: 2}, seed=0).latents, drawn[2])
+    node = opened(chosen, 0, tmp_path / "own", load=tmp_path / "earlier")
+    node.prepare(finished=3)
+    assert torch.equal(node.generators.load().sample({0: 2}, seed=0).latents, drawn[2])
     assert not torch.equal(drawn[2], drawn[3])
     gone = with_config("generator.kind=vae", "mode=generate", "checkpoint.round=1")
     with pytest.raises(CheckpointError, match=r"checkpoint\.round"):
-        Node(gone, 0, tmp_path / "own", load=tmp_path / "earlier").check(finished=3)
+        opened(gone, 0, tmp_path / "own", load=tmp_path / "earlier").prepare(finished=3)
 
 
 def test_generators_need_not_be_saved_for_their_user(with_config: Callable[..., Task], tmp_path: Path) -> None:
-    node = Node(with_config("checkpoint.save=false"), 0, tmp_path)
+    node = opened(with_config("checkpoint.save=false"), 0, tmp_path)
     node.fit_generators(1)
     assert node.synthesize(1).counts() == {0: 6, 1: 6}
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_folder_for_checkpoints(with_config: Callable[..., Task], tmp_path: Path) -> None:
-    Node(with_config(), 0, tmp_path / "run", checkpoints=tmp_path / "mine").fit_generators(1)
+    opened(with_config(), 0, tmp_path / "run", checkpoints=tmp_path / "mine").fit_generators(1)
     assert (tmp_path / "mine" / "vae_unified_node0_round_1" / "vae_unified_node0.safetensors").is_file()
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -158,8 +165,8 @@ class TestANodeOfItsOwn:
         task = with_config(
             "nodes={0: {granularity: per_class}, 1: {granularity: per_group, groups: {wet: [rain, crickets]}}}"
         )
-        nodes = [Node(task, number, tmp_path) for number in range(3)]
-        assert [node.slots for node in nodes] == [
+        nodes = [opened(task, number, tmp_path) for number in range(3)]
+        assert [node.data.slots for node in nodes] == [
             {"dog": ["dog"], "cow": ["cow"]},
             {"wet": ["rain", "crickets"]},
             {"unified": ["siren", "engine"]},
@@ -176,43 +183,45 @@ class TestANodeOfItsOwn:
 
     def test_classes_and_samples(self, with_config: Callable[..., Task], tmp_path: Path) -> None:
         task = with_config("nodes={0: {classes: [cow], samples_per_class: '3'}}")
-        node = Node(task, 0, tmp_path)
-        assert node.counts == {1: 4}
+        node = opened(task, 0, tmp_path)
+        assert node.data.counts == {1: 4}
         node.fit_generators(1)
         assert node.synthesize(1).counts() == {1: 3}
 
     def test_its_own_word_goes_before_the_configuration(self, with_config: Callable[..., Task], tmp_path: Path) -> None:
         task = with_config("nodes={0: {granularity: per_class, samples_per_class: '3'}}")
-        node = Node(task, 0, tmp_path, own=NodeConfig(samples_per_class="5"))
-        assert (node.samples_per_class, node.granularity.name) == (5, "per_class")
+        node = opened(task, 0, tmp_path, own=NodeConfig(samples_per_class="5"))
+        assert (node.data.samples_per_class, node.data.granularity.name) == (5, "per_class")
 
     def test_classes_that_it_does_not_have(self, with_config: Callable[..., Task], tmp_path: Path) -> None:
         with pytest.raises(
             DataError, match=r"nodes\.0\.classes names rain, of which the node has no clip; it has dog, cow"
         ):
-            Node(with_config("nodes={0: {classes: [dog, rain]}}"), 0, tmp_path)
+            opened(with_config("nodes={0: {classes: [dog, rain]}}"), 0, tmp_path)
         with pytest.raises(ConfigError, match=r"nodes\.0\.classes='dgo' is not one of.*Did you mean 'dog'"):
-            Node(with_config("nodes={0: {classes: [dgo]}}"), 0, tmp_path)
+            opened(with_config("nodes={0: {classes: [dgo]}}"), 0, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("granularity", "base"), [("unified", "vae_unified"), ("per_class", "vae_perclass"), ("per_group", "vae_group")]
 )
 def test_names_of_files(granularity: str, base: str, with_config: Callable[..., Task], tmp_path: Path) -> None:
-    assert Node(with_config(f"granularity={granularity}"), 0, tmp_path).base_name == base
+    assert opened(with_config(f"granularity={granularity}"), 0, tmp_path).generators.base_name == base
     mine = with_config(f"granularity={granularity}", "checkpoint.base_name=mine")
-    assert Node(mine, 0, tmp_path).base_name == "mine"
+    assert opened(mine, 0, tmp_path).generators.base_name == "mine"
 
 
 def test_check_before_training(with_config: Callable[..., Task], tmp_path: Path) -> None:
-    Node(with_config("mode=federate", "granularity=per_group", "granularity.groups={a: [cow]}"), 0, tmp_path).check()
+    Node.open(
+        NodeData(with_config("mode=federate", "granularity=per_group", "granularity.groups={a: [cow]}"), 0), tmp_path
+    ).prepare()
     task = with_config("mode=combined", "granularity=per_group", "granularity.groups={a: [cow]}")
     with pytest.raises(ConfigError, match=r"in no group of granularity\.groups: dog"):
-        Node(task, 0, tmp_path).check()
+        opened(task, 0, tmp_path).prepare()
     with pytest.raises(CheckpointError, match=r"no checkpoint vae_unified_node0 in .*fedgen run mode=train_generators"):
-        Node(with_config("mode=generate"), 0, tmp_path).check()
+        opened(with_config("mode=generate"), 0, tmp_path).prepare()
     # what an earlier phase trains, a later one may load
-    Node(with_config("phases=[{mode: train_generators}, {mode: generate}]"), 0, tmp_path).check()
+    opened(with_config("phases=[{mode: train_generators}, {mode: generate}]"), 0, tmp_path).prepare()
 
 
 def test_check_of_a_granularity_without_groups(with_config: Callable[..., Task], tmp_path: Path) -> None:
@@ -220,25 +229,25 @@ def test_check_of_a_granularity_without_groups(with_config: Callable[..., Task],
     task.store.groups, groups = {}, task.store.groups
     try:
         with pytest.raises(ConfigError, match=r"granularity=per_group needs granularity\.groups, which is empty"):
-            Node(task, 0, tmp_path).check()
+            opened(task, 0, tmp_path).prepare()
     finally:
         task.store.groups = groups
 
 
 def test_check_of_generators_that_do_not_fit(task: Task, with_config: Callable[..., Task], tmp_path: Path) -> None:
-    Node(task, 0, tmp_path / "earlier").fit_generators(1)
+    opened(task, 0, tmp_path / "earlier").fit_generators(1)
     for mode in ("generate", "combined"):
         other = with_config(f"mode={mode}", "generator=vae")
         with pytest.raises(CheckpointError, match=r"kind is gaussian, this run has vae"):
-            Node(other, 0, tmp_path / "own", load=tmp_path / "earlier").check()
+            opened(other, 0, tmp_path / "own", load=tmp_path / "earlier").prepare()
 
 
 def test_check_of_a_load_that_knows_nothing_of_the_node(task: Task, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere knows nothing of node 0: checkpoint\.load="):
-        Node(task, 0, tmp_path / "own", load=tmp_path / "nowhere").check()
+        opened(task, 0, tmp_path / "own", load=tmp_path / "nowhere").prepare()
 
 
 def test_auto_is_the_mean_number_of_clips(with_config: Callable[..., Task], tmp_path: Path) -> None:
     task = with_config("synthesis.samples_per_class=auto")
-    Node(task, 0, tmp_path).fit_generators(1)
-    assert Node(task, 0, tmp_path).synthesize(1).counts() == {0: 4, 1: 4}
+    opened(task, 0, tmp_path).fit_generators(1)
+    assert opened(task, 0, tmp_path).synthesize(1).counts() == {0: 4, 1: 4}

@@ -13,12 +13,14 @@ from flwr.app import Context, Message
 
 from fedgen.client_app import app as client_app
 from fedgen.config.compose import load_config
+from fedgen.config.phases import plan
 from fedgen.config.settings import Config
 from fedgen.data.store import Store
 from fedgen.data.tensors import load_tensors
 from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError
 from fedgen.models.training import train_adapters
-from fedgen.node.private import PrivateNode
+from fedgen.node.data import NodeData
+from fedgen.node.node import Node
 from fedgen.privacy.release import release
 from fedgen.task import prepare_task
 
@@ -30,7 +32,7 @@ DP = ("privacy.name=dp", "privacy.epsilon=8", "privacy.delta=0.01", "privacy.com
 def computed_of_clips(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
     """Return what this process keeps that was computed of clips: at first nothing, whatever ran before."""
     kept: dict[Any, Any] = {}
-    monkeypatch.setattr("fedgen.node.node._kept", kept)
+    monkeypatch.setattr("fedgen.node.data._cache", kept)
     return kept
 
 
@@ -138,28 +140,31 @@ def test_every_node_draws_noise_of_its_own_and_only_once(
 
     monkeypatch.setattr("fedgen.node.private.release", spy)
     task = prepare_task(private(tiny))
-    made = [PrivateNode(task, number, tmp_path).release for number in range(3)]
+    made = [Node.open(NodeData(task, number), tmp_path).generators.release for number in range(3)]
     assert len(set(seeds)) == 3
-    again = [PrivateNode(task, number, tmp_path).release for number in range(3)]  # as after a restart
+    again = [
+        Node.open(NodeData(task, number), tmp_path).generators.release for number in range(3)
+    ]  # as after a restart
     assert len(seeds) == 3
     for first, second in zip(made, again, strict=True):
         assert torch.equal(first.density.means, second.density.means)
-    PrivateNode(prepare_task(private(tiny, "privacy.seed=null")), 0, tmp_path / "real").release  # noqa: B018
+    Node.open(NodeData(prepare_task(private(tiny, "privacy.seed=null")), 0), tmp_path / "real").generators.release  # noqa: B018
     assert seeds[3] is None
 
 
 def test_a_release_of_other_clips_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     """As many of each class, in another partition."""
-    node = PrivateNode(prepare_task(private(tiny)), 0, tmp_path)
-    assert node.release
-    other = PrivateNode(node.task, 0, tmp_path)
+    node = Node.open(NodeData(prepare_task(private(tiny)), 0), tmp_path)
+    assert node.generators.release
+    other = Node.open(NodeData(node.task, 0), tmp_path)
     store = node.task.store
     held_out = store.test_indices(node.config.data.test_fold)
-    other.indices = node.indices.copy()
-    other.indices[0] = next(index for index in held_out if store.labels[index] == store.labels[node.indices[0]])
-    assert other.counts == node.counts
+    first = store.labels[node.data.indices[0]]
+    other.data.indices = node.data.indices.copy()
+    other.data.indices[0] = next(index for index in held_out if store.labels[index] == first)
+    assert other.data.counts == node.data.counts
     with pytest.raises(CheckpointError, match="clips was"):
-        other.release  # noqa: B018
+        other.generators.release  # noqa: B018
 
 
 def test_without_a_seed_the_noise_differs_from_run_to_run(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
@@ -194,9 +199,9 @@ def test_a_run_without_privacy_is_no_start_for_one_with_it(tiny: Tiny, federate:
 
 def test_a_node_refuses_what_reads_clips(tiny: Tiny, tmp_path: Path) -> None:
     task = prepare_task(private(tiny))
-    node = PrivateNode(task, 0, tmp_path)
+    node = Node.open(NodeData(task, 0), tmp_path)
     with pytest.raises(DataError, match="privacy=dp"):
-        node.fit_shared()
+        node.fit_shared({}, 1, plan(node.config.phase_list)[0])
 
 
 def test_losses_of_generators_are_not_told(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
@@ -280,5 +285,5 @@ def test_what_is_spent_must_be_readable(tiny: Tiny, federate: Federate, tmp_path
             reply.content.config_records["report"]["privacy"] = "[1]"
         return None
 
-    with pytest.raises(AggregationError, match="what was spent of privacy is no mapping"):
+    with pytest.raises(AggregationError, match="what was spent of a privacy budget cannot be read"):
         federate(private(tiny), tmp_path, Nodes(lie))

@@ -104,9 +104,10 @@ def test_results(recorder: Recorder) -> None:
 
 def test_refused_replies_are_counted_also_by_a_run_that_goes_on(recorder: Recorder, no_plots: None) -> None:
     lost = {0: "refused: w is float64", 1: "no reply in time"}
-    recorder.round(PHASE, report(lost=lost), scores(0.5), None)
-    recorder.restore(json.loads(json.dumps(recorder.state())))
-    recorder.round(PHASE, report(round=2, lost={0: "refused: again", 2: "refused: too"}), scores(0.5), None)
+    recorder.round(PHASE, report(lost=lost, refused={0: lost[0]}), scores(0.5), None)
+    recorder.load(json.loads(json.dumps(recorder.state())))
+    again = {0: "refused: again", 2: "refused: too"}
+    recorder.round(PHASE, report(round=2, lost=again, refused=again), scores(0.5), None)
     first, second = (line for line in lines(recorder) if "node" not in line)
     assert first["server/refused"] == {"0": "refused: w is float64"}
     assert (first["server/refused_total"], second["server/refused_total"]) == (1, 3)

@@ -94,7 +94,7 @@ def test_a_resumed_run_goes_on_in_its_charts_and_a_new_one_starts_them(recorder:
     state = json.loads(json.dumps(first.state()))
     first.round(PHASE, report(2), replace(SCORES, accuracy=0.9), None)  # lost with the process
     again = recorder(afresh=False, name="tensorboard")
-    again.restore(state)
+    again.load(state)
     again.round(PHASE, report(2), SCORES, None)
     again.finish()
     assert scalars(again.folder.path)["server/accuracy"] == [(1, 0.5), (2, 0.5)]

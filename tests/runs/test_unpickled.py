@@ -224,15 +224,20 @@ def test_replies_of_nodes(
 
 def asked(yaml: str, arrays: ArrayRecord, kind: str = "train", name: str = "arrays") -> list[Message]:
     """Return what a node replies to a message of the server's."""
-    config = ConfigRecord({"yaml": yaml, "phase": 0, "finished": 0, "round": 1})
-    content = RecordDict({"config": config, name: arrays, "keys": ConfigRecord({"keys": '["unified"]'})})
+    config = ConfigRecord({"yaml": yaml, "mode": "federate", "rounds": 1, "round": 1})
+    content = RecordDict({"config": config, name: arrays})
     grid = LocalGrid(app, 3, {})
     return list(grid.send_and_receive([Message(content, grid.get_node_ids()[0], kind)]))
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("train", "arrays"), ("query.fill", "samples.1"), ("query.fit", "state.0"), ("query.adopt", "state.0")],
+    [
+        ("train", "arrays"),
+        ("query.fill", "samples.1"),
+        ("query.fit", "state.unified"),
+        ("query.adopt", "state.unified"),
+    ],
 )
 def test_messages_of_the_server(kind: str, name: str, crafted: bytes, tiny: Tiny, task: Task, tmp_path: Path) -> None:
     """Nodes do not trust their server with pickles, either."""

@@ -11,6 +11,7 @@ from federations import Federate
 from fedgen.config.phases import PhaseSettings, plan
 from fedgen.config.settings import Config
 from fedgen.evaluation.zero_shot import mean_scores, zero_shot
+from fedgen.node.data import NodeData
 from fedgen.node.node import Node
 from fedgen.runs.folder import RunFolder
 from fedgen.task import Task, prepare_task
@@ -26,7 +27,7 @@ def test_standalone_is_the_mean_of_nodes_that_never_meet(
     for number in range(3):
         adapters = task.adapters()
         for round_number in (1, 2):
-            node = Node(task, number, tmp_path / "alone")
+            node = Node.open(NodeData(task, number), tmp_path / "alone")
             adapters.load_state_dict(node.train(adapters.state_dict(), round_number, phase)[0])
         scores.append(zero_shot(adapters, task.test_tokens(), task.targets.heads, task.classes))
     assert results["accuracy"] == mean_scores(scores).accuracy

@@ -13,20 +13,26 @@ from spaces import toy_space
 
 from fedgen.client_app import app as client_app
 from fedgen.config.compose import load_config
-from fedgen.config.settings import Config
+from fedgen.config.settings import Config, SynthesisConfig
 from fedgen.data.store import Store
 from fedgen.errors import AggregationError, ConfigError
-from fedgen.messages.checks import Member
+from fedgen.messages.checks import NodeInfo
 from fedgen.messages.samples import SAMPLES
 from fedgen.models.samples import SyntheticTokens
 from fedgen.models.settings import CodecSettings
-from fedgen.server.pool import DONORS, Filling
+from fedgen.server.pool import MAX_SOURCES, SamplePool
 from fedgen.task import prepare_task
 
 Tiny = Callable[..., Config]
 
 
 CODEC = toy_space((6, 5), CodecSettings(3, 3, 4)).codec
+
+
+def pool_of(fill: int, held: dict[int, SyntheticTokens]) -> SamplePool:
+    pool = SamplePool(CODEC, Config(seed=5, synthesis=SynthesisConfig(fill=fill)))
+    pool.samples = held
+    return pool
 
 
 def samples(seed: int, counts: dict[int, int]) -> SyntheticTokens:
@@ -56,15 +62,14 @@ class Heard:
 
 
 def test_classes_are_filled_up_to_what_is_wanted_by_others_samples_alone() -> None:
-    filling = Filling(12, seed=5)
-    chosen = filling.chosen(Member(1, {1: 7, 2: 40}), POOL, round_number=3)
+    chosen = pool_of(12, POOL).chosen(NodeInfo(1, {1: 7, 2: 40}), round_number=3)
     assert {number: own.counts() for number, own in chosen.items()} == {0: {0: 12, 1: 5}, 2: {3: 12}}
     assert all(own.codec is CODEC for own in chosen.values())
 
 
 def test_samples_of_a_class_come_from_all_nodes_that_have_it_and_change_with_the_round() -> None:
     def of_class_1(round_number: int) -> dict[int, list[float]]:
-        chosen = Filling(16, seed=5).chosen(Member(2, {3: 9}), POOL, round_number)
+        chosen = pool_of(16, POOL).chosen(NodeInfo(2, {3: 9}), round_number)
         return {number: own.latents[own.labels == 1][:, 0].tolist() for number, own in chosen.items()}
 
     first = of_class_1(1)
@@ -80,15 +85,15 @@ def test_samples_of_a_class_come_from_the_same_few_nodes_in_every_round() -> Non
     pool = {number: samples(number, {0: 8}) for number in range(1, 10)}
 
     def donors(round_number: int, member: int) -> set[int]:
-        return set(Filling(30, seed=5).chosen(Member(member, {1: 3}), pool, round_number))
+        return set(pool_of(30, pool).chosen(NodeInfo(member, {1: 3}), round_number))
 
-    assert len(donors(1, 20)) == DONORS
+    assert len(donors(1, 20)) == MAX_SOURCES
     assert donors(1, 20) == donors(2, 20)
     assert len({frozenset(donors(1, member)) for member in range(20, 26)}) > 1
 
 
 def test_a_node_that_is_alone_gets_nothing() -> None:
-    assert Filling(12, 0).chosen(Member(0, {0: 3}), {0: POOL[0]}, 1) == {}
+    assert pool_of(12, {0: POOL[0]}).chosen(NodeInfo(0, {0: 3}), 1) == {}
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -156,7 +161,7 @@ def test_clips_are_read_in_the_first_round_alone(
         read.append(tuple(int(index) for index in indices))
         return original(self, indices, dtype)
 
-    monkeypatch.setattr("fedgen.node.node._kept", {})
+    monkeypatch.setattr("fedgen.node.data._cache", {})
     monkeypatch.setattr(Store, "tokens", tokens)
     federate(config, tmp_path)
     assert sorted(clips for clips in read if clips in own) == sorted(own)

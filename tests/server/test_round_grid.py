@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from fedgen.runtimes.local import LocalGrid
-from fedgen.server.grid import RoundGrid, drawn
+from fedgen.server.grid import REFUSED, RoundGrid, sample_nodes
 
 NODES = [1001, 1002, 1003]
 
@@ -108,7 +108,8 @@ def test_a_reply_that_cannot_be_unpacked_is_that_nodes_error(error: Exception) -
     replies = send(Network(errors={1003: error}))
     assert [reply.has_error() for reply in replies] == [False, False, True]
     reason = str(replies[2].error.reason)
-    assert reason.startswith(f"refused: its reply cannot be read: {type(error).__name__}: ")
+    assert replies[2].error.code == REFUSED
+    assert reason.startswith(f"its reply cannot be read: {type(error).__name__}: ")
 
 
 def test_a_lost_superlink_is_nobodys_error() -> None:
@@ -133,7 +134,7 @@ def test_a_reply_in_the_name_of_another_node_is_refused() -> None:
     replies = send(Impostor())
     assert senders(replies) == NODES
     assert [reply.has_error() for reply in replies] == [False, True, True]
-    assert replies[1].error.reason == "refused: node 1001 replied for node 1002"
+    assert replies[1].error.reason == "node 1001 replied for node 1002"
 
 
 def test_a_node_that_hangs_is_waited_for_no_longer_than_the_timeout() -> None:
@@ -207,17 +208,17 @@ def test_no_two_payloads_are_in_memory_together() -> None:
     assert len(alive) == 3
 
 
-def test_which_nodes_are_drawn() -> None:
+def test_which_nodes_are_sample_nodes() -> None:
     numbers = list(range(40))
-    rounds = [drawn(numbers, 10, 0, number) for number in range(1, 31)]
+    rounds = [sample_nodes(numbers, 10, 0, number) for number in range(1, 31)]
     assert all(len(set(chosen)) == 10 and chosen == sorted(chosen) for chosen in rounds)
     assert set().union(*rounds) == set(numbers)
-    assert rounds[0] == drawn(numbers[::-1], 10, 0, 1)
-    assert rounds[0] != drawn(numbers, 10, 1, 1)
+    assert rounds[0] == sample_nodes(numbers[::-1], 10, 0, 1)
+    assert rounds[0] != sample_nodes(numbers, 10, 1, 1)
     absent = rounds[0][3]  # is replaced by one node; the others stay
-    others = drawn([number for number in numbers if number != absent], 10, 0, 1)
+    others = sample_nodes([number for number in numbers if number != absent], 10, 0, 1)
     assert set(rounds[0]) - {absent} < set(others)
-    assert drawn([3, 1, 2], None, 0, 1) == drawn([3, 1, 2], 5, 0, 1) == [1, 2, 3]
+    assert sample_nodes([3, 1, 2], None, 0, 1) == sample_nodes([3, 1, 2], 5, 0, 1) == [1, 2, 3]
 
 
 def test_connected_nodes_are_waited_for() -> None:

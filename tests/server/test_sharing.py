@@ -183,7 +183,7 @@ def test_a_hostile_state_is_refused(
 ) -> None:
     def poison(message: Message, reply: Message, node: int) -> None:
         if message.metadata.message_type == "query.fit" and node == 1:
-            record = reply.content.array_records["state.0"]
+            record = reply.content.array_records["state.unified"]
             name = next(iter(record))
             record[name] = type(record[name])(record[name].numpy() * float("nan"))
 

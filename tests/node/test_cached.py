@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from fedgen.node.node import LIMIT, kept
+from fedgen.node.data import LIMIT, cached
 
 
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> dict[object, object]:
     memory: dict[object, object] = {}
-    monkeypatch.setattr("fedgen.node.node._kept", memory)
+    monkeypatch.setattr("fedgen.node.data._cache", memory)
     return memory
 
 
@@ -20,19 +20,19 @@ def test_a_value_is_computed_once_for_its_key() -> None:
         computed.append(name)
         return torch.zeros(3)
 
-    first = kept(("a", 1), lambda: compute("a1"))
-    assert kept(("a", 1), lambda: compute("again")) is first
-    assert kept(("a", 2), lambda: compute("a2")) is not first
+    first = cached(("a", 1), lambda: compute("a1"))
+    assert cached(("a", 1), lambda: compute("again")) is first
+    assert cached(("a", 2), lambda: compute("a2")) is not first
     assert computed == ["a1", "a2"]
 
 
 def test_what_was_used_longest_ago_is_forgotten(
     monkeypatch: pytest.MonkeyPatch, nothing_kept: dict[object, object]
 ) -> None:
-    monkeypatch.setattr("fedgen.node.node.LIMIT", 3 * 40)
+    monkeypatch.setattr("fedgen.node.data.LIMIT", 3 * 40)
     for key in "abcabd":
-        kept(key, lambda: torch.zeros(10))
+        cached(key, lambda: torch.zeros(10))
     assert list(nothing_kept) == ["a", "b", "d"]
-    kept("large", lambda: torch.zeros(1000))
+    cached("large", lambda: torch.zeros(1000))
     assert list(nothing_kept) == ["large"]
     assert LIMIT == 2**29
