@@ -72,8 +72,8 @@ class FittedGenerators:
                 save_bank(self.state.generators(finished), self.base_name, partition_id, bank, metadata)
         elif not self.state.latest("optimizer") and not self.state.latest("generators"):
             raise CheckpointError(
-                f"{published.parent} knows nothing of node {partition_id}: checkpoint.load={chosen.load} must name a "
-                f"run in which it took part, such as `fedgen run mode=train_generators` makes"
+                f"{state.folder.parents[1]} knows nothing of node {partition_id}: checkpoint.load={chosen.load} must "
+                "name a run in which it took part, such as `fedgen run mode=train_generators` makes"
             )
 
     def fit(self, round_number: int) -> History:
