@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -252,10 +252,11 @@ class Absent(LocalGrid):
     def get_node_ids(self) -> list[int]:
         return super().get_node_ids() if self.here else super().get_node_ids()[:2]
 
-    def _push(self, message: Message) -> str:
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        (message,) = messages
         asked = message.metadata.message_type, message.content.config_records["config"].get("round")
         self.here = self.here or asked == self.comes_with
-        return super()._push(message)
+        return super().push_messages([message])
 
 
 def test_a_node_that_comes_late_takes_part_from_then_on(deploy: Deploy, tmp_path: Path) -> None:
@@ -279,9 +280,10 @@ class Renamed(LocalGrid):
             self._contexts[2002].node_id = 2002
         return super().get_node_ids()
 
-    def _push(self, message: Message) -> str:
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        (message,) = messages
         self.trained = self.trained or message.metadata.message_type == "query.synthesize"
-        return super()._push(message)
+        return super().push_messages([message])
 
 
 def test_a_node_that_comes_back_under_another_id_remembers_the_run(
