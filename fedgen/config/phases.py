@@ -49,7 +49,7 @@ MODES = {
         Mode("generators_only", False, Generators.TRAIN, False),
         Mode("generate", True, Generators.LOAD, True),
         Mode("combined", True, Generators.TRAIN, True),
-        Mode("combined", True, Generators.TRAIN, True),
+        Mode("one_shot", True, Generators.TRAIN, True),
         Mode("standalone", True, Generators.NONE, False, False),
         Mode("centralised", True, Generators.NONE, False, False),
     )
@@ -66,9 +66,9 @@ class PhaseSettings:
     def __post_init__(self) -> None:
         choose(self.mode, MODES, "mode")
         require(self.rounds >= 1, f"rounds={self.rounds} of mode={self.mode} must be at least 1")
-        if self.mode == "combined" and self.rounds > 1:
+        if self.mode == "one_shot" and self.rounds > 1:
             raise ConfigError(
-                f"mode=combined is one round: rounds={self.rounds} is mode=combined, once called combined"
+                f"mode=one_shot is one round: rounds={self.rounds} is mode=combined, once called one_shot"
             )
 
 

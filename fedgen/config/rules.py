@@ -69,7 +69,7 @@ def _strategy(config: Config, modes: list[Mode]) -> Rules:
     )
     if chosen.send == "samples":
         idle = next((mode.name for mode in modes if not mode.synthesizes), None)
-        yield idle is None, f"strategy.send=samples: mode={idle} sends none; use combined, combined or generate"
+        yield idle is None, f"strategy.send=samples: mode={idle} sends none; use combined, one_shot or generate"
         good = teaching == "supervised"
         yield good, f"strategy.send=samples needs global_training=supervised: with {teaching} nothing is learnt"
 

@@ -80,7 +80,7 @@ def test_all_nodes_are_needed_unless_told_otherwise() -> None:
         ("generator.training.epoch=2", r"'generator\.training\.epoch'.*Did you mean 'generator\.training\.epochs'"),
         ("granularity=per_clas", r"granularity='per_clas' is not one of .*per_group.*Did you mean 'per_class'"),
         ("generator=vea", r"generator='vea' is not one of .*Did you mean 'vae'"),
-        ("mode=one-shot", r"mode='one-shot' is not one of .*Did you mean 'combined'"),
+        ("mode=one-shot", r"mode='one-shot' is not one of .*Did you mean 'one_shot'"),
         ("data=sound", r"data='sound' is not one of .*Did you mean 'sounds'"),
         ("strategy=fedavgg", r"strategy='fedavgg' is not one of .*Did you mean 'fedavg'"),
         ("strategy=median", r"strategy='median' is not one of .*Did you mean 'fedmedian'"),

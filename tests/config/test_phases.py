@@ -13,7 +13,7 @@ TABLE = {
     "generators_only": (False, "train", False, True),
     "generate": (True, "load", True, True),
     "combined": (True, "train", True, True),
-    "combined": (True, "train", True, True),
+    "one_shot": (True, "train", True, True),
     "standalone": (True, "none", False, False),
     "centralised": (True, "none", False, False),
 }
@@ -25,12 +25,12 @@ def test_the_mode_table() -> None:
     assert [mode.name for mode in MODES.values()] == list(MODES)
 
 
-def test_combined_is_one_round_and_says_what_it_was() -> None:
-    assert PhaseSettings("combined").rounds == 1
+def test_one_shot_is_one_round_and_says_what_it_was() -> None:
+    assert PhaseSettings("one_shot").rounds == 1
     with pytest.raises(
-        ConfigError, match=r"mode=combined is one round: rounds=10 is mode=combined, once called combined"
+        ConfigError, match=r"mode=one_shot is one round: rounds=10 is mode=combined, once called one_shot"
     ):
-        PhaseSettings("combined", 10)
+        PhaseSettings("one_shot", 10)
 
 
 def test_rounds_are_counted_over_the_run() -> None:
@@ -49,7 +49,7 @@ def test_a_reference_stands_alone(reference: str) -> None:
 
 
 def test_unknown_modes_and_no_rounds() -> None:
-    with pytest.raises(ConfigError, match=r"mode='oneshot' is not one of .*Did you mean 'combined'"):
+    with pytest.raises(ConfigError, match=r"mode='oneshot' is not one of .*Did you mean 'one_shot'"):
         PhaseSettings("oneshot")
     with pytest.raises(ConfigError, match="rounds=0 of mode=federate"):
         PhaseSettings("federate", 0)

@@ -24,7 +24,7 @@ FILE = Path(__file__).with_name("golden.json")
 WRITE = os.environ.get("FEDGEN_GOLDEN") == "write"
 MODES = {
     "combined": ["mode=combined", "rounds=2"],
-    "combined": ["mode=combined"],
+    "one_shot": ["mode=one_shot"],
     "federate": ["mode=federate", "rounds=2"],
     "standalone": ["mode=standalone", "rounds=2"],
     "centralised": ["mode=centralised", "rounds=2"],
