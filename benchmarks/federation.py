@@ -36,7 +36,8 @@ from fedgen.config.compose import load_config
 from fedgen.config.phases import plan
 from fedgen.messages.checks import NodeInfo
 from fedgen.models.samples import PooledTokens
-from fedgen.models.training import Schedule, TrainingOptions, train_adapters
+from fedgen.models.settings import Schedule
+from fedgen.models.training import TrainingOptions, train_adapters
 from fedgen.node.data import NodeData
 from fedgen.node.node import Node
 from fedgen.runtimes.local import run_config as run

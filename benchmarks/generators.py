@@ -215,7 +215,8 @@ class Block:
         """Return a node's generators, fitted to its clips, of which ``latents`` are known."""
         task, space = self.task, self._space(settings)
         conditions = task.targets.conditions()
-        bank = Bank(settings, task.granularity, task.classes, space, conditions, encode=lambda: latents)
+        bank = Bank(settings, task.granularity, task.classes, space, conditions)
+        bank.encode = lambda: latents
         bank.fit(node, seed)
         return bank
 

@@ -23,7 +23,8 @@ from fedgen.evaluation.audit import Sent
 from fedgen.evaluation.zero_shot import Scores, zero_shot
 from fedgen.models.generators.bank import Bank
 from fedgen.models.states import check_tensors
-from fedgen.report.recorder import Recorder, RoundReport
+from fedgen.report.recorder import Recorder
+from fedgen.report.rounds import RoundReport
 from fedgen.runs.folder import RunFolder, RunState
 from fedgen.server.aggregation import open_strategy
 from fedgen.server.federation import Federation, agreed

@@ -16,8 +16,9 @@ import torch
 
 from fedgen.config.phases import uses_samples
 from fedgen.config.settings import Config
+from fedgen.data.audio import Encoder
 from fedgen.data.datasets import Dataset, held_back, open_dataset
-from fedgen.data.encoders import Encoder, differences, open_encoder
+from fedgen.data.encoders import differences, open_encoder
 from fedgen.data.partition import Labels, partition
 from fedgen.data.seeds import seeded
 from fedgen.data.store import Store, identity_of, open_store, prepare, store_folder, without_clips

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from fedgen.config.compose import choices, from_dictconfig, load_config, to_yaml
 from fedgen.config.settings import Config
-from fedgen.data.encoders import Encoder
+from fedgen.data.audio import Encoder
 from fedgen.data.public import open_public
 from fedgen.data.tokens import TokenSource
 from fedgen.runs.folder import RunFolder

@@ -1,12 +1,14 @@
-"""Sound files to mono waveforms at the encoder's sample rate."""
+"""Sound files to mono waveforms at the encoder's sample rate, and what an encoder is."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import soundfile
 import soxr
+from torch import Tensor
 
 from fedgen.errors import DataError
 
@@ -37,3 +39,23 @@ def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
     if rate == target:
         return waveform
     return np.asarray(soxr.resample(waveform, rate, target, quality="HQ"), dtype=np.float32)
+
+
+class Encoder(Protocol):
+    """A frozen map from mono waveforms of one sample rate, in Hz, to token sequences of one shape ``(S, D)``."""
+
+    name: str  # in the configuration
+
+    @property
+    def shape(self) -> tuple[int, int]: ...  # noqa: D102
+
+    @property
+    def sample_rate(self) -> int: ...  # noqa: D102
+
+    def __call__(self, waveforms: list[np.ndarray]) -> Tensor:
+        """Return tokens ``(B, S, D)``, float16, on the CPU, for mono waveforms in -1..1 of any length."""
+        ...
+
+    def identity(self) -> dict[str, str | int]:
+        """Return what decides the tokens, so that a store can tell whether it was made by this encoder."""
+        ...

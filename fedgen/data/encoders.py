@@ -7,12 +7,13 @@ from collections.abc import Callable
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedgen.data.audio import Encoder
 from fedgen.data.batching import in_batches
 from fedgen.data.patches import PatchEncoder
 from fedgen.data.pretrained import (
@@ -32,26 +33,6 @@ from fedgen.errors import DataError
 FILES = ("config.json", "preprocessor_config.json", WEIGHTS)
 KEY = "encoder.model"
 FRAME = 400  # samples of the first frame of AST's extractor
-
-
-class Encoder(Protocol):
-    """A frozen map from mono waveforms of one sample rate, in Hz, to token sequences of one shape ``(S, D)``."""
-
-    name: str  # in the configuration
-
-    @property
-    def shape(self) -> tuple[int, int]: ...  # noqa: D102
-
-    @property
-    def sample_rate(self) -> int: ...  # noqa: D102
-
-    def __call__(self, waveforms: list[np.ndarray]) -> Tensor:
-        """Return tokens ``(B, S, D)``, float16, on the CPU, for mono waveforms in -1..1 of any length."""
-        ...
-
-    def identity(self) -> dict[str, str | int]:
-        """Return what decides the tokens, so that a store can tell whether it was made by this encoder."""
-        ...
 
 
 class FrozenEncoder(ABC):

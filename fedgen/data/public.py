@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgen.data.audio import resample
+from fedgen.data.audio import Encoder, resample
 from fedgen.data.datasets import Dataset, read_folder
-from fedgen.data.encoders import Encoder
 from fedgen.data.files import digest
 from fedgen.data.settings import DataSettings
 from fedgen.data.sounds import RATE, SOUNDS, recipe_sound, synthesise

@@ -19,9 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedgen.data.audio import resample
+from fedgen.data.audio import Encoder, resample
 from fedgen.data.datasets import Dataset
-from fedgen.data.encoders import Encoder
 from fedgen.data.files import digest, home, locked, save_json, write_atomically
 from fedgen.data.plain import mismatches
 from fedgen.data.pretrained import REVISION, USUAL_REVISION, content

@@ -142,9 +142,9 @@ def _drawing(task: Task, candidates: Candidates, labels: Tensor) -> Draw:
             task.classes,
             task.space,
             task.targets.conditions(),
-            limit=task.memory.generator_limit(),
-            encode=lambda: candidates.latents[rows].to(task.device),
+            task.memory.generator_limit(),
         )
+        bank.encode = lambda: candidates.latents[rows].to(task.device)
         bank.fit(LazyTokens(candidates.labels[rows], task.store.shape, _no_tokens), seed)
         own = {label: count for label, count in counts.items() if (candidates.labels[rows] == label).any()}
         samples = bank.sample(own, seed)

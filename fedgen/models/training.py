@@ -17,29 +17,8 @@ from torch.nn import functional as F
 from fedgen.data.tokens import FactoredSource, FactoredTokens, TokenSource, rows_at_once
 from fedgen.models.adapters import Adapters
 from fedgen.models.memory import BatchLimit
-from fedgen.models.settings import TrainingSettings
+from fedgen.models.settings import Schedule, TrainingSettings
 from fedgen.models.states import load_optimizer_tensors, optimizer_tensors
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Where one call stands in a longer training: call ``index`` (from 0) of ``calls`` of equal length."""
-
-    index: int = 0
-    calls: int = 1
-
-    def progress(self, step: int, steps: int) -> float:
-        """Return the share of the whole training, from 0, that is done at ``step`` of ``steps`` in this call."""
-        return (self.index + step / steps) / self.calls
-
-    def rate(self, step: int, steps: int, warmup: float) -> float:
-        """Return the factor on the learning rate at ``step`` of ``steps`` in this call: linear warm-up, then cosine."""
-        total = steps * self.calls
-        now = self.index * steps + step
-        rising = max(1, round(warmup * total))
-        if now < rising:
-            return (now + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * (now - rising) / max(1, total - rising)))
 
 
 def sample_losses(
@@ -112,7 +91,7 @@ class TrainingOptions:
     A smaller limit needs less memory for the same result, up to rounding and dropout.
     """
 
-    schedule: Schedule = Schedule()  # place of the call in a training of several calls
+    schedule: Schedule = field(default_factory=Schedule)  # place of the call in a training of several calls
     proximal_mu: float = 0.0  # weight of half the squared distance to the start (FedProx, Li et al., MLSys 2020)
     limit: BatchLimit = field(default_factory=BatchLimit)  # samples in one backward pass: a whole batch by default
     teachers: Teachers | None = None  # adapters to learn from as well

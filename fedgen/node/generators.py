@@ -13,10 +13,10 @@ from fedgen.data.tokens import TokenSource
 from fedgen.errors import CheckpointError
 from fedgen.models.generators.bank import Bank, History, last_losses
 from fedgen.models.samples import PooledTokens, SyntheticTokens
-from fedgen.models.training import Schedule
+from fedgen.models.settings import Schedule
 from fedgen.node.data import NodeData
 from fedgen.node.state import NodeState
-from fedgen.runs.checkpoint import has_bank, load_bank, save_bank
+from fedgen.runs.checkpoint import checkpoint_name, has_bank, load_bank, save_bank
 
 BASE_NAMES = {"unified": "vae_unified", "per_class": "vae_perclass", "per_group": "vae_group"}
 
@@ -127,7 +127,7 @@ class FittedGenerators:
     def new_bank(self) -> Bank:
         """Return a bank without generators."""
         task = self.data.task
-        return Bank(
+        bank = Bank(
             task.config.generator,
             self.data.granularity,
             task.classes,
@@ -135,8 +135,9 @@ class FittedGenerators:
             task.targets.conditions(),
             task.memory.generator_limit(),
             split_seed=task.seed("split", self.data.partition_id),
-            encode=self.data.latents,
         )
+        bank.encode = self.data.latents
+        return bank
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must agree on: encoder, target, codec, data set and split."""
@@ -172,8 +173,8 @@ class FittedGenerators:
 
     def _fill(self, bank: Bank, folder: Path, round_number: int | None = None) -> dict[str, Any]:
         names, check = self.data.class_names, self.data.config.checkpoint.check
-        named = folder, self.base_name, self.data.partition_id, bank
-        return load_bank(*named, names, self.identity(), round_number, check)
+        name = checkpoint_name(self.base_name, self.data.partition_id)
+        return load_bank(folder, name, bank, names, self.identity(), round_number, check)
 
     def _uses(self) -> list[Generators]:
         """Return what the phases do with generators, in order, without those that have none."""

@@ -15,7 +15,8 @@ from fedgen.evaluation.audit import Clips, Sent, audit_run, named, verdict_of
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.models.generators.bank import History
 from fedgen.models.samples import SyntheticTokens
-from fedgen.models.training import Schedule, TrainingOptions, train_adapters
+from fedgen.models.settings import Schedule
+from fedgen.models.training import TrainingOptions, train_adapters
 from fedgen.node.data import NodeData
 from fedgen.node.generators import FittedGenerators, States
 from fedgen.node.private import PrivateRelease

@@ -296,20 +296,21 @@ def has_bank(folder: Path, base_name: str, node: int, round: int | None = None) 
 
 def load_bank(
     folder: Path,
-    base_name: str,
-    node: int,
+    name: str,
     bank: Bank,
     classes: list[str],
     expected: Mapping[str, Any],
     round: int | None = None,
     check: str = "strict",
 ) -> dict[str, Any]:
-    """Fill ``bank`` with the checkpoint of ``node``, all of it or nothing.
+    """Fill ``bank`` with the checkpoint ``name``, all of it or nothing.
 
     Parameters
     ----------
-    folder, base_name, node
+    folder : Path
         As given to `save_bank`.
+    name : str
+        Its base name and node, such as ``vae_node0``: see `checkpoint_name`.
     bank : Bank
         Bank of the run's settings; takes over the generators.
     classes : list[str]
@@ -335,7 +336,7 @@ def load_bank(
     """
     choose(check, CHECKS, "checkpoint.check")
     with readable(folder):
-        place, checkpoint = _find(folder, checkpoint_name(base_name, node), bank, classes, round)
+        place, checkpoint = _find(folder, name, bank, classes, round)
         problems, warnings = _differences(checkpoint, bank, classes, expected)
         if check == "strict":
             problems, warnings = problems + warnings, []
@@ -352,11 +353,11 @@ def load_bank(
         here = {f"generator.{name}": sizes[name] for name in names}
         problems += mismatches({f"generator.{name}": checkpoint.sizes.get(name) for name in names}, here)
     problems += faults
-    name = f"checkpoint {checkpoint_name(base_name, node, round)} in {folder}"
+    named = f"checkpoint {name}{'' if round is None else f'_round_{round}'} in {folder}"
     if problems:
-        raise CheckpointError(f"{name}: {'; '.join(problems)}")
+        raise CheckpointError(f"{named}: {'; '.join(problems)}")
     for warning in warnings:
-        logger.warning("%s: %s", name, warning)
+        logger.warning("%s: %s", named, warning)
     bank.generators = {key: generator for key, (generator, _) in loaded.items()}
     bank.marginals = {key: marginals for key, (_, marginals) in loaded.items() if marginals is not None}
     bank.classes = checkpoint.classes

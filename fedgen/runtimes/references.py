@@ -15,7 +15,8 @@ from fedgen.errors import ConfigError
 from fedgen.evaluation.zero_shot import Scores, mean_scores, zero_shot
 from fedgen.node.data import NodeData
 from fedgen.node.node import Node
-from fedgen.report.recorder import Recorder, RoundReport
+from fedgen.report.recorder import Recorder
+from fedgen.report.rounds import RoundReport
 from fedgen.runs.folder import RunFolder, RunState
 from fedgen.task import Task, prepare_task
 

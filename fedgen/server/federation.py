@@ -31,7 +31,7 @@ from fedgen.messages.checks import (
 )
 from fedgen.messages.instruction import Instruction
 from fedgen.privacy.gate import FAILED, PASSED, UNKNOWN
-from fedgen.report.recorder import RoundReport
+from fedgen.report.rounds import RoundReport
 from fedgen.server.grid import LATE, REFUSED, RoundGrid, sample_nodes
 from fedgen.task import Task
 

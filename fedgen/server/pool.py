@@ -17,7 +17,8 @@ from fedgen.messages.checks import NodeInfo, check_records
 from fedgen.messages.samples import samples_from_record, samples_to_record
 from fedgen.models.codec import Codec
 from fedgen.models.samples import PooledTokens, SyntheticTokens
-from fedgen.models.training import Schedule, Teachers, TrainingOptions, train_adapters
+from fedgen.models.settings import Schedule
+from fedgen.models.training import Teachers, TrainingOptions, train_adapters
 from fedgen.runs.folder import RunState, pool_from_state
 from fedgen.server.federation import Federation
 from fedgen.task import Task

@@ -10,8 +10,8 @@ from fedgen.data.tokens import FactoredTokens, TensorTokens
 from fedgen.errors import ConfigError
 from fedgen.models.adapters import Adapters, build_adapters
 from fedgen.models.memory import BatchLimit
-from fedgen.models.settings import AdapterSettings, GlobalTrainingSettings, TrainingSettings
-from fedgen.models.training import Schedule, TrainingOptions, pull, target_losses, train_adapters
+from fedgen.models.settings import AdapterSettings, GlobalTrainingSettings, Schedule, TrainingSettings
+from fedgen.models.training import TrainingOptions, pull, target_losses, train_adapters
 
 ADAPTERS = AdapterSettings(width=8, heads=2, hidden=16, dropout=0.0)
 SETTINGS = TrainingSettings(epochs=1, lr=1e-2, batch_size=6)

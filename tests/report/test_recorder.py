@@ -12,7 +12,8 @@ import torch
 from fedgen.config.phases import Phase, PhaseSettings, plan
 from fedgen.config.settings import Config
 from fedgen.evaluation.zero_shot import Scores
-from fedgen.report.recorder import Recorder, RoundReport
+from fedgen.report.recorder import Recorder
+from fedgen.report.rounds import RoundReport
 from fedgen.runs.folder import RunFolder
 from fedgen.task import Task
 

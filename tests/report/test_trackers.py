@@ -16,7 +16,8 @@ from fedgen.config.phases import PhaseSettings, plan
 from fedgen.config.settings import Config, TrackingSettings
 from fedgen.errors import ConfigError
 from fedgen.evaluation.zero_shot import Scores
-from fedgen.report.recorder import Recorder, RoundReport
+from fedgen.report.recorder import Recorder
+from fedgen.report.rounds import RoundReport
 from fedgen.report.tracking import GuardedTracker, TensorBoardTracker, summary, sweep_of
 from fedgen.runs.folder import RunFolder
 from fedgen.task import Task

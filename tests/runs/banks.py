@@ -68,7 +68,7 @@ def bank(
 def load(folder: Path, into: Bank, node: int = 0, **changes: Any) -> dict[str, Any]:
     """Load ``vae_node{node}`` into a bank: all of its classes, nothing differing."""
     asked: dict[str, Any] = {"classes": into.class_names, "expected": EXPECTED, **changes}
-    return load_bank(folder, "vae", node, into, **asked)
+    return load_bank(folder, f"vae_node{node}", into, **asked)
 
 
 def draw(made: Bank) -> torch.Tensor:

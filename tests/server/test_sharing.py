@@ -20,7 +20,7 @@ from fedgen.errors import AggregationError, FedgenError
 from fedgen.messages.states import states_from_records
 from fedgen.models.generators import KINDS
 from fedgen.models.generators.bank import Bank
-from fedgen.models.training import Schedule
+from fedgen.models.settings import Schedule
 from fedgen.runs.folder import RunFolder
 from fedgen.task import prepare_task
 

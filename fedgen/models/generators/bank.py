@@ -18,9 +18,8 @@ from fedgen.models.generators.marginals import Marginals
 from fedgen.models.memory import BatchLimit
 from fedgen.models.public import PublicSpace
 from fedgen.models.samples import SyntheticTokens
-from fedgen.models.settings import GeneratorSettings, GranularitySettings
+from fedgen.models.settings import GeneratorSettings, GranularitySettings, Schedule
 from fedgen.models.states import exact_digest, join, part_of
-from fedgen.models.training import Schedule
 
 
 def slots(granularity: GranularitySettings, classes: list[str]) -> dict[str, list[str]]:
@@ -78,6 +77,9 @@ class Bank:
         Largest batch that training starts with; it is halved when memory runs out.
     split_seed : int
         Seed of the choice of held-out clips: the same in every round, so that they stay held out.
+
+    Attributes
+    ----------
     encode : Callable, optional
         Returns the latents of all clips that the bank is fitted to, ``(N, k)``; `Codec.encode_all` by default.
 
@@ -96,7 +98,6 @@ class Bank:
         conditions: Conditions | None = None,
         limit: BatchLimit | None = None,
         split_seed: int = 0,
-        encode: Callable[[], Tensor] | None = None,
     ) -> None:
         self.kind = KINDS[choose(settings.kind, KINDS, "generator.kind")]
         self.conditions = self.kind.select(settings, conditions)
@@ -108,7 +109,8 @@ class Bank:
         self.settings, self.granularity = settings, granularity
         self.class_names = list(class_names)
         self.limit, self.split_seed = limit or BatchLimit(), split_seed
-        self.encode, self.space = encode, space
+        self.space = space
+        self.encode: Callable[[], Tensor] | None = None
         self.generators: dict[str, Generator] = {}
         self.marginals: dict[str, Marginals] = {}  # of each generator, with `GeneratorSettings.marginals`
         self.classes: dict[str, list[str]] = {}  # what each generator was fitted to

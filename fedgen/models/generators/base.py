@@ -13,8 +13,7 @@ from torch import Tensor
 from fedgen.data.targets import Conditions
 from fedgen.errors import ConfigError, require
 from fedgen.models.memory import BatchLimit
-from fedgen.models.settings import GeneratorSettings
-from fedgen.models.training import Schedule
+from fedgen.models.settings import GeneratorSettings, Schedule
 
 
 class Part(NamedTuple):

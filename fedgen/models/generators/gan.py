@@ -14,8 +14,7 @@ from fedgen.data.seeds import seeded
 from fedgen.models.generators.base import Part
 from fedgen.models.generators.density import ClassGaussians, ClassStatistics, class_widths
 from fedgen.models.generators.loop import Batch, OptimStep, TrainingSpec, TrainState, hold_out
-from fedgen.models.generators.neural import NeuralGenerator
-from fedgen.models.generators.vae import LinearCondition, linear, mlp
+from fedgen.models.generators.neural import LinearCondition, NeuralGenerator, linear, mlp
 from fedgen.models.settings import GANTraining
 
 DRAWS = 64  # codes that every validation maps anew to the classes

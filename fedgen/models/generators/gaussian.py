@@ -13,7 +13,7 @@ from fedgen.errors import ConfigError, DataError
 from fedgen.models.generators.base import Generator
 from fedgen.models.generators.density import ClassGaussians, ClassStatistics, class_widths
 from fedgen.models.memory import BatchLimit
-from fedgen.models.training import Schedule
+from fedgen.models.settings import Schedule
 
 FEWEST_SHARED = 3  # clips of a class: the mean and scatter of one or two give just these clips
 

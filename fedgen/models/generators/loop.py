@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from fedgen.data.seeds import seeded
 from fedgen.errors import DataError
 from fedgen.models.memory import BatchLimit
-from fedgen.models.settings import NeuralTraining
+from fedgen.models.settings import NeuralTraining, Schedule
 from fedgen.models.states import join, live_tensors, load_optimizer_tensors, part_of
-from fedgen.models.training import Schedule
 
 
 class Batch(NamedTuple):

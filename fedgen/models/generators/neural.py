@@ -15,8 +15,8 @@ from fedgen.models.generators.base import Generator, Part
 from fedgen.models.generators.density import ClassGaussians
 from fedgen.models.generators.loop import TrainingSpec, TrainState, train
 from fedgen.models.memory import BatchLimit
+from fedgen.models.settings import Schedule
 from fedgen.models.states import MOMENTS, average, check_optimizer_tensors, check_tensors, join, part_of
-from fedgen.models.training import Schedule
 
 
 class NeuralGenerator(Generator):
@@ -178,3 +178,38 @@ class NeuralGenerator(Generator):
 
     def _model_shapes(self) -> dict[str, torch.Size]:
         return {f"model.{name}": value.shape for name, value in self.model.state_dict().items()}
+
+
+class LinearCondition(nn.Module):
+    """One linear layer over one vector a class."""
+
+    names: tuple[str, ...] = ()  # of the conditions that a row can do without
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.layer = linear(inputs, width)
+
+    def forward(self, classes: Tensor, tables: dict[str, Tensor], absent: Tensor | None) -> Tensor:
+        """Return a vector for each row ``(B, width)``: each class is embedded once, then spread over the rows.
+
+        Parameters
+        ----------
+        classes : Tensor
+            One-hot class of each row ``(B, C)``.
+        tables : dict[str, Tensor]
+            Conditions of the ``C`` classes by name.
+        absent : Tensor, optional
+            Conditions of ``names`` that each row does without ``(B, len(names))``, boolean.
+        """
+        return classes @ self.layer(tables["pooled"])
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """Return a layer without drawing from the global random state; `NeuralGenerator.initialise` fills it."""
+    return nn.utils.skip_init(nn.Linear, inputs, outputs)
+
+
+def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    """Return two hidden layers of ``width`` and a linear output."""
+    return nn.Sequential(linear(inputs, width), nn.SiLU(), linear(width, width), nn.SiLU(), linear(width, outputs))

@@ -13,33 +13,8 @@ from fedgen.data.seeds import seeded
 from fedgen.data.targets import Conditions
 from fedgen.models.generators.density import ClassGaussians, variance_within
 from fedgen.models.generators.loop import Batch, OptimStep, TrainingSpec
-from fedgen.models.generators.neural import NeuralGenerator
+from fedgen.models.generators.neural import LinearCondition, NeuralGenerator, linear, mlp
 from fedgen.models.settings import VAETraining
-
-
-class LinearCondition(nn.Module):
-    """One linear layer over one vector a class."""
-
-    names: tuple[str, ...] = ()  # of the conditions that a row can do without
-
-    def __init__(self, inputs: int, width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.layer = linear(inputs, width)
-
-    def forward(self, classes: Tensor, tables: dict[str, Tensor], absent: Tensor | None) -> Tensor:
-        """Return a vector for each row ``(B, width)``: each class is embedded once, then spread over the rows.
-
-        Parameters
-        ----------
-        classes : Tensor
-            One-hot class of each row ``(B, C)``.
-        tables : dict[str, Tensor]
-            Conditions of the ``C`` classes by name.
-        absent : Tensor, optional
-            Conditions of ``names`` that each row does without ``(B, len(names))``, boolean.
-        """
-        return classes @ self.layer(tables["pooled"])
 
 
 class FusedConditions(nn.Module):
@@ -90,16 +65,6 @@ class AttentionPool(nn.Module):
 
 
 Condition = LinearCondition | FusedConditions
-
-
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    """Return a layer without drawing from the global random state; `NeuralGenerator.initialise` fills it."""
-    return nn.utils.skip_init(nn.Linear, inputs, outputs)
-
-
-def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    """Return two hidden layers of ``width`` and a linear output."""
-    return nn.Sequential(linear(inputs, width), nn.SiLU(), linear(width, width), nn.SiLU(), linear(width, outputs))
 
 
 FILL = 256  # samples of a class that tell how much variance decoding loses

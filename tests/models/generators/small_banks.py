@@ -63,6 +63,6 @@ if __name__ == "__main__":
     samples = {}
     for chosen in COMBINATIONS:
         loaded = open_bank(*chosen)
-        load_bank(Path(sys.argv[1]), base_name(*chosen), 0, loaded, NAMES[: len(PRESENT)], {})
+        load_bank(Path(sys.argv[1]), f"{base_name(*chosen)}_node0", loaded, NAMES[: len(PRESENT)], {})
         samples[base_name(*chosen)] = draw(loaded)
     save_tensors(Path(sys.argv[2]), samples, {})

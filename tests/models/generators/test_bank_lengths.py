@@ -49,7 +49,7 @@ def test_samples_have_the_output_length_also_after_loading_and_sending(
 
     save_bank(tmp_path, "vae", 0, bank, {"round": 1})
     loaded = opened(settings)
-    load_bank(tmp_path, "vae", 0, loaded, NAMES, {})
+    load_bank(tmp_path, "vae_node0", loaded, NAMES, {})
     assert torch.equal(loaded.sample({0: 3, 1: 2}, seed=1).batch(every), tokens)
     assert loaded.codec.encode(torch.zeros(1, 12, 5)).shape == (1, loaded.codec.size)  # checkpoints go on training
 
@@ -68,7 +68,7 @@ def test_a_checkpoint_serves_every_output_length_and_up_sampling(tmp_path: Path,
     drawn = bank.sample({0: 3, 1: 2}, seed=1)
     for output, upsampling in ((None, "cubic"), (4, "linear"), (30, "learned")):
         loaded = opened(replace(settings, output_length=output, upsampling=upsampling))
-        load_bank(tmp_path, "vae", 0, loaded, NAMES, {})
+        load_bank(tmp_path, "vae_node0", loaded, NAMES, {})
         samples = loaded.sample({0: 3, 1: 2}, seed=1)
         assert samples.batch(torch.arange(5)).shape == (5, output or 12, 5)
         torch.testing.assert_close(samples.latents, drawn.latents, atol=0.2 if marginals else 1e-5, rtol=1e-4)
@@ -79,5 +79,5 @@ def test_a_checkpoint_of_another_training_length_is_refused_by_its_key(tmp_path:
     save_bank(tmp_path, "vae", 0, fitted(SETTINGS), {"round": 1})
     other = opened(replace(SETTINGS, training_length=6))
     with pytest.raises(CheckpointError, match=r"generator\.training_length is 4, this run has 6"):
-        load_bank(tmp_path, "vae", 0, other, NAMES, {}, check=check)
+        load_bank(tmp_path, "vae_node0", other, NAMES, {}, check=check)
     assert other.generators == {}

@@ -15,8 +15,7 @@ from small_banks import COMBINATIONS, base_name, draw, open_bank, source
 from fedgen.data.tensors import load_tensors
 from fedgen.models.generators import KINDS
 from fedgen.models.generators.bank import Bank
-from fedgen.models.settings import GRANULARITIES
-from fedgen.models.training import Schedule
+from fedgen.models.settings import GRANULARITIES, Schedule
 from fedgen.runs.checkpoint import save_bank
 
 Losses = list[dict[str, float | str]]

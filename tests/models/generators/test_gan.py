@@ -18,8 +18,7 @@ from fedgen.models.generators.gan import (
     held_out_energy,
 )
 from fedgen.models.generators.loop import Batch, TrainingSpec, train
-from fedgen.models.settings import GeneratorSettings, GeneratorTraining
-from fedgen.models.training import Schedule
+from fedgen.models.settings import GeneratorSettings, GeneratorTraining, Schedule
 
 TRAINING = GeneratorTraining(epochs=5, batch_size=16, lr=5e-3, validation=0.3)
 RESTING = replace(TRAINING, epochs=1, lr=1e-30, weight_decay=0.0)

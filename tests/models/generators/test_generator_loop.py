@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from fedgen.errors import DataError
 from fedgen.models.generators.loop import Batch, OptimStep, TrainingSpec, TrainState, train
 from fedgen.models.memory import BatchLimit
-from fedgen.models.settings import GeneratorTraining
-from fedgen.models.training import Schedule
+from fedgen.models.settings import GeneratorTraining, Schedule
 
 TRAINING = GeneratorTraining(epochs=4, batch_size=8, lr=1e-2, validation=0.0)
 ROWS = [19, 8, 30, 1]  # 3, 1, 4 and 1 batches of 8

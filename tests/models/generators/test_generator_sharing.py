@@ -15,8 +15,7 @@ from fedgen.models.generators.gaussian import GaussianGenerator
 from fedgen.models.generators.loop import Batch
 from fedgen.models.generators.neural import NeuralGenerator
 from fedgen.models.generators.vae import VAEGenerator, vae_losses
-from fedgen.models.settings import GeneratorSettings, GeneratorTraining
-from fedgen.models.training import Schedule
+from fedgen.models.settings import GeneratorSettings, GeneratorTraining, Schedule
 
 TRAINING = GeneratorTraining(epochs=3, batch_size=8, lr=5e-3, noise=0.1)
 NEURAL = sorted(kind for kind, made in KINDS.items() if issubclass(made, NeuralGenerator))
