@@ -268,7 +268,7 @@ def test_legal_odd_names_live_through_a_whole_run(tmp_path: Path, home: Path) ->
     for name in LEGAL:
         assert name in unescape(page)
     assert "<i>w" not in page
-    assert main(["checkpoints", "ls", str(folder)]) == 0
+    assert main(["checkpoints", str(folder)]) == 0
     assert main(["compare", str(folder)]) == 0
     assert main(["evaluate", str(folder)]) == 0
 

@@ -43,8 +43,8 @@ def test_a_run_has_a_folder_of_its_own(
 def test_errors_pass_through() -> None:
     with pytest.raises(ConfigError, match="mode='one_shoot' is not one of"):
         fedgen.run("phases=[{mode: one_shoot, rounds: 1}]")
-    with pytest.raises(AttributeError, match="no attribute 'runs'"):
-        fedgen.runs  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'walk'"):
+        fedgen.walk  # noqa: B018
 
 
 def test_importing_fedgen_is_light() -> None:

@@ -94,7 +94,8 @@ def test_flower_reads_the_same_file(tmp_path: Path) -> None:
 
 
 def test_every_entry_that_the_client_reads_is_known() -> None:
-    source = (Path(node_check.__file__).parents[1] / "client_app.py").read_text()
+    package = Path(node_check.__file__).parents[1]
+    source = "".join((package / name).read_text() for name in ("client_app.py", "node/settings.py", "node/secure.py"))
     read = set(re.findall(r'(?:facts|node_config)(?:\.get\(|\[)"([\w-]+)"', source))
     assert {"partition-id", "store", "state", "max-epsilon"} <= read <= set(KEYS)
 
