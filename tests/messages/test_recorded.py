@@ -233,7 +233,7 @@ def test_no_control_is_ever_trained_on(tiny: Tiny, tmp_path: Path) -> None:
         assert not recordings[0] & recordings[1]
         assert set(task.store.labels[node.data.controls]) == set(task.store.labels[node.data.indices])
     for free in (["evaluation.gate='off'"], ["mode=federate"], ["evaluation.controls=0"]):
-        assert not len(Node(prepare_task(tiny(*MANY, *free)), 0, tmp_path).controls)
+        assert not len(NodeData(prepare_task(tiny(*MANY, *free)), 0).controls)
 
 
 def test_an_audit_needs_the_clips(tiny: Tiny, recorded: Record, tmp_path: Path) -> None:
