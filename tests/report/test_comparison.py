@@ -9,7 +9,7 @@ import pytest
 
 from fedgen.cli import main
 from fedgen.config.settings import Config
-from fedgen.report.comparison import compared
+from fedgen.report.comparison import compared, mean_results
 from fedgen.runs.folder import RunFolder
 
 Sweep = Callable[[str, list[str]], None]
@@ -93,3 +93,11 @@ def test_runs_without_results_are_left_out_and_named(
     assert main(["report", *map(str, folders[1:]), f"--out={tmp_path / 'page.html'}"]) == 0  # of unfinished ones, too
     assert f"left out: {folders[3]} is no run folder" in caplog.text
     assert all(f"sweep/{name}" in (tmp_path / "page.html").read_text() for name in "12")
+
+
+def test_the_deviation_over_seeds_is_the_sample_s() -> None:
+    scores = {"balanced_accuracy": 0.5, "per_class": {}, "heads": {}, "seconds": {"total": 1.0}}
+    sizes = {"bytes": {"sent": [1], "received": [1]}}
+    found = mean_results([{"accuracy": accuracy, **scores, **sizes} for accuracy in (0.5, 0.6, 0.8)])
+    assert found["accuracy"] == pytest.approx(0.6333, abs=1e-4)
+    assert found["deviation"] == pytest.approx(0.1528, abs=1e-4)  # divided by n - 1; 0.1247 by n

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedgen.config.settings import Config
 from fedgen.data.tensors import load_tensors
 from fedgen.errors import AggregationError
 from fedgen.runtimes.local import run_config as run
+from fedgen.server.grid import RoundGrid
 
 Tiny = Callable[..., Config]
 
@@ -88,6 +89,23 @@ def test_a_node_that_hangs_is_left_out_of_its_round_and_comes_back(
     assert (3, "query.synthesize", 1) in nodes.asked
     moments = sorted(path.name for path in (tmp_path / "state" / "node1" / "optimizer").glob("*"))
     assert moments == ["round_2.safetensors", "round_3.safetensors"]  # it went on from its own state
+
+
+def test_every_exchange_has_the_time_out(
+    tiny: Tiny, federate: Federate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, given = RoundGrid.send_and_receive, dict[str, set[float | None]]()
+
+    def watched(grid: RoundGrid, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        sent = list(messages)
+        for message in sent:
+            given.setdefault(message.metadata.message_type, set()).add(timeout)
+        return send(grid, sent, timeout=timeout)
+
+    monkeypatch.setattr(RoundGrid, "send_and_receive", watched)
+    federate(tiny("mode=combined", "rounds=2", "strategy.timeout=77"), tmp_path)
+    assert {"query.describe", "query.fill", "train", "query.synthesize"} <= set(given)
+    assert set().union(*given.values()) == {77}
 
 
 def test_some_nodes_a_round(tiny: Tiny, federate: Federate, tmp_path: Path) -> None:
