@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from fedgen.config.compose import from_yaml, load_config
-from fedgen.config.phases import Phase, plan, uses_samples
+from fedgen.config.phases import MODES, Phase, plan, uses_samples
 from fedgen.config.settings import Config
 from fedgen.data.files import home
 from fedgen.data.progress import show_lines, show_step
@@ -21,7 +21,6 @@ from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataEr
 from fedgen.evaluation.assessment import Assessment, assess
 from fedgen.evaluation.audit import Sent
 from fedgen.evaluation.zero_shot import Scores, zero_shot
-from fedgen.models.generators.bank import Bank
 from fedgen.models.states import check_tensors
 from fedgen.report.recorder import Recorder
 from fedgen.report.rounds import RoundReport
@@ -63,7 +62,7 @@ def federate(grid: Grid, config: Config) -> dict[str, Any]:
     AggregationError
         A round without enough good replies.
     """
-    references = [item.mode for item in config.phase_list if not plan([item])[0].mode.federated]
+    references = [item.mode for item in config.phase_list if not MODES[item.mode].federated]
     if references:
         raise ConfigError(f"mode={references[0]} is a reference, not a federation: run it with `fedgen run`")
     if config.record is not None:
@@ -171,11 +170,7 @@ class Server:
     def _shared_generators(self) -> SharedGenerators | None:
         if self.config.sharing.name == "local":
             return None
-        task = self.task
-        bank = Bank(
-            self.config.generator, task.granularity, task.classes, task.space, conditions=task.targets.conditions()
-        )
-        return SharedGenerators(self.config.sharing, bank)
+        return SharedGenerators(self.config.sharing, self.task.new_bank(self.task.granularity))
 
     def _assessment(self) -> Assessment | None:
         """Return what the last samples are worth, and what was sent gives away."""
@@ -242,7 +237,7 @@ class Server:
 def check_lengths(task: Task) -> None:
     """Refuse samples of another length than the clips that nodes train on beside them."""
     fill, made, length = task.config.synthesis.fill, task.config.generator.output_length, task.store.shape[0]
-    modes = [phase.mode for phase in plan(task.config.phase_list)]
+    modes = [MODES[phase.mode] for phase in task.config.phase_list]
     fills = fill and any(mode.trains_adapters and mode.synthesizes for mode in modes)
     require(
         not fills or made in (None, length),

@@ -26,6 +26,7 @@ from fedgen.data.targets import Targets, check_targets, open_targets, prepare_ta
 from fedgen.data.tokens import MappedTokens, TensorTokens, TokenSource, held_as
 from fedgen.errors import ConfigError, DataError, require
 from fedgen.models.adapters import Adapters, build_adapters
+from fedgen.models.generators.bank import Bank
 from fedgen.models.memory import MemoryPlan, batch_bytes, plan_memory
 from fedgen.models.public import PublicSpace, codec_identity, public_space
 from fedgen.models.settings import GranularitySettings
@@ -82,6 +83,11 @@ class Task:
     def codec_identity(self) -> dict[str, Any]:
         """Return what decides the latents of the codec."""
         return codec_identity(self.store.identity["encoder"], self.config.codec, self.config.generator.lengths)
+
+    def new_bank(self, granularity: GranularitySettings, split_seed: int = 0) -> Bank:
+        """Return a bank of the run's generators, unfitted."""
+        conditions, limit = self.targets.conditions(), self.memory.generator_limit()
+        return Bank(self.config.generator, granularity, self.classes, self.space, conditions, limit, split_seed)
 
     @property
     def granularity(self) -> GranularitySettings:

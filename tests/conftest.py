@@ -135,6 +135,16 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
 
 
+@pytest.fixture(scope="session")
+def finished(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with checkpoints, states, and others' samples on the nodes: copy it to change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
+        run(replace(tiny("mode=combined", "rounds=2"), run_dir=str(folder)))
+    return folder
+
+
 @pytest.fixture
 def federate(no_plots: None) -> Federate:
     def start(config: Config, run_dir: Path, app: NodeApp | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fedgen.errors import ConfigError, choose, require
+from fedgen.models.settings import Schedule
 
 
 class Generators(Enum):
@@ -84,6 +85,10 @@ class Phase:
     def last(self) -> int:
         """Number of the phase's last round, counted over the whole run."""
         return self.offset + self.rounds
+
+    def schedule(self, round_number: int) -> Schedule:
+        """Return the place of a round in the learning-rate schedule that the rounds of the phase share."""
+        return Schedule(round_number - self.offset - 1, self.rounds)
 
 
 def plan(settings: list[PhaseSettings], finished: int = 0) -> list[Phase]:

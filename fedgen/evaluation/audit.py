@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fedgen.data.tokens import LazyTokens, TokenSource, rows_at_once
-from fedgen.models.generators.bank import Bank
 from fedgen.models.generators.density import FEW
 from fedgen.models.training import clip_losses
 from fedgen.privacy.evidence import Candidates, Draw, GaussianFit, Release
@@ -136,14 +135,7 @@ def _drawing(task: Task, candidates: Candidates, labels: Tensor) -> Draw:
     counts = {label: count for label, count in Counter(labels.tolist()).items()}
 
     def draw(rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        bank = Bank(
-            task.config.generator,
-            task.granularity,
-            task.classes,
-            task.space,
-            task.targets.conditions(),
-            task.memory.generator_limit(),
-        )
+        bank = task.new_bank(task.granularity)
         bank.encode = lambda: candidates.latents[rows].to(task.device)
         bank.fit(LazyTokens(candidates.labels[rows], task.store.shape, _no_tokens), seed)
         own = {label: count for label, count in counts.items() if (candidates.labels[rows] == label).any()}

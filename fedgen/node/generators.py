@@ -13,7 +13,6 @@ from fedgen.data.tokens import TokenSource
 from fedgen.errors import CheckpointError
 from fedgen.models.generators.bank import Bank, History, last_losses
 from fedgen.models.samples import PooledTokens, SyntheticTokens
-from fedgen.models.settings import Schedule
 from fedgen.node.data import NodeData
 from fedgen.node.state import NodeState
 from fedgen.runs.checkpoint import checkpoint_name, has_bank, load_bank, save_bank
@@ -92,8 +91,7 @@ class FittedGenerators:
         """
         bank, task = self.new_bank(), self.data.task
         seeds = task.seed("shared generators"), task.seed("generators", round_number, self.data.partition_id)
-        schedule = Schedule(round_number - phase.offset - 1, phase.rounds)
-        losses = bank.fit_shared(self.data.source, states, *seeds, schedule)
+        losses = bank.fit_shared(self.data.source, states, *seeds, phase.schedule(round_number))
         return bank.shared_states(), losses
 
     def adopt(self, states: States, round_number: int) -> None:
@@ -126,16 +124,8 @@ class FittedGenerators:
 
     def new_bank(self) -> Bank:
         """Return a bank without generators."""
-        task = self.data.task
-        bank = Bank(
-            task.config.generator,
-            self.data.granularity,
-            task.classes,
-            task.space,
-            task.targets.conditions(),
-            task.memory.generator_limit(),
-            split_seed=task.seed("split", self.data.partition_id),
-        )
+        split_seed = self.data.task.seed("split", self.data.partition_id)
+        bank = self.data.task.new_bank(self.data.granularity, split_seed)
         bank.encode = self.data.latents
         return bank
 

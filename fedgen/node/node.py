@@ -15,7 +15,6 @@ from fedgen.evaluation.audit import Clips, Sent, audit_run, named, verdict_of
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.models.generators.bank import History
 from fedgen.models.samples import SyntheticTokens
-from fedgen.models.settings import Schedule
 from fedgen.models.training import TrainingOptions, train_adapters
 from fedgen.node.data import NodeData
 from fedgen.node.generators import FittedGenerators, States
@@ -113,9 +112,7 @@ class Node:
             self.config.adapter.training,
             seed=self.task.seed("train", round_number, self.partition_id),
             optimizer_state=self.state.optimizer_state(before=round_number),
-            options=TrainingOptions(
-                Schedule(round_number - phase.offset - 1, phase.rounds), proximal_mu, self.task.memory.batch_limit()
-            ),
+            options=TrainingOptions(phase.schedule(round_number), proximal_mu, self.task.memory.batch_limit()),
         )
         self.task.memory.release()
         trained = {name: value.detach().cpu() for name, value in adapters.state_dict().items()}

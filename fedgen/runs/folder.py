@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedgen.config.compose import read_config, to_yaml
 from fedgen.config.settings import Config
-from fedgen.data.files import write_atomically, writing
+from fedgen.data.files import save_json, write_atomically, writing
 from fedgen.data.plain import mismatches, read_json
 from fedgen.data.tensors import load_tensors, save_tensors
 from fedgen.errors import CheckpointError, ConfigError, StorageError, said
@@ -175,7 +175,7 @@ class RunFolder:
 
     def save_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
-        write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+        save_json(self.path / name, content)
 
     def save_adapters(self, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Save the global adapters; ``metadata`` has at least the number of finished rounds as ``round``."""

@@ -139,7 +139,7 @@ class Federation:
         DataError
             Too few can take part, or two have the same partition id.
         """
-        self._task, self.instruction = task, Instruction(to_yaml(self.config), finished)
+        self._task, self.instruction = task, replace(self.instruction, finished=finished)
         described = self._described(self.wait())
         ids = sorted(info.partition_id for _, info in described)
         if len(set(ids)) != len(ids):

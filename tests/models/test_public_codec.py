@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,15 +158,6 @@ def test_a_training_length_above_the_encoder_s_is_refused_before_any_training(
 
 
 # What runs left behind when each node fitted a codec to its clips
-
-
-@pytest.fixture(scope="module")
-def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
-        run(replace(tiny("mode=combined", "rounds=2"), run_dir=str(folder)))
-    return folder
 
 
 def test_no_file_of_a_run_holds_a_basis(finished: Path) -> None:

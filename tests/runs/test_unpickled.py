@@ -28,7 +28,6 @@ from fedgen.messages.samples import SAMPLES, read_array, read_values
 from fedgen.node.state import NodeState
 from fedgen.runs.folder import RunFolder
 from fedgen.runtimes.local import LocalGrid
-from fedgen.runtimes.local import run_config as run
 from fedgen.task import Task
 
 Tiny = Callable[..., Config]
@@ -91,16 +90,6 @@ def test_the_traps_work(craft: Callable[[Trap], bytes], tmp_path: Path) -> None:
 
 
 # Files
-
-
-@pytest.fixture(scope="module")
-def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with checkpoints, states, and others' samples on the nodes."""
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
-        run(replace(tiny("mode=combined", "rounds=2"), run_dir=str(folder)))
-    return folder
 
 
 @pytest.fixture
