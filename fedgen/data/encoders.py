@@ -28,6 +28,7 @@ from fedgen.data.pretrained import (
     load_part,
 )
 from fedgen.data.settings import EncoderSettings, name_of
+from fedgen.data.sfx import SfxEncoder
 from fedgen.errors import DataError
 
 FILES = ("config.json", "preprocessor_config.json", WEIGHTS)
@@ -78,13 +79,13 @@ class FrozenEncoder(ABC):
         """The rate in Hz of the feature extractor."""
         return int(self._extractor.sampling_rate)
 
-    def asked(self) -> dict[str, str | int]:
+    def asked(self) -> dict[str, str | int | float]:
         """Return the part of the identity that follows from the settings; a model in a folder has no revision."""
         revision = self.revision or (USUAL_REVISION if at_hub(self.model) else None)
         known = {REVISION: revision} if revision else {}
         return {"name": self.name, "model": name_of(self.model), "tokens": self.tokens, **known}
 
-    def identity(self) -> dict[str, str | int]:
+    def identity(self) -> dict[str, str | int | float]:
         """Return the model's name, revision and digest, the source of the features, and which tokens are kept."""
         files = [file for pattern in FILES for file in self.folder.glob(pattern)]
         # AST's extractor takes torchaudio where it is installed; numpy's features differ in the last digits
@@ -167,6 +168,7 @@ class ClapEncoder(FrozenEncoder):
 
 ENCODER_CLASSES: dict[str, Callable[[EncoderSettings, torch.device | str], Encoder]] = {
     "patches": PatchEncoder,
+    "sfx": SfxEncoder,
     "ast": AstEncoder,
     "clap": ClapEncoder,
 }
@@ -182,7 +184,6 @@ def differences(settings: EncoderSettings, identity: dict[str, Any]) -> dict[str
 
     Neither the digest of a model's files nor a revision that ``identity`` lacks is compared.
     """
-    encoder = open_encoder(settings)
-    asked = encoder.asked() if isinstance(encoder, FrozenEncoder) else encoder.identity()
+    asked = open_encoder(settings).asked()
     known = asked if REVISION in identity else content(asked)
     return {key: value for key, value in known.items() if identity.get(key) != value}

@@ -59,9 +59,11 @@ class PatchEncoder:
         leading = torch.stack([patches.mean(1), patches.std(1)], dim=1)  # (B, 2, 256)
         return (torch.cat([leading, patches], dim=1) @ self._projection).half().cpu()  # (B, S, 768)
 
-    def identity(self) -> dict[str, str | int]:
-        """Return the encoder's name, stride and the version of its recipe."""
+    def asked(self) -> dict[str, str | int | float]:
+        """Return the encoder's name, stride and the version of its recipe: all of its identity."""
         return {"name": self.name, "stride": self.stride, "version": 1}
+
+    identity = asked
 
 
 class LogMel:

@@ -10,10 +10,11 @@ from fedgen.errors import choose, require
 
 DATASETS = ("sounds", "esc50", "folder")  # opened by `fedgen.data.datasets.READERS`
 NODES = "nodes"  # the choice of `data` for which each node reads a store of its own
-ENCODERS = ("patches", "ast", "clap")  # classes in `fedgen.data.encoders`
-PRETRAINED = ("ast", "clap")  # the encoders of these that have a model
+ENCODERS = ("patches", "sfx", "ast", "clap")  # classes in `fedgen.data.encoders`
+PRETRAINED = ("ast", "clap")  # the encoders of these that are models of Hugging Face
 TOKENS = ("all", "cls")
 STRIDE, PATCH = 10, 16  # step and side of a patch of AST, in mel bins and frames
+SECONDS, LEAST_SECONDS = 5.0, 0.2  # of a clip of `sfx`
 TARGETS = ("sd", "flux", "small")
 SOURCES = ("words", "clip_t5")
 PRECISIONS = ("float32", "bfloat16")
@@ -59,14 +60,16 @@ class DataSettings:
 class EncoderSettings:
     """Which encoder turns audio into tokens.
 
-    The choices are ``patches`` (AST's front end without weights), and the pretrained ``ast`` and ``clap`` (extra
-    ``encoders``). ``model`` and ``tokens`` are for pretrained encoders alone, ``stride`` for ``patches``.
+    The choices are ``patches`` (AST's front end without weights), ``sfx`` (a network for sound effects, which
+    ``fedgen get sfx`` fetches), and ``ast`` and ``clap`` of Hugging Face (extra ``encoders``). ``stride`` is for
+    ``patches`` alone, ``seconds`` for ``sfx``, ``revision`` and ``tokens`` for ``ast`` and ``clap``.
     """
 
     name: str = "patches"
     stride: int = STRIDE  # between patches in mel bins and frames, 1 to 16: 10 gives 1214 tokens, 16 gives 514
     batch_size: int = 32  # clips encoded at once; fewer when memory runs out
-    model: str | None = None  # a folder, or a name at Hugging Face; None: the encoder's usual model
+    seconds: float = SECONDS  # of a clip for sfx: longer ones are cut, shorter ones padded with silence
+    model: str | None = None  # a folder, a name at Hugging Face, or sfx's wheel; None: the encoder's usual model
     revision: str | None = None  # branch, tag or commit at Hugging Face; None: main
     tokens: str = "all"  # all of the last hidden state; cls: the one that stands for the clip
 
@@ -79,10 +82,17 @@ class EncoderSettings:
             self.name == "patches" or self.stride == STRIDE,
             f"encoder.stride={self.stride} is for encoder=patches: {self.name} has its own",
         )
+        if self.name == "sfx":
+            good = LEAST_SECONDS <= self.seconds < float("inf")
+            require(good, f"encoder.seconds={self.seconds} is not a length of at least {LEAST_SECONDS} s")
+        else:
+            reason = f"is for encoder=sfx: {self.name} has its own length"
+            require(self.seconds == SECONDS, f"encoder.seconds={self.seconds} {reason}")
         if self.name not in PRETRAINED:
-            model, reason = self.model or self.revision, f"encoder={self.name} has no model"
-            require(model is None, f"{reason}: encoder.model and .revision={model} mean nothing")
-            require(self.tokens == "all", f"encoder.tokens={self.tokens} needs encoder={' or '.join(PRETRAINED)}")
+            model, needed = self.model if self.name == "patches" else None, f"encoder={' or '.join(PRETRAINED)}"
+            require(model is None, f"encoder.model={model} means nothing: encoder={self.name} has no model")
+            require(self.revision is None, f"encoder.revision={self.revision} needs {needed}")
+            require(self.tokens == "all", f"encoder.tokens={self.tokens} needs {needed}")
 
 
 @dataclass(frozen=True)
