@@ -23,6 +23,7 @@ from fedgen.config.settings import Config
 from fedgen.data.audio import Encoder
 from fedgen.data.public import open_public
 from fedgen.data.tokens import TokenSource
+from fedgen.models.public import public_space
 from fedgen.runs.folder import RunFolder
 from fedgen.runtimes.local import LocalGrid, run_server
 from fedgen.runtimes.local import run_config as run
@@ -101,9 +102,16 @@ def once_each(
 
 @pytest.fixture(scope="session")
 def tiny_overrides(home: Path) -> list[str]:
-    """The overrides that make any run small; its store is ready."""
-    prepare_task(load_config(TINY))
+    """The overrides that make any run small; its store and its codec are ready, also for other processes."""
+    assert prepare_task(load_config(TINY)).space.codec.size
     return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def usual_codec(home: Path) -> None:
+    """The codec of the usual size, of a few sounds: other processes would take minutes for one of all of them."""
+    config = load_config(["encoder.stride=16"])
+    public_space(config.encoder, config.codec, config.generator.lengths)
 
 
 @pytest.fixture(scope="session")
