@@ -103,8 +103,7 @@ def test_at_the_end_of_a_run_and_later(
     tiny: Tiny, federate: Federate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Few controls: not judged, and said so. Later the same figures come from the saved samples."""
-    halves = ["evaluation.controls=0.5", "evaluation.shadows=2"]
-    results = federate(tiny("evaluation.quality=true", *halves), tmp_path / "run")
+    results = federate(tiny("evaluation.quality=true", "evaluation.controls=0.5"), tmp_path / "run")
     evaluation = results["evaluation"]
     assert evaluation["samples"] == 36
     assert evaluation["gate"]["verdict"] == UNKNOWN
@@ -159,7 +158,6 @@ def test_a_run_that_leaks_fails_after_everything_is_saved(
 
     leaked: list[tuple[torch.Tensor, torch.Tensor]] = []
     learn = Bank.fit
-    monkeypatch.setattr("fedgen.report.saved_run.PROBES", ["pooled"])  # the others take seconds
     monkeypatch.setattr(Bank, "fit", fit)
     monkeypatch.setattr(Bank, "sample", sample)
     config = tiny(*HALVES, "evaluation.gate=fail")
