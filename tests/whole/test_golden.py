@@ -32,7 +32,7 @@ MODES = {
 }
 KINDS = {kind: ["mode=combined", f"generator={kind}"] for kind in ("vae", "conditioned_vae", "multimodal_vae", "gan")}
 PARTS = {
-    "marginals": ["data.clips_per_class=24", "evaluation.shadows=0"],  # few clips have none; attacks change nothing
+    "marginals": ["data.clips_per_class=24"],  # classes of few clips have none
     "no marginals": ["generator.marginals=false"],
     "public covariance": ["generator.covariance=public", "generator.marginals=false"],
     "shared": ["sharing=shared", "generator=vae", "partition=iid"],
