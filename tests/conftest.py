@@ -23,6 +23,7 @@ from fedgen.config.settings import Config
 from fedgen.data.audio import Encoder
 from fedgen.data.public import open_public
 from fedgen.data.tokens import TokenSource
+from fedgen.models.public import public_space
 from fedgen.runs.folder import RunFolder
 from fedgen.runtimes.local import LocalGrid, run_server
 from fedgen.runtimes.local import run_config as run
@@ -60,6 +61,12 @@ TINY = [
     "device=cpu",
     "threads=1",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: at the end, one worker would have nothing left while another has minutes."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -101,9 +108,16 @@ def once_each(
 
 @pytest.fixture(scope="session")
 def tiny_overrides(home: Path) -> list[str]:
-    """The overrides that make any run small; its store is ready."""
-    prepare_task(load_config(TINY))
+    """The overrides that make any run small; its store and its codec are ready, also for other processes."""
+    assert prepare_task(load_config(TINY)).space.codec.size
     return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def usual_codec(home: Path) -> None:
+    """The codec of the usual size, of a few sounds: other processes would take minutes for one of all of them."""
+    config = load_config(["encoder.stride=16"])
+    public_space(config.encoder, config.codec, config.generator.lengths)
 
 
 @pytest.fixture(scope="session")

@@ -281,7 +281,8 @@ def test_exit_codes_of_the_installed_command(tiny_overrides: list[str], tmp_path
     assert good.returncode == 0, good.stderr
     assert "accuracy" in good.stdout
     assert (tmp_path / "good" / "results.json").is_file()
-    bad = fedgen("run", *tiny_overrides, "mode=standalone", "partition.nodes=99", "hydra.run.dir=bad")
+    bad = fedgen("run", "mode=onee_shot", "hydra.run.dir=bad")
     assert bad.returncode == 1
-    assert bad.stderr.strip().splitlines()[-1].startswith("error: partition.nodes=99 is more than the 6 classes")
+    assert bad.stderr.startswith("error: ")
+    assert "onee_shot" in bad.stderr
     assert "Traceback" not in bad.stderr

@@ -79,9 +79,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_simulation_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+def test_a_simulation_from_the_wheel(installed: Path, tmp_path: Path, usual_codec: None) -> None:
     words = ["simulate", *SMALLEST, f"run_dir={tmp_path / 'run'}"]
-    shown = run(installed, "-m", "fedgen.cli", *words, FEDGEN_HOME=str(tmp_path / "home"))
+    shown = run(installed, "-m", "fedgen.cli", *words)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert (tmp_path / "run" / "results.json").is_file()
 

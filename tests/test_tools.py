@@ -9,6 +9,7 @@ import pytest
 CHECKOUT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow  # `make check` calls them itself
 @pytest.mark.parametrize(
     "command", ["ruff check --no-cache .", "ruff format --check --no-cache .", "mypy"], ids=["lint", "format", "types"]
 )

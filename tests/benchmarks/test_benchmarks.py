@@ -5,15 +5,22 @@ import sys
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from subprocess import CompletedProcess
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from fedgen.cli import main
+from fedgen.data.audio import Encoder
+from fedgen.data.public import open_public
+from fedgen.data.tokens import TensorTokens
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-pytestmark = pytest.mark.usefixtures("logging_as_before")
+pytestmark = pytest.mark.usefixtures("logging_as_before", "usual_codec")
 
 
 @pytest.fixture
@@ -33,6 +40,25 @@ def benchmark_file(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleTyp
     return load
 
 
+@pytest.fixture
+def in_process(
+    benchmark_file: Callable[[str], ModuleType], no_plots: None, monkeypatch: pytest.MonkeyPatch
+) -> list[list[str]]:
+    """The runs that a benchmark starts as processes of their own are calls instead; their overrides."""
+    started = []
+
+    def run(command: list[str], **options: Any) -> CompletedProcess[str]:
+        assert command[1:4] == ["-m", "fedgen.cli", "run"]
+        started.append(command[4:])
+        return CompletedProcess(command, main(command[3:]), "", "")
+
+    monkeypatch.delitem(sys.modules, "figures", raising=False)
+    monkeypatch.setitem(sys.modules, "figures", benchmark_file("figures"))
+    monkeypatch.setattr(sys.modules["figures"], "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(sys, "argv", ["fedgen"])
+    return started
+
+
 def test_bank(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
     sizes = ["--classes", "3", "--clips", "9", "--components", "5", "--width", "8", "--epochs", "1", "--repeats", "2"]
     benchmark_file("bank").main([*sizes, "--kinds", "gaussian", "vae", "--out", str(tmp_path / "bank.json")])
@@ -47,15 +73,23 @@ def test_bank(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> No
 SMALL = ["data.clips_per_class=6", "data.folds=3", "data.test_fold=3", "encoder.stride=16"]
 
 
-def test_lengths(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
+def test_lengths(benchmark_file: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def held(encoder: Encoder, folder: str | None) -> TensorTokens:
+        public = open_public(encoder, folder)
+        chosen = torch.arange(0, len(public), 2)
+        return TensorTokens(public.batch(chosen), public.labels[chosen])  # encoded once for all fits
+
+    benchmark = benchmark_file("lengths")
+    assert benchmark.LENGTHS == (4, 16, 64)
+    monkeypatch.setattr(benchmark, "LENGTHS", (4,))
+    monkeypatch.setattr(benchmark, "open_public", held)
     few = "data.classes=[dog, cow, rain, siren]"
-    benchmark_file("lengths").main(["--repeats", "1", "--out", str(tmp_path / "lengths.json"), *SMALL, few])
-    rows = json.loads((tmp_path / "lengths.json").read_text())["rows"]
-    native = rows[0]
+    benchmark.main(["--repeats", "1", "--out", str(tmp_path / "lengths.json"), *SMALL, few])
+    native, *rows = json.loads((tmp_path / "lengths.json").read_text())["rows"]
     assert native["training_length"] is None
-    assert all(row["lost"] > 0 for row in rows)
-    short = [row["lost"] for row in rows if row["training_length"] == 4]
-    assert native["lost"] < min(short)
+    assert [row["upsampling"] for row in rows] == ["linear", "nearest", "cubic", "learned"]
+    assert all(row["training_length"] == 4 for row in rows)
+    assert 0 < native["lost"] < min(row["lost"] for row in rows)
 
 
 def test_memory(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
@@ -76,15 +110,30 @@ LEFT_OUT = [
     "adapter.hidden=16",
     "adapter.training.epochs=1",
     "data.leave_out=[3]",
+    "data.classes=[dog, cow, rain, crickets, siren, engine]",
+    "generator.training.epochs=1",
+    "global_training.epochs=1",
+    "synthesis.samples_per_class=6",
 ]
 
 
-def test_accuracy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
+def test_a_run_is_a_process_of_its_own_once(
+    benchmark_file: Callable[[str], ModuleType], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    finished = benchmark_file("figures").finished
+    found = finished(tmp_path / "run", [*tiny_overrides, "mode=federate"])
+    assert found["history"][-1]["round"] == 1
+    assert finished(tmp_path / "run", ["mode=no_such_mode"]) == found
+    with pytest.raises(RuntimeError, match=r"(?s)fedgen\.cli run mode=no_such_mode.* failed:\n.*no_such_mode"):
+        finished(tmp_path / "other", ["mode=no_such_mode"])
+
+
+def test_accuracy(benchmark_file: Callable[[str], ModuleType], in_process: list[list[str]], tmp_path: Path) -> None:
     ways = ["--ways", "combined", "centralised", "--folds", "1", "--seeds", "0", "1"]
     benchmark = benchmark_file("accuracy").main
-    benchmark(["sounds", *LEFT_OUT, *ways, "--out", str(tmp_path)])
+    benchmark(["sounds", *LEFT_OUT, *ways, "--jobs", "1", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "accuracy.json").read_text())
-    assert len(found["runs"]) == 4
+    assert len(found["runs"]) == len(in_process) == 4
     combined, centralised = found["ways"]
     assert centralised["share"] == [1.0, 0.0]
     by_seed = {(row["way"], row["seed"]): row["accuracy"] for row in found["runs"]}
@@ -92,12 +141,11 @@ def test_accuracy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -
     assert combined["share"][0] == pytest.approx(sum(shares) / 2)
     assert sum(combined["per_class"].values()) / len(combined["per_class"]) == pytest.approx(combined["accuracy"][0])
     assert combined["by_fold"] == {"1": pytest.approx(combined["accuracy"][0])}
-    before = (tmp_path / "fold1_seed0" / "centralised" / "results.json").stat().st_mtime
-    benchmark(["sounds", *LEFT_OUT, *ways, "--out", str(tmp_path)])
-    assert (tmp_path / "fold1_seed0" / "centralised" / "results.json").stat().st_mtime == before
+    benchmark(["sounds", *LEFT_OUT, *ways, "--jobs", "2", "--out", str(tmp_path)])
+    assert len(in_process) == 4  # all of them are there
 
 
-def test_privacy(benchmark_file: Callable[[str], ModuleType], tmp_path: Path) -> None:
+def test_privacy(benchmark_file: Callable[[str], ModuleType], in_process: list[list[str]], tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")
     cells = ["--ways", "default", "epsilon 8", "--delta", "0.01", "--folds", "1", "--seeds", "0", "1"]
     clips = ["data.clips_per_class=12"]  # some members and controls of each class

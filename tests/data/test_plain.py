@@ -37,7 +37,7 @@ def test_odd_names_come_back_as_text(name: str) -> None:
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_any_text_comes_back(text: str) -> None:
     config = Config(target=TargetSettings(template="{}" + text.replace("{}", "")), run_dir=text)
     assert from_yaml(to_yaml(config)) == config

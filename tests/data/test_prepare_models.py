@@ -30,6 +30,12 @@ COMMANDS = re.findall(r"^(fedgen (?:prepare|run) .*?)(?: +# (.*))?$", PAGE, re.M
 pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter")
 
 
+@pytest.fixture(autouse=True)
+def few_sounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of a pretrained encoder take their time: codecs are of a take of each voice and of two recipes."""
+    monkeypatch.setattr("fedgen.data.public.PublicTokens.__init__.__defaults__", (2, 1))
+
+
 @pytest.fixture
 def overrides(tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A small run with a tiny AST and tiny FLUX text encoders, and a home of its own."""

@@ -62,8 +62,9 @@ def test_class_gaussians_of_few_clips_fail(clips: int, shrinkage: float) -> None
         made = fitted(candidates.latents[own].float(), candidates.labels[own], 128, shrinkage, seed)
         releases = on_nodes(candidates, *made)
         assert verdict(candidates, releases) == FAILED
-        closed = [replace(release, gaussian=GaussianFit(shrinkage)) for release in releases]
-        assert verdict(candidates, closed) == FAILED
+        if seed == 0:  # the posterior takes seconds
+            closed = [replace(release, gaussian=GaussianFit(shrinkage)) for release in releases]
+            assert verdict(candidates, closed) == FAILED
 
 
 @pytest.mark.parametrize("components", [32, 128])
@@ -115,6 +116,7 @@ def redraw(candidates: Candidates) -> Callable[[Tensor, int], tuple[Tensor, Tens
     return draw
 
 
+@pytest.mark.slow
 def test_false_alarms_are_rare() -> None:
     """At most 5 %, and not only because the limit is above 0.5: 8.5 % is three deviations above 5 % of 200 draws."""
     failed, above = chance(32, 200, 17, nodes=1)
@@ -122,6 +124,7 @@ def test_false_alarms_are_rare() -> None:
     assert above <= 0.085
 
 
+@pytest.mark.slow
 def test_false_alarms_are_rare_with_likelihoods_and_few_clips() -> None:
     failed, above = chance(8, 60, 4, nodes=1, gaussian=True)
     assert failed <= 0.05

@@ -15,14 +15,15 @@ from fedgen.runtimes.local import run_config as run
 ESC10 = Path(__file__).parents[3] / "shared" / "data" / "esc10"
 
 
-@pytest.fixture(autouse=True)
-def whole_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The codec of all public sounds, in place of the few that other tests fit one to."""
-    monkeypatch.setenv("FEDGEN_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("fedgen.data.public.PublicTokens.__init__.__defaults__", (CLASSES, CLIPS))
-    monkeypatch.setattr("fedgen.models.public.open_public", open_public)
-    public_space.cache_clear()
-    yield
+@pytest.fixture(scope="module", autouse=True)
+def whole_codec(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The codec of all public sounds, in place of the few that other tests fit one to: one for both data sets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDGEN_HOME", str(tmp_path_factory.mktemp("whole")))
+        patch.setattr("fedgen.data.public.PublicTokens.__init__.__defaults__", (CLASSES, CLIPS))
+        patch.setattr("fedgen.models.public.open_public", open_public)
+        public_space.cache_clear()
+        yield
     public_space.cache_clear()
 
 

@@ -167,7 +167,7 @@ def listening(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def deployment(tmp_path_factory: pytest.TempPathFactory, usual_codec: None) -> Iterator[Deployment]:
     """Server, proxy, operator and two nodes with clips of their own, as the page sets them up."""
     made = Deployment(tmp_path_factory.mktemp("d"))
     for node, names in enumerate(SITES):

@@ -27,6 +27,7 @@ SMALL = [
     "generator.training.epochs=2",
     "global_training.epochs=1",
     "synthesis.samples_per_class=6",
+    "evaluation.quality=false",  # which no experiment asks for; tests/evaluation does
     "device=cpu",
     "threads=1",
 ]
