@@ -151,8 +151,7 @@ class SyntheticPooling(Strategy):
         federation, sent = self.federation, self.sent if self.averages else ArrayRecord()
         rules, report = federation.config.strategy, federation.report
         good = federation.collect(replies, federation.active, lambda node, reply: read_training(node, reply, sent))
-        # where changes are clipped, a long one does no harm, and the noise counts on every node
-        if rules.max_change is not None and rules.dp == "none":
+        if rules.max_change is not None:
             norms = {number: reply.norm for number, reply in good.items()}
             for number, why in norm_outliers(norms, sent, rules.max_change).items():
                 del good[number]
@@ -171,9 +170,6 @@ class SyntheticPooling(Strategy):
             return self.sent, None
         show_step("averaging")
         keep_shared_metrics(replies)
-        if self.federation.config.strategy.dp != "none":  # whose noise is for nodes that weigh the same
-            for reply in replies:
-                reply.content.metric_records["metrics"]["num-examples"] = 1
         arrays, metrics = self.inner.aggregate_train(self._place, replies)
         if arrays is None or set(arrays) != set(self.sent):
             name = type(self.inner).__name__

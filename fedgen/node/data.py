@@ -89,6 +89,11 @@ class NodeData:
         return [self.task.classes[label] for label in self.counts]
 
     @property
+    def named_counts(self) -> dict[str, int]:
+        """Training clips of each class by its name."""
+        return dict(zip(self.class_names, self.counts.values(), strict=True))
+
+    @property
     def slots(self) -> dict[str, list[str]]:
         """Which of the node's classes each generator serves, by the generator's key."""
         return slots(self.granularity, self.class_names)

@@ -6,21 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fedgen.config.phases import Generators, Phase, plan
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import CheckpointError
+from fedgen.messages.states import States
 from fedgen.models.generators.bank import Bank, History, last_losses
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.node.data import NodeData
-from fedgen.node.state import NodeState
+from fedgen.node.state import PARTS, NodeState
 from fedgen.runs.checkpoint import checkpoint_name, has_bank, load_bank, save_bank
 
 BASE_NAMES = {"unified": "vae_unified", "per_class": "vae_perclass", "per_group": "vae_group"}
-
-States = dict[str, dict[str, Tensor]]
-"""States of generators by key."""
 
 
 class FittedGenerators:
@@ -69,7 +65,7 @@ class FittedGenerators:
                 bank = self.new_bank()
                 metadata = self._fill(bank, published, chosen.round)
                 save_bank(self.state.generators(finished), self.base_name, partition_id, bank, metadata)
-        elif not self.state.latest("optimizer") and not self.state.latest("generators"):
+        elif not any(map(self.state.latest, PARTS)):
             raise CheckpointError(
                 f"{state.folder.parents[1]} knows nothing of node {partition_id}: checkpoint.load={chosen.load} must "
                 "name a run in which it took part, such as `fedgen run mode=train_generators` makes"
@@ -142,7 +138,7 @@ class FittedGenerators:
         metadata = {
             **self.identity(),
             "tokens": list(data.task.store.shape),
-            "counts": {data.task.classes[label]: count for label, count in data.counts.items()},
+            "counts": data.named_counts,
             "round": round_number,
             "seed": data.config.seed,
             "mode": "+".join(phase.mode for phase in data.config.phase_list),
