@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -15,6 +18,7 @@ NATIVE = Lengths()  # the encoder's own length, whatever it is
 SMALLEST = 1e-6  # deviation below which a value does not vary
 
 
+@dataclass(eq=False)
 class Codec:
     """Tucker-2 decomposition, principal components of its core, and a scale for each coefficient.
 
@@ -27,40 +31,25 @@ class Codec:
     the shortening ``P`` and the up-sampling ``U``: ``analysis = P' V`` and ``positions = U V``, ``V`` being the basis
     of the shortened sequences ``P X``. Latents do not depend on ``U``.
 
-    Parameters
-    ----------
-    bases : Bases
-        Orthonormal ``channels`` ``(D, B)``, ``positions`` ``(O, A)`` and, where they differ, ``analysis`` ``(S, A)``.
-    mean : Tensor
-        Mean core ``(A * B,)``.
-    scale : Tensor
-        Divisor of each coefficient ``(k,)``.
-    components : Tensor
-        Orthonormal principal components of the core ``(k, A * B)``.
-    residual : Tensor
-        Deviation of each core value that the components do not explain ``(A * B,)``.
-
-    Attributes
-    ----------
-    shape : tuple[int, int]
-        ``(O, D)`` of the sequences that it decodes to.
-    size : int
-        Coefficients ``k`` of a latent vector.
-
     References
     ----------
     Tucker, "Some mathematical notes on three-mode factor analysis", Psychometrika 1966 (Tucker-2: two modes reduced).
     """
 
-    NAMES = ("channels", "positions", "mean", "components", "scale", "residual")
-    MATRICES = ("channels", "positions", "components", "analysis")
+    NAMES: ClassVar = ("channels", "positions", "mean", "components", "scale", "residual")
+    MATRICES: ClassVar = ("channels", "positions", "components", "analysis")
 
-    def __init__(self, bases: Bases, mean: Tensor, scale: Tensor, components: Tensor, residual: Tensor) -> None:
-        self.bases, self.mean, self.scale, self.components, self.residual = bases, mean, scale, components, residual
-        self.size = len(scale)  # k
+    bases: Bases  # orthonormal channels (D, B), positions (O, A) and, where they differ, analysis (S, A)
+    mean: Tensor  # mean core (A * B,)
+    scale: Tensor  # divisor of each coefficient (k,)
+    components: Tensor  # orthonormal principal components of the core (k, A * B)
+    residual: Tensor  # deviation of each core value that the components do not explain (A * B,)
+
+    def __post_init__(self) -> None:
+        self.size = len(self.scale)  # coefficients k of a latent vector
         self._check()
-        self.positions, self.channels = bases.positions, bases.channels
-        self.shape = (len(self.positions), len(self.channels))  # (O, D)
+        self.positions, self.channels = self.bases.positions, self.bases.channels
+        self.shape = (len(self.positions), len(self.channels))  # (O, D) of the sequences that it decodes to
 
     @classmethod
     def fit(

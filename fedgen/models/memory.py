@@ -90,20 +90,15 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+@dataclass
 class BatchLimit:
     """The most rows that one backward pass takes.
 
     A step on a batch of more rows is made of several passes, so that the result is that of the whole batch up to
     rounding. When the device runs out of memory the limit is halved for good, the step is repeated, and a line says so.
-
-    Parameters
-    ----------
-    rows : int, optional
-        The limit to start with; none by default.
     """
 
-    def __init__(self, rows: int | None = None) -> None:
-        self.rows = rows
+    rows: int | None = None  # the limit; none by default
 
     def backward(self, indices: Tensor, losses: Callable[[Tensor], Tensor], zero_grad: Callable[[], None]) -> Tensor:
         """Fill the gradients of one step and return its losses.

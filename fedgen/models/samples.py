@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -197,25 +198,20 @@ def class_counts(labels: Tensor) -> dict[int, int]:
     return dict(zip(classes.tolist(), counts.tolist(), strict=True))
 
 
+@dataclass(eq=False)
 class ProjectedTokens:
     """A `TokenSource` of real clips, projected on bases of their own.
 
     A linear layer on such tokens costs a small share of its cost on the tokens themselves (see `FactoredTokens`), and
     all clips of a node fit into memory.
-
-    Parameters
-    ----------
-    bases : Bases
-        As long as the clips.
-    cores : Tensor
-        ``(N, A, C)``, on the bases' device.
-    labels : Tensor
-        Global class ids ``(N,)``.
     """
 
-    def __init__(self, bases: Bases, cores: Tensor, labels: Tensor) -> None:
-        self.positions, self.channels = bases.positions, bases.channels
-        self.cores, self.labels = cores, labels.long().cpu()
+    bases: Bases  # as long as the clips
+    cores: Tensor  # (N, A, C), on the bases' device
+    labels: Tensor  # global class ids (N,), int64, on the CPU
+
+    def __post_init__(self) -> None:
+        self.positions, self.channels = self.bases.positions, self.bases.channels
         self.shape = (len(self.positions), len(self.channels))
 
     @classmethod

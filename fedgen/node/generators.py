@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,19 @@ from fedgen.runs.checkpoint import checkpoint_name, has_bank, load_bank, save_ba
 BASE_NAMES = {"unified": "vae_unified", "per_class": "vae_perclass", "per_group": "vae_group"}
 
 
+@dataclass(eq=False)
 class FittedGenerators:
-    """Generators that are fitted to the node's clips.
+    """Generators that are fitted to the node's clips."""
 
-    Parameters
-    ----------
-    data : NodeData
-    state : NodeState
-        Where generators are kept by round.
-    checkpoints : Path
-        Folder of the checkpoints for the node's user.
-    earlier : tuple[NodeState, Path], optional
-        State and checkpoints of the run that this one goes on from.
-    """
+    data: NodeData
+    state: NodeState  # where generators are kept by round
+    checkpoints: Path  # folder of the checkpoints for the node's user
+    earlier: tuple[NodeState, Path] | None = None  # state and checkpoints of the run that this one goes on from
 
-    def __init__(
-        self, data: NodeData, state: NodeState, checkpoints: Path, earlier: tuple[NodeState, Path] | None = None
-    ) -> None:
-        self.data, self.state, self.checkpoints, self.earlier = data, state, checkpoints, earlier
-        self.base_name = data.config.checkpoint.base_name or BASE_NAMES[data.granularity.name]
+    @property
+    def base_name(self) -> str:
+        """How the names of checkpoints begin."""
+        return self.data.config.checkpoint.base_name or BASE_NAMES[self.data.granularity.name]
 
     def check(self) -> None:
         """Find out whether every phase of the run has the generators that it needs.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,16 @@ from fedgen.node.state import NodeState
 Weights = dict[str, Tensor]
 
 
+@dataclass(eq=False)
 class Node:
-    """One node of the federation.
+    """One node of the federation."""
 
-    Parameters
-    ----------
-    data : NodeData
-        Its clips.
-    generators : FittedGenerators
-        Fitted to its clips, or a private release of them.
-    state : NodeState
-        What it remembers on its disk.
-    """
+    data: NodeData  # its clips
+    generators: FittedGenerators  # fitted to its clips, or a private release of them
+    state: NodeState  # what it remembers on its disk
 
-    def __init__(self, data: NodeData, generators: FittedGenerators, state: NodeState) -> None:
-        self.data, self.generators, self.state = data, generators, state
-        self.task, self.config, self.partition_id = data.task, data.config, data.partition_id
+    def __post_init__(self) -> None:
+        self.task, self.config, self.partition_id = self.data.task, self.data.config, self.data.partition_id
 
     @classmethod
     def open(cls, data: NodeData, home: Path, load: Path | None = None, checkpoints: Path | None = None) -> Node:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ PARTS = ("optimizer", "generators")  # what another run goes on from
 RELEASE = "release.safetensors"
 
 
+@dataclass(frozen=True)
 class NodeState:
     """A node's optimiser state and generators after each round; the latest two rounds are kept.
 
@@ -32,11 +34,9 @@ class NodeState:
     ``release.safetensors``             the private release of the node's clips, under ``privacy=dp``
     ==================================  ===================================================
 
-    ``folder`` is the node's own; it need not exist.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path  # the node's own; it need not exist
 
     def clear(self) -> None:
         """Forget everything."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,33 +29,20 @@ Learn = Callable[[int, ArrayRecord, PooledTokens, Mapping[int, ArrayRecord]], tu
 """``(round, adapters, samples, teachers) -> (adapters, losses)``; ``teachers``: the nodes' adapters by partition id."""
 
 
+@dataclass(eq=False)
 class SamplePool:
     """The latest samples of the nodes.
 
     Averaged adapters forget the classes that single nodes do not have: each node pulls them towards its own. With some
     of the others' samples beside its clips, every node trains for the same task. Only synthetic samples travel.
 
-    Parameters
-    ----------
-    codec : Codec
-        The public one, in which samples are.
-    config : Config
-    device : torch.device or str
-        Where samples are decoded.
-    learn : Learn, optional
-        Trains the averaged adapters on the pool; by default they stay as they are.
-
-    Attributes
-    ----------
-    samples : dict[int, SyntheticTokens]
-        By partition id; the oldest come first.
     """
 
-    def __init__(
-        self, codec: Codec, config: Config, device: torch.device | str = "cpu", learn: Learn | None = None
-    ) -> None:
-        self.codec, self.config, self.device, self.learn = codec, config, device, learn
-        self.samples: dict[int, SyntheticTokens] = {}
+    codec: Codec  # the public one, in which samples are
+    config: Config
+    device: torch.device | str = "cpu"  # where samples are decoded
+    learn: Learn | None = None  # trains the averaged adapters on the pool; by default they stay as they are
+    samples: dict[int, SyntheticTokens] = field(default_factory=dict)  # by partition id; the oldest come first
 
     def shares(self, phase: Phase) -> bool:
         """Return whether nodes train adapters on each other's samples, and there are any."""

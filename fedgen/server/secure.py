@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -26,36 +27,31 @@ Send = Callable[[list[Message]], Iterable[Message]]
 MAX_KEY_BYTES = 10_000  # of a key or an encrypted share
 
 
+@dataclass(eq=False)
 class Round:
     """One secure sum: keys, shares of secrets, masked adapters, and the shares that take the masks off.
 
     A node may be lost at any point, and the others go on while enough are left: before it has sent masked adapters, its
     masks in the others' are taken off with its key; after, it counts.
 
-    Parameters
-    ----------
-    send : callable
-        Sends messages and returns one reply of each node, as `RoundGrid.send_and_receive`.
-    messages : list of Message
-        A strategy's messages to the nodes.
-    settings : SecureSettings
-    clips : dict[int, int]
-        Clips of each node of the federation, by Flower's node id: its largest weight in the average.
-
     References
     ----------
     Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning", CCS 2017.
     """
 
-    def __init__(self, send: Send, messages: list[Message], settings: SecureSettings, clips: Mapping[int, int]) -> None:
-        self.send, self.settings, self.clips = send, settings, clips
-        self.asked = {m.metadata.dst_node_id: m for m in messages if m.metadata.dst_node_id in clips}
+    send: Send  # sends messages and returns one reply of each node, as `RoundGrid.send_and_receive`
+    messages: list[Message]  # a strategy's, to the nodes
+    settings: SecureSettings
+    clips: Mapping[int, int]  # of each node of the federation, by Flower's id: its largest weight in the average
+
+    def __post_init__(self) -> None:
+        self.asked = {m.metadata.dst_node_id: m for m in self.messages if m.metadata.dst_node_id in self.clips}
         if len(self.asked) < FEWEST:
             raise AggregationError(f"secure aggregation needs at least {FEWEST} nodes, {len(self.asked)} are asked")
-        self.most = max(clips[node] for node in self.asked)
-        self.wanted = messages[0].content.array_records["arrays"]
+        self.most = max(self.clips[node] for node in self.asked)
+        self.wanted = self.messages[0].content.array_records["arrays"]
         self.size = sum(int(np.prod(array.shape)) for array in self.wanted.values()) + 1
-        self.threshold = settings.needed(len(self.asked))
+        self.threshold = self.settings.needed(len(self.asked))
         self.lost: dict[int, Message] = {}
         self.keys: dict[int, list[bytes]] = {}  # two public keys of each node
         self.letters: dict[int, dict[int, bytes]] = {}  # encrypted shares, by sender and receiver

@@ -163,7 +163,7 @@ def test_a_release_of_other_clips_is_refused(tiny: Tiny, tmp_path: Path) -> None
     other.data.indices = node.data.indices.copy()
     other.data.indices[0] = next(index for index in held_out if store.labels[index] == first)
     assert other.data.counts == node.data.counts
-    with pytest.raises(CheckpointError, match="clips was"):
+    with pytest.raises(CheckpointError, match="clips is"):
         other.generators.release  # noqa: B018
 
 

@@ -81,24 +81,18 @@ class NeuralGenerator(Generator):
         self.initialised = True
 
     def fit(
-        self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0, limit: BatchLimit | None = None
+        self, part: Part, schedule: Schedule | None = None, limit: BatchLimit | None = None
     ) -> list[dict[str, float]]:
-        """Train on ``latents`` ``(N, k)`` and finalize; a trained generator goes on, its ramps being over."""
-        losses = self._train(Part(latents, labels, seed, split_seed), None, limit)
-        self.finalize(latents, labels)
-        return losses
+        """Train and finalize; a trained generator goes on, its ramps being over.
 
-    def fit_shared(
-        self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule, limit: BatchLimit | None = None
-    ) -> list[dict[str, float]]:
-        """Train on all of ``latents`` ``(N, k)`` as they are, without early stopping: each node's steps count."""
-        return self._train(Part(latents, labels, seed), schedule, limit)
-
-    def _train(self, part: Part, schedule: Schedule | None, limit: BatchLimit | None) -> list[dict[str, float]]:
+        One that nodes share is trained on all of them without early stopping, so that each node's steps count.
+        """
         state = self._train_state(part, shared=schedule is not None)
         losses = train(state, self.spec, self.settings.training, schedule, limit)
         self.moments = state.moments
         self.model.cpu()
+        if schedule is None:
+            self.finalize(part.latents, part.labels)
         return losses
 
     def _train_state(self, part: Part, shared: bool) -> TrainState:
