@@ -93,7 +93,7 @@ class Row:
 
     def fit(self, public: TokenSource, train: TokenSource) -> None:
         started = time.process_time()
-        self.codec = Codec.fit(public, self.sizes, self.settings.lengths)
+        self.codec = Codec.fit(public, self.sizes, self.settings.lengths)[0]
         self.fit_seconds = min(self.fit_seconds, time.process_time() - started)
         if self.settings.upsampling != "linear":
             return  # the latents, and so the VAE, are the same for every way of up-sampling

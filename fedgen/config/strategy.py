@@ -19,25 +19,14 @@ FEWEST = 3  # nodes: of a sum of two, each learns the other's part
 
 @dataclass(frozen=True)
 class SecureSettings:
-    """Secure aggregation of adapters by SecAgg+.
+    """Secure aggregation of adapters, by masks that cancel in the sum."""
 
-    Parameters
-    ----------
-    name : str
-        ``none``, or ``secagg``.
-    threshold : int, optional
-        Nodes whose shares give a secret back, and fewest nodes in a sum; above half of all, just above by default.
-        Higher: more nodes would have to side with the server to see another's adapters, and fewer may drop out.
-    clipping_range : float
-        Largest absolute value that a weight of the adapters may have.
-    quantization : int
-        Steps from ``-clipping_range`` to ``clipping_range``.
-    """
-
-    name: str = "none"
+    name: str = "none"  # or secagg
+    # nodes whose shares give a secret back, and fewest nodes in a sum; above half of all, just above by default. With
+    # more, more nodes would have to side with the server to see another's adapters, and fewer may drop out
     threshold: int | None = None
-    clipping_range: float = 8.0
-    quantization: int = 2**22
+    clipping_range: float = 8.0  # largest absolute value that a weight of the adapters may have
+    quantization: int = 2**22  # steps from -clipping_range to clipping_range
 
     def __post_init__(self) -> None:
         choose(self.name, ["none", "secagg"], "strategy.secure.name")
@@ -59,47 +48,24 @@ class SecureSettings:
 
 @dataclass(frozen=True)
 class StrategyConfig:
-    """How adapters are aggregated.
+    """How adapters are aggregated."""
 
-    Parameters
-    ----------
-    name : str
-        A strategy of Flower; it aggregates adapters, whatever else travels.
-    send : str
-        What leaves a node: ``all``, or ``samples`` alone. Then nodes keep the adapters that they train, and the server
-        trains the global ones on the samples only.
-    min_nodes : int, optional
-        Good replies that a round needs; all nodes that it asks by default.
-    nodes_per_round : int, optional
-        Nodes that a round asks, drawn anew from ``seed`` in each; all by default.
-    pool_nodes : int
-        Nodes whose latest samples the server keeps, never fewer than a round asks: its memory does not grow with more.
-    timeout : float
-        Seconds that the server waits for replies.
-    wait : float
-        Seconds that a run waits for its nodes to appear, and a round for ``min_nodes`` of them.
-    max_payload_mb : float
-        Megabytes (10^6 bytes) of a reply above which it is refused.
-    max_change : float, optional
-        How many times the median change of a round's adapters a node's may be before it is refused; see `excessive`.
-        None: any.
-    options : dict[str, float]
-        Further arguments of the Flower class, such as ``proximal_mu`` or ``eta``.
-    secure : SecureSettings
-        Whether the server sees the sum of adapters only.
-    """
-
-    name: str = "fedavg"
+    name: str = "fedavg"  # a strategy of Flower; it aggregates adapters, whatever else travels
+    # what leaves a node: all, or samples alone; then nodes keep the adapters that they train, and the server trains the
+    # global ones on the samples only
     send: str = "all"
-    min_nodes: int | None = None
-    nodes_per_round: int | None = None
+    min_nodes: int | None = None  # good replies that a round needs; all nodes that it asks by default
+    nodes_per_round: int | None = None  # nodes that a round asks, drawn anew from `seed` in each; all by default
+    # nodes whose latest samples the server keeps, never fewer than a round asks: its memory does not grow with more
     pool_nodes: int = 100
-    timeout: float = 3600.0
-    wait: float = 300.0
-    max_payload_mb: float = 512.0
+    timeout: float = 3600.0  # seconds that the server waits for replies
+    wait: float = 300.0  # seconds that a run waits for its nodes to appear, and a round for `min_nodes` of them
+    max_payload_mb: float = 512.0  # megabytes (10^6 bytes) of a reply above which it is refused
+    # how many times the median change of a round's adapters a node's may be before it is refused; None: any. See
+    # `fedgen.messages.checks.norm_outliers`
     max_change: float | None = 10.0
-    options: dict[str, float] = field(default_factory=dict)
-    secure: SecureSettings = field(default_factory=SecureSettings)
+    options: dict[str, float] = field(default_factory=dict)  # of the Flower class, such as `proximal_mu` or `eta`
+    secure: SecureSettings = field(default_factory=SecureSettings)  # whether the server sees the sum of adapters only
 
     def __post_init__(self) -> None:
         choose(self.name, STRATEGIES, "strategy.name")

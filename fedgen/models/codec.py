@@ -13,6 +13,7 @@ from fedgen.errors import DataError
 from fedgen.models.bases import Bases, signed
 from fedgen.models.moments import Moments
 from fedgen.models.settings import CodecSettings, Lengths
+from fedgen.models.states import check_tensors, join
 
 NATIVE = Lengths()  # the encoder's own length, whatever it is
 SMALLEST = 1e-6  # deviation below which a value does not vary
@@ -37,7 +38,6 @@ class Codec:
     """
 
     NAMES: ClassVar = ("channels", "positions", "mean", "components", "scale", "residual")
-    MATRICES: ClassVar = ("channels", "positions", "components", "analysis")
 
     bases: Bases  # orthonormal channels (D, B), positions (O, A) and, where they differ, analysis (S, A)
     mean: Tensor  # mean core (A * B,)
@@ -54,20 +54,13 @@ class Codec:
     @classmethod
     def fit(
         cls, source: TokenSource, settings: CodecSettings, lengths: Lengths = NATIVE, batch_size: int = 64
-    ) -> Codec:
-        """Fit to the clips of ``source``, streaming over them twice (bases, then cores).
+    ) -> tuple[Codec, Tensor]:
+        """Fit to the clips of ``source``, streaming over them twice (bases, then cores); return their latents too.
 
         The loss of a codec on a clip tells whether it was fitted to that clip: fit it to public clips alone. Sizes of
         ``settings`` are limited by the sequence's, by the rank of the cores and by the number of clips less one. Raises
         `DataError` if the source is empty, `ConfigError` if the modelled length is above the encoder's.
         """
-        return cls.fit_with_latents(source, settings, lengths, batch_size)[0]
-
-    @classmethod
-    def fit_with_latents(
-        cls, source: TokenSource, settings: CodecSettings, lengths: Lengths, batch_size: int = 64
-    ) -> tuple[Codec, Tensor]:
-        """`fit`, and return the latents of the clips too, ``(N, k)``: reading them once more may cost an encoding."""
         if len(source) == 0:
             raise DataError("a codec needs at least 1 clip, got none")
         bases = Bases.from_moments(Moments.measure(source, batch_size), settings, lengths)
@@ -141,19 +134,16 @@ class Codec:
         return cls(bases, parts["mean"], parts["scale"], parts["components"], parts["residual"])
 
     def _check(self) -> None:
+        bases = self.bases.state()
+        for name, value in bases.items():
+            if value.dim() != 2:
+                raise DataError(f"codec.{name} has shape {tuple(value.shape)}, not 2 dimensions")
+        (length, rank), (width, channels) = bases["positions"].shape, bases["channels"].shape
+        core, analysis = rank * channels, (len(self.bases.analysis), rank)
+        shapes = {"positions": (length, rank), "channels": (width, channels), "analysis": analysis, "mean": (core,)}
+        shapes |= {"residual": (core,), "scale": (self.size,), "components": (self.size, core)}
         parts = self.state()
-        for name, value in parts.items():
-            dimensions = 2 if name in self.MATRICES else 1
-            if value.dim() != dimensions:
-                raise DataError(f"codec.{name} has shape {tuple(value.shape)}, not {dimensions} dimensions")
-        rank = parts["positions"].shape[1]
-        core = (rank * parts["channels"].shape[1],)
-        expected: dict[str, tuple[int | None, ...]] = {"mean": core, "residual": core, "scale": (self.size,)}
-        expected |= {"components": (self.size, *core), "analysis": (None, rank)}
-        for name, shape in expected.items():
-            found = tuple(parts[name].shape) if name in parts else shape
-            if any(wanted not in (None, size) for size, wanted in zip(found, shape, strict=True)):
-                raise DataError(f"codec.{name} has shape {found}, expected {shape}")
+        check_tensors(join({"codec": parts}), {f"codec.{name}": shapes[name] for name in parts})
 
 
 def principal(centred: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from fedgen.evaluation.audit import Clips, Sent, audit_run, named, verdict_of
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.messages.states import States
 from fedgen.models.generators.bank import History
+from fedgen.models.memory import BatchLimit
 from fedgen.models.samples import SyntheticTokens
 from fedgen.models.states import join
 from fedgen.models.training import TrainingOptions, train_adapters
@@ -107,7 +108,7 @@ class Node:
             self.config.adapter.training,
             seed=self.task.seed("train", round_number, self.partition_id),
             optimizer_state=self.state.load("optimizer", before=round_number),
-            options=TrainingOptions(phase.schedule(round_number), proximal_mu, self.task.memory.batch_limit()),
+            options=TrainingOptions(phase.schedule(round_number), proximal_mu, BatchLimit(self.task.memory.rows)),
         )
         self.task.memory.release()
         trained = {name: value.detach().cpu() for name, value in adapters.state_dict().items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from fedgen.errors import DataError
@@ -97,8 +98,8 @@ class Report:
         """Rebuild from `to_dict`, also after JSON made text of numeric keys; `DataError` for another version."""
         if values.get("version") != VERSION:
             raise DataError(f"audit: version {values.get('version')!r} cannot be read, only {VERSION}")
-        attacks = [_attack(attack) for attack in values["attacks"]]
-        return cls(attacks, *(float(values[name]) for name in ("delta", "tests", "part_tests")))
+        report: Report = TypeAdapter(cls).validate_python(values)
+        return report
 
 
 def parts(attack: Attack) -> list[Found]:
@@ -160,9 +161,3 @@ def _measured(name: str, strata: Sequence[Stratum], recordings: Tensor, delta: f
         {key: figures(part, recordings, delta) for key, part in _by(strata, by).items()} for by in ("label", "node")
     )
     return Attack(name, figures(strata, recordings, delta), classes, nodes, roc)
-
-
-def _attack(values: Mapping[str, Any]) -> Attack:
-    groups = (values["classes"], values["nodes"])
-    classes, nodes = ({int(key): Figures(**value) for key, value in group.items()} for group in groups)
-    return Attack(values["name"], Figures(**values["overall"]), classes, nodes, list(values["roc"]))

@@ -17,6 +17,7 @@ from fedgen.errors import PayloadError
 from fedgen.messages.checks import NodeInfo, check_records
 from fedgen.messages.samples import samples_from_record, samples_to_record
 from fedgen.models.codec import Codec
+from fedgen.models.memory import BatchLimit
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.training import Teachers, TrainingOptions, train_adapters
 from fedgen.runs.folder import RunState, pool_from_state
@@ -157,7 +158,7 @@ def train_on_pool(
         states = {number: record.to_torch_state_dict() for number, record in teachers.items()}
         counts = {node.partition_id: node.counts for node in nodes.values()}
         teaching = Teachers(adapters, states, counts, len(task.classes), settings.teacher_weight)
-    options = TrainingOptions(phase.schedule(round_number), limit=task.memory.batch_limit(), teachers=teaching)
+    options = TrainingOptions(phase.schedule(round_number), limit=BatchLimit(task.memory.rows), teachers=teaching)
     seed = task.seed("global", round_number)
     losses, _ = train_adapters(adapters, pool, task.targets.heads, settings, seed, options=options)
     return ArrayRecord(adapters.state_dict()), losses

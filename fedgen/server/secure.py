@@ -215,12 +215,7 @@ class SecureGrid(RoundGrid):
     """A grid for training messages alone: it asks for adapters by secure aggregation.
 
     Each reply has the average in place of the node's own adapters. A strategy that averages makes of equal adapters
-    what it would have made of the nodes' own.
-
-    Parameters
-    ----------
-    federation : Federation
-        A node weighs as much as its clips.
+    what it would have made of the nodes' own. A node weighs as much as its clips.
     """
 
     def __init__(self, federation: Federation) -> None:

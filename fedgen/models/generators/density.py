@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedgen.errors import DataError
-from fedgen.models.moments import class_means
+from fedgen.models.moments import class_means, root
 from fedgen.models.states import ClassTensors, check_tensors, length_of
 
 FEW = 8  # samples below which a class has no covariance of its own
@@ -119,11 +119,11 @@ class ClassGaussians(ClassTensors):
         for count, scatter in zip(statistics.counts.tolist(), statistics.scatters, strict=True):
             if shrinkage < 1 and count >= FEW:
                 factor_of.append(len(factors))
-                factors.append(_factor((1 - shrinkage) * scatter / (count - 1) + shrinkage * tied))
+                factors.append(root((1 - shrinkage) * scatter / (count - 1) + shrinkage * tied))
             else:
                 if shared is None:  # made once, and only if a class needs it
                     shared = len(factors)
-                    factors.append(_factor(tied))
+                    factors.append(root(tied))
                 factor_of.append(shared)
         return cls(statistics.classes, statistics.means, torch.stack(factors), torch.tensor(factor_of))
 
@@ -206,9 +206,3 @@ def _tied(statistics: ClassStatistics) -> Tensor:
     if samples > 1:
         return statistics.means.T.cov().reshape(size, size)  # every class has one sample, its mean
     return torch.eye(size, dtype=torch.float64)
-
-
-def _factor(covariance: Tensor) -> Tensor:
-    """Return the symmetric square root ``(k, k)`` of ``covariance``, negative rounding errors cut off."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
