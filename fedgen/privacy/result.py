@@ -13,8 +13,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from fedgen.errors import DataError
-from fedgen.privacy.attacks import all_scores
-from fedgen.privacy.evidence import Candidates, Release
+from fedgen.privacy.evidence import Candidates
 from fedgen.privacy.figures import Figures, Stratum, effective_tests, figures, summed, true_positives
 
 VERSION = 1
@@ -108,18 +107,6 @@ def parts(attack: Attack) -> list[Found]:
     places |= {f"class {label}": value for label, value in attack.classes.items()}
     places |= {f"node {node}": value for node, value in attack.nodes.items()}
     return [Found(attack, where, value) for where, value in places.items()]
-
-
-def audit(
-    candidates: Candidates,
-    releases: Sequence[Release],
-    losses: tuple[Tensor, Tensor] | None = None,
-    shadows: int = 16,
-    seed: int = 0,
-    delta: float = 1e-5,
-) -> Report | None:
-    """Run every attack on ``releases``; parameters are those of `all_scores` and `measure`."""
-    return measure(all_scores(candidates, releases, losses, shadows, seed), candidates, delta)
 
 
 def measure(scores: Mapping[str, Tensor], candidates: Candidates, delta: float = 1e-5) -> Report | None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from worlds import fitted, on_nodes, world
+from worlds import audit, fitted, on_nodes, world
 
 from fedgen.errors import DataError
 from fedgen.privacy.attacks import loss, sample_scores
 from fedgen.privacy.evidence import Candidates, GaussianFit, Release
-from fedgen.privacy.result import Report, audit, measure
+from fedgen.privacy.result import Report, measure
 from fedgen.privacy.show import audit_table, draw_audit
 
 
