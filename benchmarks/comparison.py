@@ -18,7 +18,6 @@ DIRECTIONS = {  # 1: more is better
     "recall": 1,
     "frechet": -1,
     "mmd": -1,
-    "classifier": -1,
 }
 SMALL = ("frechet", "mmd")
 TO_WIN = ("precision", "density", "coverage")
@@ -61,7 +60,6 @@ def scores(cell: Cell, real: bool = False) -> dict[str, dict[str, float]]:
     accuracy = {probe: value["trtr" if real else "tstr"] for probe, value in utility.items()}
     shares = {probe: accuracy[probe] / value["trtr"] for probe, value in utility.items() if value["trtr"]}
     measures = dict(fidelity["real" if real else "synthetic"])
-    measures["classifier"] = 0.5 if real else fidelity["classifier"]["auc"]
     return {"accuracy": accuracy, "shares": shares, "measures": measures}
 
 

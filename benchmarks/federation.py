@@ -112,9 +112,9 @@ def plain(overrides: list[str], home: Path) -> list[float]:
         states, filled = [], pool.shares(phase)
         for node in nodes:
             if filled:
-                node.keep_others(pool.chosen(NodeInfo(node.partition_id, node.data.counts), number), number)
+                node.state.save_others(pool.chosen(NodeInfo(node.partition_id, node.data.counts), number), number)
             states.append(node.train(adapters.state_dict(), number, phase, filled=filled)[0])
-            node.fit_generators(number)
+            node.generators.fit(number)
         adapters.load_state_dict(averaged(states, [len(node.data.indices) for node in nodes]))
         pool.samples = {node.partition_id: node.synthesize(number) for node in nodes}
         for drawn in pool.samples.values():

@@ -29,6 +29,7 @@ from fedgen.data.encoders import open_encoder
 from fedgen.data.public import open_public
 from fedgen.data.tokens import TokenSource, batches
 from fedgen.models.codec import Codec
+from fedgen.models.generators.base import Part
 from fedgen.models.generators.vae import VAEGenerator
 from fedgen.models.settings import UPSAMPLING, CodecSettings, GeneratorSettings
 from fedgen.task import prepare_task
@@ -92,13 +93,13 @@ class Row:
 
     def fit(self, public: TokenSource, train: TokenSource) -> None:
         started = time.process_time()
-        self.codec = Codec.fit(public, self.sizes, self.settings.lengths)
+        self.codec = Codec.fit(public, self.sizes, self.settings.lengths)[0]
         self.fit_seconds = min(self.fit_seconds, time.process_time() - started)
         if self.settings.upsampling != "linear":
             return  # the latents, and so the VAE, are the same for every way of up-sampling
         latents = self.codec.encode_all(train)
         started = time.process_time()
-        VAEGenerator(self.settings, self.codec.size).fit(latents, train.labels, seed=0)
+        VAEGenerator(self.settings, self.codec.size).fit(Part(latents, train.labels, seed=0))
         self.epoch_seconds = min(self.epoch_seconds, time.process_time() - started)
 
     def result(self, test: TokenSource, mean: Tensor) -> dict[str, Any]:

@@ -72,14 +72,15 @@ def measures() -> dict[str, float]:
     """Return every figure by its name."""
     modules = trees()
     functions = [node for tree in modules.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    strategy = methods(modules["fedgen.strategy"], "SyntheticPooling").get("__init__")
+    (strategy,) = (c for c in modules["fedgen.strategy"].body if getattr(c, "name", "") == "SyntheticPooling")
+    fields = [ast.unparse(item) for item in strategy.body if isinstance(item, ast.AnnAssign)]
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     return {
         "modules at the root": sum(path.name != "__init__.py" for path in PACKAGE.glob("*.py")),
         "lines of the package": package_lines(),
         "folders": sum(any(path.glob("*.py")) for path in PACKAGE.rglob("*") if path.is_dir()),
         "modules in the longest chain of imports": longest_chain(modules),
-        "arguments of the strategy": parameters(strategy) if strategy else 0,
+        "arguments of the strategy": sum("init=False" not in item for item in fields),
         "methods of Node": len(methods(modules["fedgen.node.node"], "Node")),
         f"functions with more than {MOST_PARAMETERS} parameters": sum(
             parameters(f) > MOST_PARAMETERS for f in functions

@@ -112,7 +112,7 @@ def round_of(task: Task, home: Path) -> dict[str, float]:
     node.prepare()
     (phase,) = plan(task.config.phase_list)
     _, losses = node.train(task.adapters().state_dict(), 1, phase)
-    history = node.fit_generators(1)
+    history = node.generators.fit(1)
     node.synthesize(1)
     return {"adapter_loss": losses["loss"], "generator_loss": float(history[-1].get("loss", 0.0)) if history else 0.0}
 

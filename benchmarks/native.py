@@ -116,7 +116,7 @@ def measure(work: str, home: Path, overrides: list[str]) -> dict[str, float]:
         weights, _ = node.train(task.adapters().state_dict(), 1, phase)
         count, codec = sum(value.numel() for value in weights.values()), 0
     else:
-        node.fit_generators(1)
+        node.generators.fit(1)
     seconds, peak = time.process_time() - worked, resident("VmHWM")
     if work != ADAPTERS:
         count, codec = numbers(node.generators.load())

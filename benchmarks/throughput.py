@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedgen.config.compose import load_config
 from fedgen.data.targets import Conditions
-from fedgen.models.generators import KINDS, open_generator
+from fedgen.models.generators import KINDS, Part, open_generator
 from fedgen.models.settings import GeneratorSettings
 from fedgen.task import prepare_task
 
@@ -117,7 +117,7 @@ def generator(
     def run(epochs: int = arguments.epochs) -> None:
         training = replace(settings.training, epochs=epochs, validation=0.0)
         chosen = replace(settings, kind=kind, training=training)
-        open_generator(chosen, latents.shape[1], seen).fit(latents, labels, seed=0)
+        open_generator(chosen, latents.shape[1], seen).fit(Part(latents, labels, seed=0))
 
     run(epochs=1)
     return run

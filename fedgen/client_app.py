@@ -20,12 +20,11 @@ from fedgen.models.generators.bank import generator_loss
 from fedgen.node.node import Node
 from fedgen.node.secure import check_asked, masked
 from fedgen.node.settings import open_node
-from fedgen.server.aggregation import clipped
 
 app = ClientApp()
 
 
-@app.train(mods=[masked, clipped])
+@app.train(mods=[masked])
 def train(message: Message, context: Context) -> Message:
     """Train adapters and generators, as the phase says; reply with the adapters and metrics of the training."""
     started = time.monotonic()
@@ -43,7 +42,7 @@ def train(message: Message, context: Context) -> Message:
             arrays = ArrayRecord(trained)
     if mode.generators is Generators.TRAIN and config.sharing.name == "local":
         show_step("fitting generators", None)
-        history = node.fit_generators(instruction.round)
+        history = node.generators.fit(instruction.round)
     metrics = MetricRecord({"num-examples": len(node.data.indices), "seconds": time.monotonic() - started})
     if config.strategy.send == "samples":
         history = []
@@ -97,7 +96,7 @@ def fill(message: Message, context: Context) -> Message:
         other = int(key.removeprefix("samples."))
         seed = node.task.seed("others", instruction.round, node.partition_id, other)
         samples[other] = samples_from_record(record, node.task.space.codec, classes, limit, seed)
-    node.keep_others(samples, instruction.round)
+    node.state.save_others(samples, instruction.round)
     return reply(message, facts=as_json(round=instruction.round))
 
 

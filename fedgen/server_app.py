@@ -75,17 +75,7 @@ def federate(grid: Grid, config: Config) -> dict[str, Any]:
 
 
 class Server:
-    """One run over a grid of nodes.
-
-    Parameters
-    ----------
-    grid : Grid
-    task : Task
-        Prepared on this machine.
-    folder : RunFolder
-    state : RunState, optional
-        Of the run that was interrupted and goes on here.
-    """
+    """One run over a grid of nodes; ``state`` is that of the run that was interrupted and goes on here, if any."""
 
     def __init__(self, grid: Grid, task: Task, folder: RunFolder, state: RunState | None = None) -> None:
         self.task, self.config, self.folder, self.state = task, task.config, folder, state

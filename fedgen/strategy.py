@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -31,44 +32,23 @@ from fedgen.server.sharing import SharedGenerators
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class SyntheticPooling(Strategy):
     """Wrap a Flower strategy; after it has averaged the adapters, train them on the pool of synthetic samples.
 
     Samples and shared generators travel in messages of their own, so that the replies to ``train`` stay as every Flower
-    strategy and privacy wrapper expects them.
-
-    Parameters
-    ----------
-    inner : Strategy
-        Averages the adapters.
-    phase : Phase
-        What the rounds of this strategy do.
-    federation : Federation
-        The nodes; it counts the rounds.
-    pool : SamplePool, optional
-        Needed where the phase makes samples.
-    sharing : SharedGenerators, optional
-        Generators that nodes share; by default each node has its own.
-
-    Attributes
-    ----------
-    sent : ArrayRecord
-        The adapters that the round started from.
-    received : dict[int, ArrayRecord]
-        The adapters in the replies, by partition id; empty where no adapters leave the nodes.
+    strategy expects them.
     """
 
-    def __init__(
-        self,
-        inner: Strategy,
-        phase: Phase,
-        federation: Federation,
-        pool: SamplePool | None = None,
-        sharing: SharedGenerators | None = None,
-    ) -> None:
-        self.inner, self.phase, self.federation, self.pool, self.sharing = inner, phase, federation, pool, sharing
-        self.sent, self.received = ArrayRecord(), dict[int, ArrayRecord]()
-        self._started = time.monotonic()
+    inner: Strategy  # averages the adapters
+    phase: Phase  # what the rounds of this strategy do
+    federation: Federation  # the nodes; it counts the rounds
+    pool: SamplePool | None = None  # needed where the phase makes samples
+    sharing: SharedGenerators | None = None  # generators that nodes share; by default each node has its own
+    sent: ArrayRecord = field(default_factory=ArrayRecord, init=False)  # the adapters that the round started from
+    # the adapters in the replies, by partition id; empty where no adapters leave the nodes
+    received: dict[int, ArrayRecord] = field(default_factory=dict, init=False)
+    _started: float = field(default=0.0, init=False)  # when the round began, by the monotonic clock
 
     @property
     def averages(self) -> bool:
@@ -151,8 +131,7 @@ class SyntheticPooling(Strategy):
         federation, sent = self.federation, self.sent if self.averages else ArrayRecord()
         rules, report = federation.config.strategy, federation.report
         good = federation.collect(replies, federation.active, lambda node, reply: read_training(node, reply, sent))
-        # where changes are clipped, a long one does no harm, and the noise counts on every node
-        if rules.max_change is not None and rules.dp == "none":
+        if rules.max_change is not None:
             norms = {number: reply.norm for number, reply in good.items()}
             for number, why in norm_outliers(norms, sent, rules.max_change).items():
                 del good[number]
@@ -171,9 +150,6 @@ class SyntheticPooling(Strategy):
             return self.sent, None
         show_step("averaging")
         keep_shared_metrics(replies)
-        if self.federation.config.strategy.dp != "none":  # whose noise is for nodes that weigh the same
-            for reply in replies:
-                reply.content.metric_records["metrics"]["num-examples"] = 1
         arrays, metrics = self.inner.aggregate_train(self._place, replies)
         if arrays is None or set(arrays) != set(self.sent):
             name = type(self.inner).__name__

@@ -27,7 +27,7 @@ from fedgen.data.tokens import MappedTokens, TensorTokens, TokenSource, held_as
 from fedgen.errors import ConfigError, DataError, require
 from fedgen.models.adapters import Adapters, build_adapters
 from fedgen.models.generators.bank import Bank
-from fedgen.models.memory import MemoryPlan, batch_bytes, plan_memory
+from fedgen.models.memory import BatchLimit, MemoryPlan, plan_memory
 from fedgen.models.public import PublicSpace, codec_identity, public_space
 from fedgen.models.settings import GranularitySettings
 
@@ -86,7 +86,7 @@ class Task:
 
     def new_bank(self, granularity: GranularitySettings, split_seed: int = 0) -> Bank:
         """Return a bank of the run's generators, unfitted."""
-        conditions, limit = self.targets.conditions(), self.memory.generator_limit()
+        conditions, limit = self.targets.conditions(), BatchLimit(self.memory.generator_rows)
         return Bank(self.config.generator, granularity, self.classes, self.space, conditions, limit, split_seed)
 
     @property
@@ -99,10 +99,7 @@ class Task:
     def memory(self) -> MemoryPlan:
         """How much memory this process takes; held tokens are at most those of all clips."""
         values = len(self.store) * math.prod(self.store.shape)
-        adapter = self.config.adapter
-        queries = sum(len(value[0]) if value.dim() == 3 else 1 for value in self.targets.heads.values())
-        batch = batch_bytes(self.store.shape, adapter.training.batch_size, adapter.width, maps=adapter.heads * queries)
-        return plan_memory(self.config.memory, self.device, values * (4 if self.device.type == "cpu" else 2), batch)
+        return plan_memory(self.config.memory, self.device, values * (4 if self.device.type == "cpu" else 2))
 
     def tokens(self, indices: np.ndarray) -> TokenSource:
         """Return the clips at ``indices`` of the store: on the device, or read batch by batch, as memory allows."""

@@ -566,10 +566,6 @@ def test_rules() -> None:
             "phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds: 1}]",
             "strategy.nodes_per_round=2",
         ): "train them in a run of its own",
-        (
-            *("mode=federate", "strategy.nodes_per_round=2", "strategy.dp=server"),
-            *("strategy.clipping_norm=1", "strategy.noise_multiplier=1", "strategy.delta=0.1"),
-        ): "strategy.dp=server needs every node",
     }.items():
         with pytest.raises(ConfigError, match=words):
             load_config(list(options))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fedgen.config.phases import MODES, Generators, Mode
-from fedgen.config.strategy import AVERAGES, FEWEST, MODULUS, SUMS
+from fedgen.config.strategy import FEWEST, MODULUS, SUMS
 
 if TYPE_CHECKING:
     from fedgen.config.settings import Config
@@ -21,7 +21,6 @@ def rules(config: Config) -> Rules:
     yield from _privacy(config)
     yield from _strategy(config, modes)
     yield from _secure(config, modes)
-    yield from _noise(config, modes)
 
 
 def _phases(config: Config, modes: list[Mode]) -> Rules:
@@ -81,15 +80,10 @@ def _secure(config: Config, modes: list[Mode]) -> Rules:
     chosen, nodes = f"strategy.secure.name={secure.name}", strategy.nodes_per_round or config.partition.nodes
     yield _sends_adapters(config, modes), f"{chosen} means nothing here: no adapters leave a node"
     yield nodes >= FEWEST, f"{chosen} needs at least {FEWEST} nodes, got partition.nodes={nodes}"
-    shares = min(secure.shares or nodes, nodes)
+    need = secure.threshold or nodes // 2 + 1
     yield (
-        secure.shares in (None, nodes) or (shares == secure.shares and shares % 2 == 1),
-        f"strategy.secure.shares={secure.shares} must be odd and below partition.nodes={nodes}, or that",
-    )
-    need = secure.threshold or shares // 2 + 1
-    yield (
-        shares // 2 < need <= shares,
-        f"strategy.secure.threshold={need} must be above half of {shares} shares, and not above them",
+        nodes // 2 < need <= nodes,
+        f"strategy.secure.threshold={need} must be above half of {nodes} nodes, and not above them",
     )
     least = config.min_nodes
     yield least >= need, f"strategy.min_nodes={least} is below strategy.secure.threshold={need}"
@@ -102,22 +96,7 @@ def _secure(config: Config, modes: list[Mode]) -> Rules:
         f"{chosen} needs strategy={'|'.join(SUMS)}: strategy={strategy.name} looks at single nodes' adapters, "
         "which the server does not see",
     )
-    good = strategy.dp != "server"
-    yield good, f"{chosen} hides what strategy.dp=server would have to clip: use strategy.dp=client"
     yield not _distils(config, modes), f"{chosen} hides nodes' adapters: global_training=distil has no teachers"
-
-
-def _noise(config: Config, modes: list[Mode]) -> Rules:
-    strategy, nodes, chosen = config.strategy, config.partition.nodes, f"strategy.dp={config.strategy.dp}"
-    if strategy.delta is None:
-        return
-    yield strategy.name in AVERAGES, f"{chosen} needs strategy={'|'.join(AVERAGES)}, got strategy={strategy.name}"
-    yield _sends_adapters(config, modes), f"{chosen} means nothing here: no adapters leave a node"
-    good = {strategy.min_nodes or nodes, strategy.nodes_per_round or nodes} == {nodes}
-    yield good, f"{chosen} needs every node: leave strategy.min_nodes and strategy.nodes_per_round out"
-    good = strategy.delta < 1 / nodes
-    yield good, f"strategy.delta={strategy.delta} must be below one over partition.nodes={nodes}"
-    yield not _distils(config, modes), f"{chosen}: with global_training=distil nodes' adapters teach without noise"
 
 
 def _sends_adapters(config: Config, modes: list[Mode]) -> bool:

@@ -14,9 +14,10 @@ from torch import Tensor
 from fedgen.data.tokens import LazyTokens, TokenSource, rows_at_once
 from fedgen.models.generators.density import FEW
 from fedgen.models.training import clip_losses
+from fedgen.privacy.attacks import all_scores
 from fedgen.privacy.evidence import Candidates, Draw, GaussianFit, Release
 from fedgen.privacy.gate import judge
-from fedgen.privacy.result import Report, audit
+from fedgen.privacy.result import Report, measure
 from fedgen.task import Task
 
 BATCH = 64  # clips that are on the device at a time
@@ -57,7 +58,8 @@ def audit_run(task: Task, sent: Mapping[int, Sent], clips: Mapping[int, Clips]) 
     releases = _releases(task, {node: sent[node] for node in nodes}, candidates)
     losses = _losses(task, {node: sent[node] for node in nodes}, candidates, clips)
     delta = task.config.privacy.delta or DELTA
-    return audit(candidates, releases, losses, settings.shadows, task.seed("audit"), delta)
+    scores = all_scores(candidates, releases, losses, settings.shadows, task.seed("audit"))
+    return measure(scores, candidates, delta)
 
 
 def verdict_of(task: Task, report: Report | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Probes: the accuracy of classifiers trained on synthetic records, and of those that tell them from real ones."""
+"""Probes: the accuracy of classifiers that are trained on synthetic records."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from fedgen.data.seeds import seeded
 from fedgen.data.tokens import TokenSource
 from fedgen.evaluation.features import Records
 from fedgen.evaluation.zero_shot import zero_shot
@@ -19,7 +17,6 @@ from fedgen.models.training import TrainingSettings, train_adapters
 
 STRENGTH = 0.01  # inverse penalty of the logistic regressions; features have unit deviation
 DIRECTIONS = 256  # principal ones that they see: as good as all that a linear codec's samples have, at a tenth the time
-FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -81,31 +78,6 @@ def adapter_probe(
     numbers = {name: number for number, name in enumerate(classes)}
     per_class = {numbers[name]: share for name, share in scores[0].per_class.items()}
     return Utility(scores[0].accuracy, scores[1].accuracy, per_class)
-
-
-def two_sample(real: Tensor, synthetic: Tensor, seed: int) -> tuple[float, float] | None:
-    """Return accuracy and AUC with which a logistic regression tells synthetic from real: 0.5 is as good as it gets.
-
-    The larger side of the features ``(N, F)`` and ``(M, F)`` is cut to the size of the smaller; each record is judged
-    by a classifier that has not seen it. None with fewer than `FOLDS` records on either side.
-
-    References
-    ----------
-    Lopez-Paz and Oquab, "Revisiting classifier two-sample tests", ICLR 2017.
-    """
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold
-
-    count = min(len(real), len(synthetic))
-    if count < FOLDS:
-        return None
-    generator = seeded(seed, "two-sample")
-    features = torch.cat([x[torch.randperm(len(x), generator=generator)[:count]] for x in (real, synthetic)])
-    values, labels = features.float().numpy(), np.repeat([0, 1], count)
-    scores = np.zeros(2 * count)
-    for fit, test in StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32).split(values, labels):
-        scores[test] = _fitted(values[fit], labels[fit]).decision_function(values[test])
-    return float(((scores > 0) == labels).mean()), float(roc_auc_score(labels, scores))
 
 
 def _classify(features: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from fedgen.data.seeds import seeded
 from fedgen.data.tokens import TokenSource
 from fedgen.evaluation.features import SEGMENTS, Records
 from fedgen.evaluation.fidelity import measure_fidelity
-from fedgen.evaluation.probes import AdapterTask, Utility, adapter_probe, linear_probe, two_sample
+from fedgen.evaluation.probes import AdapterTask, Utility, adapter_probe, linear_probe
 
 MOST = 2000  # records of a cloud: fidelity takes distances between all pairs
 
@@ -60,18 +60,13 @@ def utility_report(
 def fidelity_report(site: Site, classes: list[str], seed: int) -> dict[str, Any]:
     """Return the similarity of synthetic records, as many as there are real ones, to held-out records.
 
-    ``synthetic`` and, for comparison, the ``real`` training records are compared with the held-out ones; ``classifier``
-    is the accuracy of telling synthetic from training records.
+    ``synthetic`` and, for comparison, the ``real`` training records are compared with the held-out ones.
     """
-    return {**_compared(site, seed), "per_class": _compared_by_class(site, classes, seed)}
-
-
-def _compared_by_class(site: Site, classes: list[str], seed: int) -> dict[str, Any]:
     found = {}
     for label in site.synthetic.labels.unique().tolist():
         own = Site(*(records.at(records.labels == label) for records in (site.train, site.held_out, site.synthetic)))
         found[classes[label]] = _compared(own, seed)
-    return found
+    return {**_compared(site, seed), "per_class": found}
 
 
 def _compared(site: Site, seed: int) -> dict[str, Any]:
@@ -81,11 +76,7 @@ def _compared(site: Site, seed: int) -> dict[str, Any]:
         for records, size in ((site.train, count), (site.synthetic, count), (site.held_out, MOST))
     )
     found = {name: measure_fidelity(held_out, cloud) for name, cloud in (("synthetic", made), ("real", real))}
-    told = two_sample(real, made, seed)
-    return {
-        **{name: asdict(value) if value else None for name, value in found.items()},
-        "classifier": {"accuracy": told[0], "auc": told[1]} if told else None,
-    }
+    return {name: asdict(value) if value else None for name, value in found.items()}
 
 
 def _some(records: Records, count: int, seed: int) -> Records:

@@ -28,27 +28,13 @@ MAJORITY = 3  # replies of which one cannot move the median
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """What the server knows of a node.
+    """What the server knows of a node."""
 
-    Attributes
-    ----------
-    partition_id : int
-        The node's place in the partition.
-    counts : dict[int, int]
-        Training clips of each global class id.
-    granularity : str
-        How its classes share generators.
-    slots : dict[str, list[str]]
-        Which of its classes each of its generators serves, if it trains any.
-    held_out : dict[int, int]
-        Held-out clips of each global class id, which it can test on.
-    """
-
-    partition_id: int
-    counts: dict[int, PositiveInt]
-    granularity: str = "unified"
-    slots: dict[str, list[str]] = field(default_factory=dict)
-    held_out: dict[int, PositiveInt] = field(default_factory=dict)
+    partition_id: int  # the node's place in the partition
+    counts: dict[int, PositiveInt]  # training clips of each global class id
+    granularity: str = "unified"  # how its classes share generators
+    slots: dict[str, list[str]] = field(default_factory=dict)  # its classes by their generator's key, if it trains any
+    held_out: dict[int, PositiveInt] = field(default_factory=dict)  # clips of each class id that it can test on
 
     @property
     def clips(self) -> int:
@@ -58,24 +44,12 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What every node of a run must have as the server has it.
+    """What every node of a run must have as the server has it."""
 
-    Attributes
-    ----------
-    classes : list[str]
-        Class names by global id.
-    shape : tuple[int, int]
-        ``(S, D)`` of a clip's tokens.
-    encoder : dict
-        Identity of the encoder that made them.
-    targets : list[list[float]]
-        `Targets.fingerprint` of the classes' targets.
-    """
-
-    classes: list[str]
-    shape: tuple[int, int]
-    encoder: dict[str, Any]
-    targets: list[list[float]]
+    classes: list[str]  # names by global id
+    shape: tuple[int, int]  # (S, D) of a clip's tokens
+    encoder: dict[str, Any]  # identity of the encoder that made them
+    targets: list[list[float]]  # `Targets.fingerprint` of the classes' targets
 
     @classmethod
     def of(cls, task: Task) -> TaskSpec:
@@ -106,24 +80,13 @@ class NodeAudit:
 
 @dataclass(frozen=True)
 class TrainingReply:
-    """A validated reply to ``train``.
-
-    Attributes
-    ----------
-    message, metrics : Message, dict[str, float]
-    losses : list[dict]
-        Of the node's generators, by generator and epoch.
-    spent : dict
-        The part of its privacy budget that the node has spent; empty without one.
-    norm : float
-        Euclidean norm of the change of the adapters.
-    """
+    """A validated reply to ``train``."""
 
     message: Message
     metrics: dict[str, float]
-    losses: History
-    spent: dict[str, Any]
-    norm: float
+    losses: History  # of the node's generators, by generator and epoch
+    spent: dict[str, Any]  # the part of its privacy budget that the node has spent; empty without one
+    norm: float  # Euclidean norm of the change of the adapters
 
 
 def _validated(kind: Any, value: Any, what: str) -> Any:

@@ -21,37 +21,18 @@ class Instruction:
 
     Every message has the whole configuration: in a deployment each message starts a new process on the node, which
     would otherwise have to keep the configuration on its disk and be asked whether it has it.
-
-    Attributes
-    ----------
-    yaml : str
-        The resolved configuration.
-    finished : int
-        Rounds of the run that this one goes on from.
-    mode, rounds, offset : str, int, int
-        The phase that the round belongs to: its mode, its rounds, and those before it.
-    round : int
-        Counted over the whole run, from 1; 0 before any training.
-    filled : bool
-        Whether adapters are trained on samples of other nodes too.
-    rejoined : Sequence[int]
-        Partition ids of the nodes that have been in this run before.
-    codec : Sequence[float]
-        Sketch of the server's codec; empty in a run without samples.
-    proximal_mu : float
-        FedProx's weight; 0 under other strategies.
     """
 
-    yaml: str
-    finished: int = 0
-    mode: str = "federate"
-    rounds: int = 0
-    offset: int = 0
-    round: int = 0
-    filled: bool = False
-    rejoined: Sequence[int] = ()
-    codec: Sequence[float] = ()
-    proximal_mu: float = 0.0
+    yaml: str  # the resolved configuration
+    finished: int = 0  # rounds of the run that this one goes on from
+    mode: str = "federate"  # of the phase that the round belongs to
+    rounds: int = 0  # of the phase
+    offset: int = 0  # rounds before the phase
+    round: int = 0  # counted over the whole run, from 1; 0 before any training
+    filled: bool = False  # whether adapters are trained on samples of other nodes too
+    rejoined: Sequence[int] = ()  # partition ids of the nodes that have been in this run before
+    codec: Sequence[float] = ()  # sketch of the server's codec; empty in a run without samples
+    proximal_mu: float = 0.0  # FedProx's weight; 0 under other strategies
 
     @property
     def config(self) -> Config:

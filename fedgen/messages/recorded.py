@@ -18,27 +18,13 @@ from fedgen.evaluation.audit import Sent
 
 @dataclass(frozen=True)
 class Recorded:
-    """One message.
+    """One message."""
 
-    Attributes
-    ----------
-    kind : str
-        Flower's message type, such as ``query.synthesize``.
-    reply : bool
-        Whether it came from the node, or went to it.
-    node : int
-        Flower's id of the node.
-    values : dict
-        Everything that is no array, by record and name; ``error`` of a reply that is one.
-    tensors : dict[str, Tensor]
-        Arrays by ``record/name``.
-    """
-
-    kind: str
-    reply: bool
-    node: int
-    values: dict[str, Any]
-    tensors: dict[str, Tensor]
+    kind: str  # Flower's message type, such as query.synthesize
+    reply: bool  # whether it came from the node, or went to it
+    node: int  # Flower's id of the node
+    values: dict[str, Any]  # everything that is no array, by record and name; error of a reply that is one
+    tensors: dict[str, Tensor]  # arrays by record/name
 
 
 def read_recorded(folder: Path) -> Iterator[Recorded]:

@@ -65,21 +65,11 @@ def learned(moments: Tensor, training: int, output: int) -> Tensor:
 
 
 class Bases:
-    """Bases that a codec projects sequences on and decodes them with.
-
-    Parameters
-    ----------
-    positions : Tensor
-        ``(O, A)``: sequences are decoded with it.
-    channels : Tensor
-        Orthonormal ``(D, B)``.
-    analysis : Tensor, optional
-        ``(S, A)``: sequences of the encoder are projected on it; ``positions`` by default.
-    """
+    """Bases that a codec projects sequences on and decodes them with."""
 
     def __init__(self, positions: Tensor, channels: Tensor, analysis: Tensor | None = None) -> None:
-        self.positions, self.channels = positions, channels
-        self.analysis = positions if analysis is None else analysis
+        self.positions, self.channels = positions, channels  # (O, A), to decode with, and orthonormal (D, B)
+        self.analysis = positions if analysis is None else analysis  # (S, A), to project the encoder's sequences on
 
     @classmethod
     def from_moments(cls, moments: Moments, settings: CodecSettings, lengths: Lengths) -> Bases:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -10,11 +13,13 @@ from fedgen.errors import DataError
 from fedgen.models.bases import Bases, signed
 from fedgen.models.moments import Moments
 from fedgen.models.settings import CodecSettings, Lengths
+from fedgen.models.states import check_tensors, join
 
 NATIVE = Lengths()  # the encoder's own length, whatever it is
 SMALLEST = 1e-6  # deviation below which a value does not vary
 
 
+@dataclass(eq=False)
 class Codec:
     """Tucker-2 decomposition, principal components of its core, and a scale for each coefficient.
 
@@ -27,58 +32,35 @@ class Codec:
     the shortening ``P`` and the up-sampling ``U``: ``analysis = P' V`` and ``positions = U V``, ``V`` being the basis
     of the shortened sequences ``P X``. Latents do not depend on ``U``.
 
-    Parameters
-    ----------
-    bases : Bases
-        Orthonormal ``channels`` ``(D, B)``, ``positions`` ``(O, A)`` and, where they differ, ``analysis`` ``(S, A)``.
-    mean : Tensor
-        Mean core ``(A * B,)``.
-    scale : Tensor
-        Divisor of each coefficient ``(k,)``.
-    components : Tensor
-        Orthonormal principal components of the core ``(k, A * B)``.
-    residual : Tensor
-        Deviation of each core value that the components do not explain ``(A * B,)``.
-
-    Attributes
-    ----------
-    shape : tuple[int, int]
-        ``(O, D)`` of the sequences that it decodes to.
-    size : int
-        Coefficients ``k`` of a latent vector.
-
     References
     ----------
     Tucker, "Some mathematical notes on three-mode factor analysis", Psychometrika 1966 (Tucker-2: two modes reduced).
     """
 
-    NAMES = ("channels", "positions", "mean", "components", "scale", "residual")
-    MATRICES = ("channels", "positions", "components", "analysis")
+    NAMES: ClassVar = ("channels", "positions", "mean", "components", "scale", "residual")
 
-    def __init__(self, bases: Bases, mean: Tensor, scale: Tensor, components: Tensor, residual: Tensor) -> None:
-        self.bases, self.mean, self.scale, self.components, self.residual = bases, mean, scale, components, residual
-        self.size = len(scale)  # k
+    bases: Bases  # orthonormal channels (D, B), positions (O, A) and, where they differ, analysis (S, A)
+    mean: Tensor  # mean core (A * B,)
+    scale: Tensor  # divisor of each coefficient (k,)
+    components: Tensor  # orthonormal principal components of the core (k, A * B)
+    residual: Tensor  # deviation of each core value that the components do not explain (A * B,)
+
+    def __post_init__(self) -> None:
+        self.size = len(self.scale)  # coefficients k of a latent vector
         self._check()
-        self.positions, self.channels = bases.positions, bases.channels
-        self.shape = (len(self.positions), len(self.channels))  # (O, D)
+        self.positions, self.channels = self.bases.positions, self.bases.channels
+        self.shape = (len(self.positions), len(self.channels))  # (O, D) of the sequences that it decodes to
 
     @classmethod
     def fit(
         cls, source: TokenSource, settings: CodecSettings, lengths: Lengths = NATIVE, batch_size: int = 64
-    ) -> Codec:
-        """Fit to the clips of ``source``, streaming over them twice (bases, then cores).
+    ) -> tuple[Codec, Tensor]:
+        """Fit to the clips of ``source``, streaming over them twice (bases, then cores); return their latents too.
 
         The loss of a codec on a clip tells whether it was fitted to that clip: fit it to public clips alone. Sizes of
         ``settings`` are limited by the sequence's, by the rank of the cores and by the number of clips less one. Raises
         `DataError` if the source is empty, `ConfigError` if the modelled length is above the encoder's.
         """
-        return cls.fit_with_latents(source, settings, lengths, batch_size)[0]
-
-    @classmethod
-    def fit_with_latents(
-        cls, source: TokenSource, settings: CodecSettings, lengths: Lengths, batch_size: int = 64
-    ) -> tuple[Codec, Tensor]:
-        """`fit`, and return the latents of the clips too, ``(N, k)``: reading them once more may cost an encoding."""
         if len(source) == 0:
             raise DataError("a codec needs at least 1 clip, got none")
         bases = Bases.from_moments(Moments.measure(source, batch_size), settings, lengths)
@@ -152,19 +134,16 @@ class Codec:
         return cls(bases, parts["mean"], parts["scale"], parts["components"], parts["residual"])
 
     def _check(self) -> None:
+        bases = self.bases.state()
+        for name, value in bases.items():
+            if value.dim() != 2:
+                raise DataError(f"codec.{name} has shape {tuple(value.shape)}, not 2 dimensions")
+        (length, rank), (width, channels) = bases["positions"].shape, bases["channels"].shape
+        core, analysis = rank * channels, (len(self.bases.analysis), rank)
+        shapes = {"positions": (length, rank), "channels": (width, channels), "analysis": analysis, "mean": (core,)}
+        shapes |= {"residual": (core,), "scale": (self.size,), "components": (self.size, core)}
         parts = self.state()
-        for name, value in parts.items():
-            dimensions = 2 if name in self.MATRICES else 1
-            if value.dim() != dimensions:
-                raise DataError(f"codec.{name} has shape {tuple(value.shape)}, not {dimensions} dimensions")
-        rank = parts["positions"].shape[1]
-        core = (rank * parts["channels"].shape[1],)
-        expected: dict[str, tuple[int | None, ...]] = {"mean": core, "residual": core, "scale": (self.size,)}
-        expected |= {"components": (self.size, *core), "analysis": (None, rank)}
-        for name, shape in expected.items():
-            found = tuple(parts[name].shape) if name in parts else shape
-            if any(wanted not in (None, size) for size, wanted in zip(found, shape, strict=True)):
-                raise DataError(f"codec.{name} has shape {found}, expected {shape}")
+        check_tensors(join({"codec": parts}), {f"codec.{name}": shapes[name] for name in parts})
 
 
 def principal(centred: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

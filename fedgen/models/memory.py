@@ -14,7 +14,6 @@ from torch import Tensor
 from fedgen.data.batching import halving
 
 SHARE = 0.6  # of what is free: the most that auto plans to take
-READ = 64  # clips that a loop reads at once where memory allows it
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +28,6 @@ class MemoryPlan:
     generator_rows: int | None = None  # the same of a generator
     clips: int | None = None  # read at once by codecs and in evaluation; None: as many as they ask for
 
-    def batch_limit(self) -> BatchLimit:
-        """Return a fresh limit for one training of adapters."""
-        return BatchLimit(self.rows)
-
-    def generator_limit(self) -> BatchLimit:
-        """Return a fresh limit for one training of generators."""
-        return BatchLimit(self.generator_rows)
-
     def release(self) -> None:
         """Empty torch's cache of GPU memory, if memory is short; for the end of a node's work."""
         if self.level == "low" and torch.cuda.is_initialized():
@@ -47,36 +38,18 @@ LOW = MemoryPlan("low", mapped=True, rows=8, generator_rows=32, clips=8)
 
 
 @cache
-def plan_memory(memory: str, device: torch.device, token_bytes: int, batch_bytes: int) -> MemoryPlan:
+def plan_memory(memory: str, device: torch.device, needed: int) -> MemoryPlan:
     """Return the plan for ``memory``, always the same one in a process.
 
-    ``auto`` is ``low`` if ``token_bytes`` of all tokens and `batch_bytes` exceed `SHARE` of the free memory of
-    ``device``.
+    ``auto`` is ``low`` if all tokens need more bytes than `SHARE` of the free memory of ``device``.
     """
     if memory != "auto":
         return LOW if memory == "low" else MemoryPlan()
-    needed, free = token_bytes + batch_bytes, free_bytes(device)
+    free = free_bytes(device)
     scarce = needed > SHARE * free
-    reason = f"the run needs about {needed / 2**30:.1f} GiB where {device.type} has {free / 2**30:.1f} GiB free"
+    reason = f"all tokens need {needed / 2**30:.1f} GiB where {device.type} has {free / 2**30:.1f} GiB free"
     logger.log(logging.INFO if scarce else logging.DEBUG, "memory=%s: %s", "low" if scarce else "high", reason)
     return LOW if scarce else MemoryPlan()
-
-
-def batch_bytes(shape: tuple[int, int], batch_size: int, width: int, maps: int) -> int:
-    """Estimate the memory of the largest batch: one in adapter training, or two of `READ` clips in a codec.
-
-    Parameters
-    ----------
-    shape : tuple[int, int]
-        ``(S, D)`` of a clip's tokens.
-    batch_size : int
-        Clips in a batch of adapter training.
-    width, maps : int
-        Channels that adapters narrow a token to, and attention maps of all heads: training keeps 8 and 4 copies.
-    """
-    length, channels = shape
-    training = batch_size * length * (channels + 8 * width + 4 * maps)
-    return 4 * max(training, 2 * READ * length * channels)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -90,20 +63,15 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+@dataclass
 class BatchLimit:
     """The most rows that one backward pass takes.
 
     A step on a batch of more rows is made of several passes, so that the result is that of the whole batch up to
     rounding. When the device runs out of memory the limit is halved for good, the step is repeated, and a line says so.
-
-    Parameters
-    ----------
-    rows : int, optional
-        The limit to start with; none by default.
     """
 
-    def __init__(self, rows: int | None = None) -> None:
-        self.rows = rows
+    rows: int | None = None  # the limit; none by default
 
     def backward(self, indices: Tensor, losses: Callable[[Tensor], Tensor], zero_grad: Callable[[], None]) -> Tensor:
         """Fill the gradients of one step and return its losses.

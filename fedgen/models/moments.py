@@ -49,6 +49,12 @@ def class_means(values: Tensor, rows: Tensor) -> Tensor:
     return values.new_zeros(len(counts), values.shape[1]).index_add_(0, rows, values) / counts[:, None]
 
 
+def root(covariance: Tensor) -> Tensor:
+    """Return the symmetric square root of ``covariance`` ``(..., k, k)``, negative rounding errors cut off."""
+    values, axes = torch.linalg.eigh(covariance)
+    return (axes * values.clamp(min=0).sqrt()[..., None, :]) @ axes.mT
+
+
 def _sketch(width: int) -> Tensor:
     """Return the random directions ``(D, SKETCH)``, the same on every machine; the channels themselves if few."""
     if width <= SKETCH:

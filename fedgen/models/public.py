@@ -43,7 +43,7 @@ class PublicSpace:
     @classmethod
     def of(cls, public: TokenSource, settings: CodecSettings, lengths: Lengths = NATIVE) -> PublicSpace:
         """Fit a codec to ``public`` sounds."""
-        codec, latents = Codec.fit_with_latents(public, settings, lengths)
+        codec, latents = Codec.fit(public, settings, lengths)
         return cls(codec, latents.cpu(), public.labels)
 
     def truncated(self, components: int, noise: bool = True) -> PublicSpace:
@@ -53,19 +53,14 @@ class PublicSpace:
         return PublicSpace(codec, latents, self.labels)
 
     @cached_property
-    def deviations(self) -> Tensor:
-        """Deviations of the public clips from the mean of their class, ``(N, k)``, float64."""
-        rows, values = self.labels.unique(return_inverse=True)[1], self.latents.double()
-        return values - class_means(values, rows)[rows]
-
-    @cached_property
     def within(self) -> Tensor:
         """Covariance within classes ``(k, k)``, float64; of all public clips where no class has two.
 
         Directions with little variance get `LEAST` of the mean one.
         """
-        freedom = len(self.labels) - len(self.labels.unique())
-        found = self.deviations.T @ self.deviations / freedom if freedom else self.latents.double().T.cov()
+        values, (classes, rows) = self.latents.double(), self.labels.unique(return_inverse=True)
+        apart, freedom = values - class_means(values, rows)[rows], len(rows) - len(classes)
+        found = apart.T @ apart / freedom if freedom else values.T.cov()
         values, axes = torch.linalg.eigh(found.reshape(self.codec.size, self.codec.size))
         return (axes * values.clamp(min=LEAST * float(values.mean()))) @ axes.T
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,53 +21,36 @@ from fedgen.models.states import check_tensors, exact_digest, length_of
 DECODED = 64  # samples that are decoded at a time for statistics
 
 
+@dataclass(eq=False)
 class SyntheticTokens:
-    """A `TokenSource` of generated samples, decoded on ``device``.
+    """A `TokenSource` of generated samples, decoded on ``device``."""
 
-    Parameters
-    ----------
-    codec : Codec
-        Decoder of the latents.
-    latents, labels : Tensor
-        ``(N, k)``; with a ``scale``, whole numbers that it multiplies. Global class ids ``(N,)``.
-    seed : int
-        Seed of the residual noise, which is drawn anew each time a sample is decoded.
-    device : torch.device or str
-    scale : Tensor, optional
-        ``(k,)``: samples that came over the wire stay at a byte a coefficient.
-    """
+    codec: Codec  # decoder of the latents
+    values: Tensor  # latents (N, k); with a scale, whole numbers that it multiplies
+    labels: Tensor  # global class ids (N,)
+    seed: int = 0  # of the residual noise, which is drawn anew each time a sample is decoded
+    device: torch.device | str = "cpu"
+    scale: Tensor | None = None  # (k,): samples that came over the wire stay at a byte a coefficient
 
-    def __init__(
-        self,
-        codec: Codec,
-        latents: Tensor,
-        labels: Tensor,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        scale: Tensor | None = None,
-    ) -> None:
-        self.codec = codec.to(device)
-        self._values = (latents.float() if scale is None else latents).to(device)
-        self._scale = None if scale is None else scale.to(device)
-        self.labels = labels.long().cpu()
-        self.shape = codec.shape
-        self.seed = seed
-        self._noise = seeded(seed, "residual", device=device)
+    def __post_init__(self) -> None:
+        self.codec, self.shape, self.labels = self.codec.to(self.device), self.codec.shape, self.labels.long().cpu()
+        self.values = (self.values.float() if self.scale is None else self.values).to(self.device)
+        self.scale = None if self.scale is None else self.scale.to(self.device)
+        self._noise = seeded(self.seed, "residual", device=self.device)
 
     @property
     def latents(self) -> Tensor:
         """All latents, ``(N, k)``, float32."""
-        return self._values.float() if self._scale is None else self._values * self._scale
+        return self.latents_at(torch.arange(len(self)))
 
     def latents_at(self, indices: Tensor) -> Tensor:
         """Return the latents of the samples at ``indices`` ``(B,)``, ``(B, k)``, float32."""
-        rows = self._values[indices.to(self._values.device)]
-        return rows if self._scale is None else rows * self._scale
+        rows = self.values[indices.to(self.device)]
+        return rows if self.scale is None else rows * self.scale
 
     def at(self, chosen: Tensor) -> SyntheticTokens:
         """Return the samples at a mask or indices ``chosen``, with their noise from its start."""
-        values = self._values[chosen.to(self._values.device)]
-        return SyntheticTokens(self.codec, values, self.labels[chosen], self.seed, values.device, self._scale)
+        return replace(self, values=self.values[chosen.to(self.device)], labels=self.labels[chosen])
 
     @property
     def positions(self) -> Tensor:
@@ -92,12 +76,12 @@ class SyntheticTokens:
 
     def to(self, device: torch.device | str) -> SyntheticTokens:
         """Return the samples on ``device``, with their noise from its start."""
-        return SyntheticTokens(self.codec, self._values, self.labels, self.seed, device, self._scale)
+        return replace(self, device=device)
 
     def state(self) -> dict[str, Tensor]:
         """Return the samples as tensors by name, to be saved beside the seed; the codec is public."""
-        scale = {} if self._scale is None else {"latent-scale": self._scale}
-        return {"latents": self._values, "labels": self.labels, **scale}
+        scale = {} if self.scale is None else {"latent-scale": self.scale}
+        return {"latents": self.values, "labels": self.labels, **scale}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], codec: Codec, seed: int) -> SyntheticTokens:
@@ -127,7 +111,7 @@ class SyntheticTokens:
         if not len(self):
             return {"counts": {}}
         chosen = torch.cat([(self.labels == label).nonzero()[:per_class, 0] for label in self.counts()])
-        twin = self.to(self._values.device)  # draws noise of its own: the samples stay what they were
+        twin = self.to(self.device)  # draws noise of its own: the samples stay what they were
         rows = [_summary(twin.batch(indices)) for indices in chosen.split(DECODED)]
         mean, square, low, high = torch.stack(rows).unbind(dim=1)
         weights = torch.tensor([len(part) / len(chosen) for part in chosen.split(DECODED)]).to(mean)
@@ -197,25 +181,20 @@ def class_counts(labels: Tensor) -> dict[int, int]:
     return dict(zip(classes.tolist(), counts.tolist(), strict=True))
 
 
+@dataclass(eq=False)
 class ProjectedTokens:
     """A `TokenSource` of real clips, projected on bases of their own.
 
     A linear layer on such tokens costs a small share of its cost on the tokens themselves (see `FactoredTokens`), and
     all clips of a node fit into memory.
-
-    Parameters
-    ----------
-    bases : Bases
-        As long as the clips.
-    cores : Tensor
-        ``(N, A, C)``, on the bases' device.
-    labels : Tensor
-        Global class ids ``(N,)``.
     """
 
-    def __init__(self, bases: Bases, cores: Tensor, labels: Tensor) -> None:
-        self.positions, self.channels = bases.positions, bases.channels
-        self.cores, self.labels = cores, labels.long().cpu()
+    bases: Bases  # as long as the clips
+    cores: Tensor  # (N, A, C), on the bases' device
+    labels: Tensor  # global class ids (N,), int64, on the CPU
+
+    def __post_init__(self) -> None:
+        self.positions, self.channels = self.bases.positions, self.bases.channels
         self.shape = (len(self.positions), len(self.channels))
 
     @classmethod

@@ -1,8 +1,10 @@
-"""AdamW's state as named tensors, so that it can be kept and sent without pickling."""
+"""States as named tensors, AdamW's among them, so that they can be kept and sent without pickling."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,15 +60,44 @@ def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) ->
     }
 
 
+@dataclass(eq=False)
+class ClassTensors:
+    """Tensors of some classes, by name, on the CPU: whole numbers in int64, others in ``dtype``.
+
+    Raises
+    ------
+    DataError
+        The class ids do not ascend.
+    """
+
+    dtype: ClassVar[torch.dtype] = torch.float32
+
+    classes: Tensor  # global class ids (C,), ascending
+
+    def __post_init__(self) -> None:
+        for name, value in self._named().items():
+            setattr(self, name, value.to("cpu", self.dtype if value.is_floating_point() else torch.int64))
+        if (self.classes.diff() <= 0).any():
+            raise DataError(f"{type(self).__name__} of class ids {self.classes.tolist()}, which do not ascend")
+
+    def row(self, label: int) -> int | None:
+        """Return the row of class ``label``; None if it is not among them."""
+        found = (self.classes == label).nonzero()
+        return int(found[0]) if len(found) else None
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that there are, by name, in float32 and int64."""
+        return {name: value.float() if value.is_floating_point() else value for name, value in self._named().items()}
+
+    def _named(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def optimizer_tensors(model: nn.Module, *optimizers: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Return copies of `live_tensors`."""
-    return {name: value.clone() for name, value in live_tensors(model, *optimizers).items()}
-
-
-def live_tensors(model: nn.Module, *optimizers: torch.optim.AdamW) -> dict[str, Tensor]:
     """Return AdamW's moments of ``model``'s parameters as ``{moment}.{parameter}``: the next step changes them.
 
     A parameter that no optimiser has stepped has none. Optimisers may also hold parameters of other models.
@@ -94,12 +125,9 @@ def check_optimizer_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> Non
     shapes: dict[str, torch.Size] = {}
     for name, parameter in model.named_parameters():
         if f"step.{name}" in tensors:
-            shapes |= {f"step.{name}": torch.Size([])}
-            shapes |= {f"{moment}.{name}": parameter.shape for moment in MOMENTS[1:]}
-    for name in sorted(set(shapes) | set(tensors)):
-        if name not in tensors or name not in shapes or tensors[name].shape != shapes[name]:
-            found = tuple(tensors[name].shape) if name in tensors else "missing"
-            expected = tuple(shapes[name]) if name in shapes else "nothing"
-            raise DataError(f"optimizer.{name} is {found}, expected {expected}")
-        if not name.startswith("exp_avg.") and (tensors[name] < 0).any():
+            shapes |= {f"optimizer.step.{name}": torch.Size([])}
+            shapes |= {f"optimizer.{moment}.{name}": parameter.shape for moment in MOMENTS[1:]}
+    check_tensors(join({"optimizer": tensors}), shapes)
+    for name, value in tensors.items():
+        if not name.startswith("exp_avg.") and (value < 0).any():
             raise DataError(f"optimizer.{name} is below 0")

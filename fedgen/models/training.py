@@ -200,21 +200,9 @@ def pull(adapters: Adapters, anchor: list[Tensor], mu: float) -> None:
         parameter.grad.add_(parameter - start, alpha=mu)
 
 
+@dataclass(eq=False)
 class Teachers:
     """The nodes' adapters as teachers; a sample counts those with clips of its class, weighted by their clips.
-
-    Parameters
-    ----------
-    adapters : Adapters
-        Any of the teachers' shape, on the device to work on.
-    states : Mapping[int, dict[str, Tensor]]
-        Adapter weights by the node's number.
-    counts : Mapping[int, Mapping[int, int]]
-        Clips of each class id, by the node's number.
-    classes : int
-        Number of classes ``C``.
-    weight : float
-        Share of the loss that is the distance to the teachers.
 
     References
     ----------
@@ -222,21 +210,19 @@ class Teachers:
     count alike.
     """
 
-    def __init__(
-        self,
-        adapters: Adapters,
-        states: Mapping[int, Mapping[str, Tensor]],
-        counts: Mapping[int, Mapping[int, int]],
-        classes: int,
-        weight: float = 0.5,
-    ) -> None:
-        self.weight = weight
-        self.adapters = deepcopy(adapters).eval()
-        device = next(adapters.parameters()).device
-        self.states = [{name: value.to(device) for name, value in state.items()} for state in states.values()]
-        shares = torch.zeros(len(self.states), classes)  # (T, C)
-        for row, number in enumerate(states):
-            for label, count in counts[number].items():
+    adapters: Adapters  # any of the teachers' shape, on the device to work on
+    states: Mapping[int, Mapping[str, Tensor]]  # weights of adapters, by the node's number
+    counts: Mapping[int, Mapping[int, int]]  # clips of each class id, by the node's number
+    classes: int  # number of classes C
+    weight: float = 0.5  # share of the loss that is the distance to the teachers
+
+    def __post_init__(self) -> None:
+        device = next(self.adapters.parameters()).device
+        self.adapters = deepcopy(self.adapters).eval()
+        moved = {number: {n: v.to(device) for n, v in state.items()} for number, state in self.states.items()}
+        self.states, shares = moved, torch.zeros(len(moved), self.classes)  # (T, C)
+        for row, number in enumerate(self.states):
+            for label, count in self.counts[number].items():
                 shares[row, label] = count
         self.shares = shares / shares.sum(dim=0).clamp(min=1)
 
@@ -249,11 +235,11 @@ class Teachers:
         """
         means: dict[str, Tensor] = {}
         weights = self.shares[:, labels]  # (T, B)
-        for state, own in zip(self.states, weights, strict=True):
+        for state, own in zip(self.states.values(), weights, strict=True):
             rows = own.nonzero().squeeze(1)
             if not len(rows):
                 continue
-            found: dict[str, Tensor] = functional_call(self.adapters, state, (_rows(tokens, rows),))
+            found: dict[str, Tensor] = functional_call(self.adapters, dict(state), (_rows(tokens, rows),))
             for name, output in found.items():
                 if name not in means:
                     means[name] = output.new_zeros((len(labels), *output.shape[1:]), dtype=torch.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -35,28 +35,9 @@ def cached(key: Hashable, compute: Callable[[], Value]) -> Value:
     return value
 
 
+@dataclass(eq=False)
 class NodeData:
     """The clips of one node.
-
-    Parameters
-    ----------
-    task : Task
-    partition_id : int
-        The node's place in the partition, from 0.
-    own_store : bool
-        Whether every training clip of the store belongs to this node, rather than its share of the partition.
-    own : NodeConfig, optional
-        Settings of the node itself; they go before ``nodes.{partition_id}`` of the run.
-
-    Attributes
-    ----------
-    indices, controls, held_out : np.ndarray
-        Clips of the store that the node trains on, those that it keeps out of that for the audit, and those of the test
-        fold, of the classes that it trains on.
-    counts : dict[int, int]
-        Training clips of each global class id.
-    granularity : GranularitySettings
-        The node's own granularity and groups, else the run's.
 
     Raises
     ------
@@ -66,17 +47,23 @@ class NodeData:
         A class of its clips has a name that is no line of visible text.
     """
 
-    def __init__(self, task: Task, partition_id: int, own_store: bool = False, own: NodeConfig | None = None) -> None:
-        self.task, self.partition_id = task, partition_id
-        set_here = {name: value for name, value in vars(own or NodeConfig()).items() if value is not None}
-        self.settings = replace(task.config.nodes.get(str(partition_id), NodeConfig()), **set_here)
-        self.indices, self.controls = task.split_controls(self._clips(own_store))
-        self.counts = self.class_counts(self.indices)
+    task: Task
+    partition_id: int  # the node's place in the partition, from 0
+    own_store: bool = False  # whether every training clip of the store is this node's, rather than a share of them
+    own: NodeConfig = field(default_factory=NodeConfig)  # the node's own settings; they go before those of the run
+
+    def __post_init__(self) -> None:
+        task = self.task
+        set_here = {name: value for name, value in vars(self.own).items() if value is not None}
+        self.settings = replace(task.config.nodes.get(str(self.partition_id), NodeConfig()), **set_here)
+        # clips of the store that the node trains on, and those that it keeps out of that for the audit
+        self.indices, self.controls = task.split_controls(self._clips())
+        self.counts = self.class_counts(self.indices)  # training clips of each global class id
         test = task.store.test_indices(self.config.data.test_fold)
-        self.held_out = test[np.isin(task.store.labels[test], list(self.counts))]
+        self.held_out = test[np.isin(task.store.labels[test], list(self.counts))]  # of the classes that it trains on
         run = task.granularity
         name, groups = self.settings.granularity or run.name, self.settings.groups or run.groups
-        self.granularity = replace(run, name=name, groups=groups)
+        self.granularity = replace(run, name=name, groups=groups)  # the node's own, else the run's
 
     @property
     def config(self) -> Config:
@@ -87,6 +74,11 @@ class NodeData:
     def class_names(self) -> list[str]:
         """Names of the classes that the node trains on, in the order of their ids."""
         return [self.task.classes[label] for label in self.counts]
+
+    @property
+    def named_counts(self) -> dict[str, int]:
+        """Training clips of each class by its name."""
+        return dict(zip(self.class_names, self.counts.values(), strict=True))
 
     @property
     def slots(self) -> dict[str, list[str]]:
@@ -120,11 +112,11 @@ class NodeData:
         """Return the clips at ``indices`` of each global class id."""
         return dict(sorted(Counter(self.task.store.labels[indices].tolist()).items()))
 
-    def _clips(self, own_store: bool) -> np.ndarray:
+    def _clips(self) -> np.ndarray:
         task, node = self.task, f"node {self.partition_id}"
-        if not own_store and self.partition_id >= len(task.shares):
+        if not self.own_store and self.partition_id >= len(task.shares):
             raise DataError(f"{node} has no part: partition.nodes={len(task.parts)}")
-        indices = task.train_indices if own_store else task.shares[self.partition_id]
+        indices = task.train_indices if self.own_store else task.shares[self.partition_id]
         if self.settings.classes is not None:
             indices = self._of_classes(indices, self.settings.classes)
         elif unknown := task.store.unknown:

@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from fedgen.config.phases import Generators, Phase, plan
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import CheckpointError
+from fedgen.messages.states import States
 from fedgen.models.generators.bank import Bank, History, last_losses
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.node.data import NodeData
-from fedgen.node.state import NodeState
+from fedgen.node.state import PARTS, NodeState
 from fedgen.runs.checkpoint import checkpoint_name, has_bank, load_bank, save_bank
 
 BASE_NAMES = {"unified": "vae_unified", "per_class": "vae_perclass", "per_group": "vae_group"}
 
-States = dict[str, dict[str, Tensor]]
-"""States of generators by key."""
 
-
+@dataclass(eq=False)
 class FittedGenerators:
-    """Generators that are fitted to the node's clips.
+    """Generators that are fitted to the node's clips."""
 
-    Parameters
-    ----------
-    data : NodeData
-    state : NodeState
-        Where generators are kept by round.
-    checkpoints : Path
-        Folder of the checkpoints for the node's user.
-    earlier : tuple[NodeState, Path], optional
-        State and checkpoints of the run that this one goes on from.
-    """
+    data: NodeData
+    state: NodeState  # where generators are kept by round
+    checkpoints: Path  # folder of the checkpoints for the node's user
+    earlier: tuple[NodeState, Path] | None = None  # state and checkpoints of the run that this one goes on from
 
-    def __init__(
-        self, data: NodeData, state: NodeState, checkpoints: Path, earlier: tuple[NodeState, Path] | None = None
-    ) -> None:
-        self.data, self.state, self.checkpoints, self.earlier = data, state, checkpoints, earlier
-        self.base_name = data.config.checkpoint.base_name or BASE_NAMES[data.granularity.name]
+    @property
+    def base_name(self) -> str:
+        """How the names of checkpoints begin."""
+        return self.data.config.checkpoint.base_name or BASE_NAMES[self.data.granularity.name]
 
     def check(self) -> None:
         """Find out whether every phase of the run has the generators that it needs.
@@ -69,7 +60,7 @@ class FittedGenerators:
                 bank = self.new_bank()
                 metadata = self._fill(bank, published, chosen.round)
                 save_bank(self.state.generators(finished), self.base_name, partition_id, bank, metadata)
-        elif not self.state.latest("optimizer") and not self.state.latest("generators"):
+        elif not any(map(self.state.latest, PARTS)):
             raise CheckpointError(
                 f"{state.folder.parents[1]} knows nothing of node {partition_id}: checkpoint.load={chosen.load} must "
                 "name a run in which it took part, such as `fedgen run mode=train_generators` makes"
@@ -142,7 +133,7 @@ class FittedGenerators:
         metadata = {
             **self.identity(),
             "tokens": list(data.task.store.shape),
-            "counts": {data.task.classes[label]: count for label, count in data.counts.items()},
+            "counts": data.named_counts,
             "round": round_number,
             "seed": data.config.seed,
             "mode": "+".join(phase.mode for phase in data.config.phase_list),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,30 @@ from fedgen.config.phases import Phase
 from fedgen.errors import DataError
 from fedgen.evaluation.audit import Clips, Sent, audit_run, named, verdict_of
 from fedgen.evaluation.zero_shot import zero_shot
+from fedgen.messages.states import States
 from fedgen.models.generators.bank import History
+from fedgen.models.memory import BatchLimit
 from fedgen.models.samples import SyntheticTokens
+from fedgen.models.states import join
 from fedgen.models.training import TrainingOptions, train_adapters
 from fedgen.node.data import NodeData
-from fedgen.node.generators import FittedGenerators, States
+from fedgen.node.generators import FittedGenerators
 from fedgen.node.private import PrivateRelease
 from fedgen.node.state import NodeState
 
 Weights = dict[str, Tensor]
 
 
+@dataclass(eq=False)
 class Node:
-    """One node of the federation.
+    """One node of the federation."""
 
-    Parameters
-    ----------
-    data : NodeData
-        Its clips.
-    generators : FittedGenerators
-        Fitted to its clips, or a private release of them.
-    state : NodeState
-        What it remembers on its disk.
-    """
+    data: NodeData  # its clips
+    generators: FittedGenerators  # fitted to its clips, or a private release of them
+    state: NodeState  # what it remembers on its disk
 
-    def __init__(self, data: NodeData, generators: FittedGenerators, state: NodeState) -> None:
-        self.data, self.generators, self.state = data, generators, state
-        self.task, self.config, self.partition_id = data.task, data.config, data.partition_id
+    def __post_init__(self) -> None:
+        self.task, self.config, self.partition_id = self.data.task, self.data.config, self.data.partition_id
 
     @classmethod
     def open(cls, data: NodeData, home: Path, load: Path | None = None, checkpoints: Path | None = None) -> Node:
@@ -111,22 +107,14 @@ class Node:
             self.task.targets.heads,
             self.config.adapter.training,
             seed=self.task.seed("train", round_number, self.partition_id),
-            optimizer_state=self.state.optimizer_state(before=round_number),
-            options=TrainingOptions(phase.schedule(round_number), proximal_mu, self.task.memory.batch_limit()),
+            optimizer_state=self.state.load("optimizer", before=round_number),
+            options=TrainingOptions(phase.schedule(round_number), proximal_mu, BatchLimit(self.task.memory.rows)),
         )
         self.task.memory.release()
         trained = {name: value.detach().cpu() for name, value in adapters.state_dict().items()}
-        self.state.save_optimizer_state(round_number, optimizer_state, {"node": self.partition_id})
-        self.state.save_adapters(round_number, weights, trained, {"node": self.partition_id})
+        self.state.save("optimizer", round_number, optimizer_state)
+        self.state.save("adapters", round_number, join({"before": weights, "after": trained}))
         return trained, losses
-
-    def keep_others(self, samples: Mapping[int, SyntheticTokens], round_number: int) -> None:
-        """Keep the samples of other nodes, by partition id, that adapters are trained on in ``round_number``."""
-        self.state.save_others(samples, {"node": self.partition_id, "round": round_number})
-
-    def fit_generators(self, round_number: int) -> History:
-        """Fit the node's generators, keep them, and return their losses by generator and epoch."""
-        return self.generators.fit(round_number)
 
     def synthesize(self, round_number: int) -> SyntheticTokens:
         """Draw samples of each of the node's classes from the generators that it had at the end of ``round_number``."""
@@ -172,8 +160,7 @@ class Node:
         self._refuse_private("an audit by its clips")
         samples, strategy = self.synthesize(round_number), self.config.strategy
         seen = strategy.send == "all" and not strategy.secure.used  # masked adapters are not seen
-        adapters = self.state.adapters() if seen else None
-        sent = Sent(samples.latents.cpu(), samples.labels, [adapters] if adapters else [])
+        sent = Sent(samples.latents.cpu(), samples.labels, self.state.adapters() if seen else [])
         clips = Clips(self.data.indices, self.data.controls)
         report = audit_run(self.task, {self.partition_id: sent}, {self.partition_id: clips})
         found = None if report is None else named(report, self.task.classes)

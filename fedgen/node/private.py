@@ -7,6 +7,7 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
+from fedgen.data.plain import mismatches
 from fedgen.data.seeds import seeded
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import CheckpointError
@@ -14,8 +15,6 @@ from fedgen.models.generators.bank import Bank, History
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.node.generators import FittedGenerators
 from fedgen.privacy.release import Release, release
-
-MADE_FOR = ("encoder", "codec", "dataset", "split", "counts", "clips", "privacy")  # what a kept release must agree on
 
 
 class PrivateRelease(FittedGenerators):
@@ -69,7 +68,7 @@ class PrivateRelease(FittedGenerators):
         CheckpointError
             There is no release yet.
         """
-        if not self.state.has_release:
+        if self.state.release() is None:
             raise CheckpointError(
                 f"node {self.data.partition_id} has no private release to draw samples from; make one with `fedgen run "
                 "mode=train_generators privacy=dp privacy.epsilon=... privacy.delta=...`"
@@ -96,13 +95,12 @@ class PrivateRelease(FittedGenerators):
         return bank
 
     def _made_for(self) -> dict[str, Any]:
-        counts = {self.data.task.classes[label]: count for label, count in self.data.counts.items()}
-        privacy, clips = asdict(self.data.config.privacy), self.data.indices.tolist()
-        facts = {**self.identity(), "counts": counts, "clips": clips, "privacy": privacy}
-        return {name: facts[name] for name in MADE_FOR}
+        """Return what a kept release must agree on: of a checkpoint's identity all but the target, and the clips."""
+        own = {name: value for name, value in self.identity().items() if name != "target"}
+        clips, privacy = self.data.indices.tolist(), asdict(self.data.config.privacy)
+        return {**own, "counts": self.data.named_counts, "clips": clips, "privacy": privacy}
 
     def _compare(self, facts: dict[str, Any]) -> None:
-        pairs = [(name, facts.get(name), value) for name, value in self._made_for().items()]
-        if differ := [f"{name} was {before}, is {now}" for name, before, now in pairs if before != now]:
+        if differ := mismatches(facts, self._made_for()):
             node = self.data.partition_id
             raise CheckpointError(f"the private release of node {node} is not this run's: {'; '.join(differ)}")

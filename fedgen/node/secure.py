@@ -21,7 +21,6 @@ from fedgen.config.strategy import FEWEST, MODULUS, SecureSettings
 from fedgen.errors import PayloadError, require
 from fedgen.messages.masks import encode, mask, pair_mask
 
-EQUAL = "equal"  # in the config of a message: all nodes weigh the same
 MASKED = "masked"  # the array of a masked reply
 OWN_KEY = "secure-aggregation"  # in the node configuration: fewest nodes in a sum that this node is part of
 
@@ -116,7 +115,7 @@ def _mask(message: Message, context: Context, answer: Answer) -> Message:
     if reply.has_error():
         return reply
     clips = reply.content.metric_records["metrics"]["num-examples"]
-    share = 1.0 if asked.get(EQUAL) else float(str(clips)) / state.max_weight
+    share = float(str(clips)) / state.max_weight
     _demand(0 < share <= 1, f"a largest weight of {state.max_weight:g}, this node's is {clips}")
     vector = encode(reply.content.array_records["arrays"], share, state.clipping_range, state.target_range)
     vector = vector + mask(state.rd_seed, len(vector))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ PARTS = ("optimizer", "generators")  # what another run goes on from
 RELEASE = "release.safetensors"
 
 
+@dataclass(frozen=True)
 class NodeState:
     """A node's optimiser state and generators after each round; the latest two rounds are kept.
 
@@ -32,58 +34,42 @@ class NodeState:
     ``release.safetensors``             the private release of the node's clips, under ``privacy=dp``
     ==================================  ===================================================
 
-    ``folder`` is the node's own; it need not exist.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path  # the node's own; it need not exist
 
     def clear(self) -> None:
         """Forget everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def save_optimizer_state(self, round_number: int, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        """Keep the adapters' optimiser state after ``round_number``."""
-        save_tensors(self._path("optimizer", round_number), state, {**metadata, "round": round_number})
-        self.prune("optimizer", round_number)
+    def save(self, part: str, round_number: int, tensors: dict[str, Tensor]) -> None:
+        """Keep the ``optimizer`` or the ``adapters`` after ``round_number``."""
+        save_tensors(self._path(part, round_number), tensors, {"round": round_number})
+        self.prune(part, round_number)
 
-    def optimizer_state(self, before: int) -> dict[str, Tensor] | None:
-        """Return the latest optimiser state of a round before ``before``; None if there is none."""
-        path = self.latest("optimizer", before)
-        return load_tensors(path)[0] if path else None
+    def load(self, part: str, before: int | None = None) -> dict[str, Tensor]:
+        """Return what `save` kept last of a round before ``before`` (None: of any round); empty if there is nothing."""
+        path = self.latest(part, before)
+        return load_tensors(path)[0] if path else {}
 
-    def save_adapters(
-        self, round_number: int, before: dict[str, Tensor], after: dict[str, Tensor], metadata: dict[str, Any]
-    ) -> None:
-        """Keep the adapters of ``round_number``, as they came and as they were trained."""
-        parts = join({"before": before, "after": after})
-        save_tensors(self._path("adapters", round_number), parts, {**metadata, "round": round_number})
-        self.prune("adapters", round_number)
-
-    def adapters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-        """Return the adapters of the latest round, before and after training; None if none were trained."""
-        path = self.latest("adapters")
-        tensors = load_tensors(path)[0] if path else None
-        return (part_of(tensors, "before"), part_of(tensors, "after")) if tensors else None
+    def adapters(self) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """Return the adapters of the latest round, before and after training; empty if none were trained."""
+        kept = self.load("adapters")
+        return [(part_of(kept, "before"), part_of(kept, "after"))] if kept else []
 
     def save_release(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Keep what was released of the node's clips, and what it cost."""
         save_tensors(self.folder / RELEASE, tensors, facts)
 
-    @property
-    def has_release(self) -> bool:
-        """Whether anything was released of the node's clips."""
-        return (self.folder / RELEASE).is_file()
-
     def release(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return what was released of the node's clips, and what it cost; None if nothing was."""
-        return load_tensors(self.folder / RELEASE) if self.has_release else None
+        return load_tensors(self.folder / RELEASE) if (self.folder / RELEASE).is_file() else None
 
-    def save_others(self, samples: Mapping[int, SyntheticTokens], metadata: dict[str, Any]) -> None:
-        """Keep samples of other nodes, by their numbers, in place of earlier ones."""
+    def save_others(self, samples: Mapping[int, SyntheticTokens], round_number: int) -> None:
+        """Keep samples of other nodes, by their numbers, for the training of ``round_number``, and no earlier ones."""
         tensors = join({str(number): own.state() for number, own in samples.items()})
         seeds = {str(number): own.seed for number, own in samples.items()}
-        save_tensors(self.folder / "others.safetensors", tensors, {**metadata, "seeds": seeds})
+        save_tensors(self.folder / "others.safetensors", tensors, {"round": round_number, "seeds": seeds})
 
     def others(self, codec: Codec) -> tuple[dict[int, SyntheticTokens], int | None]:
         """Return the samples of other nodes, and the round that they are for; none and None if there are none."""
@@ -106,9 +92,8 @@ class NodeState:
 
     def inherit(self, earlier: NodeState, finished: int) -> None:
         """Copy the latest state of another run as that of round ``finished``, and its private release."""
-        if earlier.has_release:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(earlier.folder / RELEASE, self.folder / RELEASE)
+        if (kept := earlier.release()) is not None:
+            self.save_release(*kept)
         for part in PARTS:
             source = earlier.latest(part)
             if source is not None:

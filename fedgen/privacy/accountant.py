@@ -84,6 +84,5 @@ def _gaussian() -> Any:
         return import_module("dp_accounting.gaussian_mechanism")
     except ImportError as error:
         raise ConfigError(
-            "privacy=dp and strategy.dp need the package dp-accounting, which is not installed: "
-            "pip install 'fedgen[privacy]'"
+            "privacy=dp needs the package dp-accounting, which is not installed: pip install 'fedgen[privacy]'"
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,13 +29,16 @@ def all_scores(
     No two ``releases`` are of the same node; ``losses`` are those of `loss`. ``shadows`` are fits of each release that
     can be drawn from again, seeded by ``seed``; 8 to 32 do.
     """
-    found = {name: torch.full((len(candidates),), torch.nan, dtype=torch.float64) for name in SCORES}
+    found: dict[str, Tensor] = {}
     whitening = candidates.whitening()
     for release in releases:
-        own = {**sample_scores(candidates, release, whitening), **projection(candidates, release)}
+        measured = sample_scores(candidates, release, whitening)
+        own = {**dict(zip(SCORES, measured.unbind(dim=1), strict=True)), **projection(candidates, release)}
         if release.draw is not None and shadows > 1:
-            measured = torch.stack([own[name] for name in SCORES], dim=1)
-            drawn = partial(_shadow_scores, candidates, release.nodes, whitening)
+
+            def drawn(latents: Tensor, labels: Tensor, nodes: tuple[int, ...] = release.nodes) -> Tensor:
+                return sample_scores(candidates, Release(nodes, latents, labels), whitening)
+
             own["likelihood_ratio"] = likelihood_ratio(candidates, release, measured, drawn, shadows, seed)
         if release.gaussian is not None:
             own["posterior"] = gaussian_posterior(candidates, release, whitening)
@@ -47,17 +49,9 @@ def all_scores(
     return {name: scores for name, scores in found.items() if not scores.isnan().all()}
 
 
-def _shadow_scores(
-    candidates: Candidates, nodes: tuple[int, ...], whitening: Tensor, latents: Tensor, labels: Tensor
-) -> Tensor:
-    """Return the scores ``(N, len(SCORES))`` of every candidate by samples in place of those of a release."""
-    found = sample_scores(candidates, Release(nodes, latents, labels), whitening)
-    return torch.stack([found[name] for name in SCORES], dim=1)
-
-
-def sample_scores(candidates: Candidates, release: Release, whitening: Tensor) -> dict[str, Tensor]:
-    """Return the scores ``(N,)`` of every attack on samples, by name; nan where a class has none."""
-    found = {name: torch.full((len(candidates),), torch.nan, dtype=torch.float64) for name in SCORES}
+def sample_scores(candidates: Candidates, release: Release, whitening: Tensor) -> Tensor:
+    """Return the scores ``(N, len(SCORES))`` of every attack on samples; nan where a class has none."""
+    found = torch.full((len(candidates), len(SCORES)), torch.nan, dtype=torch.float64)
     rows = release.rows(candidates)
     for label in release.labels.unique():
         chosen = rows[candidates.labels[rows] == label]
@@ -67,8 +61,8 @@ def sample_scores(candidates: Candidates, release: Release, whitening: Tensor) -
         clips = candidates.latents[chosen].double() @ whitening
         samples = release.latents[release.labels == label].double() @ whitening
         centre = clips.mean(dim=0)
-        for name, score in SCORES.items():
-            found[name][chosen] = score(clips - centre, samples - centre, count)
+        scores = [score(clips - centre, samples - centre, count) for score in SCORES.values()]
+        found[chosen] = torch.stack(scores, dim=1)
     return found
 
 

@@ -58,20 +58,14 @@ def _auc(found: Found) -> str:
 def summary(verdict: str, strongest: Found, settings: EvaluationSettings) -> str:
     """Return one line: the verdict, the strongest attack's figures, and what they mean."""
     shown = strongest.figures
+    meaning = next(words for bound, words in MEANINGS if shown.auc < bound)
     return (
         f"{verdict}: attack by {strongest.attack.plain}, AUC {_auc(strongest)} (limit {settings.max_auc:g}), finds "
-        f"{shown.tpr_1:.0%} of members at 1 % false alarms: {_meaning(shown.auc)}"
+        f"{shown.tpr_1:.0%} of members at 1 % false alarms: {meaning}"
     )
 
 
-def _meaning(auc: float) -> str:
-    for bound, words in MEANINGS:
-        if auc < bound:
-            return words
-    return MEANINGS[-1][1]
-
-
-MEANINGS = [
+MEANINGS = [  # of an AUC below each bound
     (0.55, "who holds a clip learns next to nothing about whether it was trained on"),
     (0.65, "who holds a clip can guess a little better than chance whether it was trained on"),
     (0.80, "who holds a clip can often tell whether it was trained on"),

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from fedgen.data.tokens import TokenSource
 from fedgen.errors import DataError
 from fedgen.models.generators.density import ClassGaussians
+from fedgen.models.moments import root
 from fedgen.models.public import PublicSpace
 from fedgen.privacy.accountant import Mechanism, Spent, calibrate
 from fedgen.privacy.mechanisms import Noise, class_sums, clipped
@@ -123,7 +124,7 @@ def release(source: TokenSource, space: PublicSpace, settings: PrivacySettings, 
     white, colour = whitening(space.within)
     vectors = space.codec.encode_all(source).cpu().double() @ white  # (N, k)
     means, covariances = measured(vectors, rows, counts, plan, Noise(seed))
-    density = ClassGaussians(classes, means @ colour, colour @ _roots(covariances), torch.arange(len(classes)))
+    density = ClassGaussians(classes, means @ colour, colour @ root(covariances), torch.arange(len(classes)))
     return Release(density, Spent.on(plan.mechanisms, settings.budget[1], len(source)))
 
 
@@ -203,9 +204,3 @@ def private_shapes(vectors: Tensor, rows: Tensor, counts: Tensor, mechanism: Mec
 def _drawn(values: Tensor, towards: Tensor, error: Tensor) -> Tensor:
     """Return ``values`` shrunk towards others by their ``error``, its variance over that between true ones."""
     return (values + error * towards) / (1 + error)
-
-
-def _roots(covariances: Tensor) -> Tensor:
-    """Return symmetric square roots of ``(C, k, k)``."""
-    values, axes = torch.linalg.eigh(covariances)
-    return (axes * values.clamp(min=0).sqrt()[:, None]) @ axes.transpose(1, 2)

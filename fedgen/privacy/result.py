@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from fedgen.errors import DataError
-from fedgen.privacy.attacks import all_scores
-from fedgen.privacy.evidence import Candidates, Release
+from fedgen.privacy.evidence import Candidates
 from fedgen.privacy.figures import Figures, Stratum, effective_tests, figures, summed, true_positives
 
 VERSION = 1
@@ -97,8 +97,8 @@ class Report:
         """Rebuild from `to_dict`, also after JSON made text of numeric keys; `DataError` for another version."""
         if values.get("version") != VERSION:
             raise DataError(f"audit: version {values.get('version')!r} cannot be read, only {VERSION}")
-        attacks = [_attack(attack) for attack in values["attacks"]]
-        return cls(attacks, *(float(values[name]) for name in ("delta", "tests", "part_tests")))
+        report: Report = TypeAdapter(cls).validate_python(values)
+        return report
 
 
 def parts(attack: Attack) -> list[Found]:
@@ -107,18 +107,6 @@ def parts(attack: Attack) -> list[Found]:
     places |= {f"class {label}": value for label, value in attack.classes.items()}
     places |= {f"node {node}": value for node, value in attack.nodes.items()}
     return [Found(attack, where, value) for where, value in places.items()]
-
-
-def audit(
-    candidates: Candidates,
-    releases: Sequence[Release],
-    losses: tuple[Tensor, Tensor] | None = None,
-    shadows: int = 16,
-    seed: int = 0,
-    delta: float = 1e-5,
-) -> Report | None:
-    """Run every attack on ``releases``; parameters are those of `all_scores` and `measure`."""
-    return measure(all_scores(candidates, releases, losses, shadows, seed), candidates, delta)
 
 
 def measure(scores: Mapping[str, Tensor], candidates: Candidates, delta: float = 1e-5) -> Report | None:
@@ -160,9 +148,3 @@ def _measured(name: str, strata: Sequence[Stratum], recordings: Tensor, delta: f
         {key: figures(part, recordings, delta) for key, part in _by(strata, by).items()} for by in ("label", "node")
     )
     return Attack(name, figures(strata, recordings, delta), classes, nodes, roc)
-
-
-def _attack(values: Mapping[str, Any]) -> Attack:
-    groups = (values["classes"], values["nodes"])
-    classes, nodes = ({int(key): Figures(**value) for key, value in group.items()} for group in groups)
-    return Attack(values["name"], Figures(**values["overall"]), classes, nodes, list(values["roc"]))

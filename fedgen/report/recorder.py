@@ -8,19 +8,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fedgen.config.phases import MODES, Phase
-from fedgen.config.settings import Config
+from fedgen.config.phases import Phase
 from fedgen.data.progress import RoundsBar, keep_log, quiet
-from fedgen.errors import CheckpointError
 from fedgen.evaluation.assessment import Assessment
 from fedgen.evaluation.audit import AUDIT, named
 from fedgen.evaluation.zero_shot import Scores
-from fedgen.privacy.accountant import compose, epsilon
 from fedgen.privacy.gate import PASSED
 from fedgen.privacy.show import audit_table, draw_audit
 from fedgen.report.plots import SAMPLES, draw_run, draw_samples, sample_points
@@ -45,15 +41,13 @@ class Recorder:
 
     Raises
     ------
-    CheckpointError, ConfigError
-        With ``strategy.dp``: the run that this one goes on from was without; the accountant is not installed. The
-        tracker's package is not installed.
+    ConfigError
+        The tracker's package is not installed.
     """
 
     def __init__(self, folder: RunFolder, task: Task) -> None:
         self.folder, self.task = folder, task
         check_installed(task.config.tracking)
-        self._adapters_privacy = adapters_privacy(task.config)
         for name in MADE_LATER:
             (folder.path / name).unlink(missing_ok=True)
         keep_log(folder.path)
@@ -157,13 +151,9 @@ class Recorder:
             "seconds": {"total": self._seconds(), "rounds": [report.seconds for report in self._reports]},
             "seed": config.seed,
         }
-        privacy: dict[str, Any] = {}
         if config.privacy.used:
             spent = {str(number): facts for report in self._reports for number, facts in report.spent.items()}
-            privacy = {"epsilon": config.privacy.epsilon, "delta": config.privacy.delta, "nodes": spent}
-        privacy |= {"adapters": self._adapters_privacy} if self._adapters_privacy else {}
-        if privacy:
-            results["privacy"] = privacy
+            results["privacy"] = {"epsilon": config.privacy.epsilon, "delta": config.privacy.delta, "nodes": spent}
         if assessment is not None:
             results["evaluation"] = assessment.results
         self.folder.save_json("results.json", results)
@@ -179,18 +169,6 @@ class Recorder:
         if assessment is not None and "gate" in assessment.results:
             say_gate(assessment.results["gate"])
         return results
-
-
-def adapters_privacy(config: Config) -> dict[str, Any]:
-    """Return the budget of nodes that the rounds of a run spend with ``strategy.dp``; empty without."""
-    settings, load = config.strategy, config.checkpoint.load
-    if settings.noise_multiplier is None or settings.delta is None:
-        return {}
-    if load and "adapters" not in RunFolder(Path(load)).results().get("privacy", {}):
-        raise CheckpointError(f"checkpoint.load={load}: that run was without strategy.dp, its adapters are not private")
-    rounds = sum(phase.rounds for phase in config.phase_list if MODES[phase.mode].trains_adapters)
-    spent = epsilon(compose([settings.noise_multiplier] * rounds), settings.delta)
-    return {"unit": "node", "rounds": rounds, "epsilon": spent, "delta": settings.delta}
 
 
 def show_samples(assessment: Assessment, folder: RunFolder) -> None:

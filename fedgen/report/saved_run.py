@@ -122,8 +122,8 @@ class SavedRun:
         found, strategy = {}, self.task.config.strategy
         for node, samples in self.pool.items():
             seen = strategy.send == "all" and not strategy.secure.used
-            adapters = NodeState(self.folder.path / "state" / f"node{node}").adapters() if seen else None
-            found[node] = Sent(samples.latents.cpu(), samples.labels, [adapters] if adapters else [])
+            adapters = NodeState(self.folder.path / "state" / f"node{node}").adapters() if seen else []
+            found[node] = Sent(samples.latents.cpu(), samples.labels, adapters)
         return found
 
     def audit(self, messages: Path | None = None) -> tuple[Report | None, dict[str, Any]]:

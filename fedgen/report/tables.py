@@ -173,9 +173,8 @@ def _fidelity_rows(evaluation: Mapping[str, Any]) -> Rows:
     fidelity = evaluation.get("fidelity")
     if not fidelity or not fidelity["synthetic"]:
         return []
-    made, real, told = fidelity["synthetic"], fidelity["real"], fidelity["classifier"]
-    rows: Rows = [(name, value, real[name], "training against held-out clips") for name, value in made.items()]
-    return [*rows, ("classifier's AUC", told["auc"], 0.5, "not to be told from real")] if told else rows
+    made, real = fidelity["synthetic"], fidelity["real"]
+    return [(name, value, real[name], "training against held-out clips") for name, value in made.items()]
 
 
 def _number(value: float | None) -> str:

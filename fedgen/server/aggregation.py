@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, Message, RecordDict
-from flwr.clientapp.mod import fixedclipping_mod
+from flwr.app import ArrayRecord
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
@@ -31,19 +29,12 @@ STRATEGY_CLASSES: dict[str, Any] = {
     "multikrum": flower.MultiKrum,
     "bulyan": flower.Bulyan,
 }
-CLIPPING_CLASSES: dict[str, Any] = {
-    "server": flower.DifferentialPrivacyServerSideFixedClipping,
-    "client": flower.DifferentialPrivacyClientSideFixedClipping,
-}
 MOMENTS = ("m_t", "v_t")  # of FedAdam, FedYogi, FedAdagrad: by array name
 MOMENTUM = "momentum_vector"  # of FedAvgM: a list in the order of the arrays
-NORM = "clipping_norm"  # in the config of a message: Flower's, for nodes that clip
 
 
 def open_strategy(settings: StrategyConfig, min_nodes: int) -> Strategy:
     """Build the Flower strategy that ``settings`` name; it asks all nodes that it sees, at least ``min_nodes``.
-
-    With ``settings.dp``, it is in Flower's wrapper that clips the nodes' changes, and adds noise to the average.
 
     Raises
     ------
@@ -64,21 +55,7 @@ def open_strategy(settings: StrategyConfig, min_nodes: int) -> Strategy:
     strategy: Strategy = kind(
         fraction_evaluate=0.0, min_train_nodes=min_nodes, min_available_nodes=min_nodes, **options
     )
-    if settings.noise_multiplier is None or settings.clipping_norm is None:
-        return strategy
-    norm = np.float64(settings.clipping_norm)  # Flower divides it by the length of a change, which may be 0
-    wrapper = CLIPPING_CLASSES[settings.dp]
-    return wrapper(strategy, settings.noise_multiplier, norm, min_nodes)
-
-
-def clipped(message: Message, context: Context, answer: Callable[[Message, Context], Message]) -> Message:
-    """Clip a node's change of the adapters where the server asks for it, by Flower's mod, which divides by its norm."""
-    reply, settings = answer(message, context), message.content.config_records["config"]
-    before, after = (each.content.array_records["arrays"] for each in (message, reply))
-    if NORM not in settings or not after or after == before:
-        return reply
-    message.content = RecordDict({"arrays": before, "config": settings})  # Flower's mod takes one record of settings
-    return fixedclipping_mod(message, context, lambda *_: reply)
+    return strategy
 
 
 def _own_options(kind: Any) -> set[str]:

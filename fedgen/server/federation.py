@@ -62,32 +62,16 @@ class Failure:
 class Federation:
     """The nodes of a run over a Flower grid.
 
-    Parameters
-    ----------
-    grid : Grid
-    config : Config
-    on_nodes : Callable, optional
-        Called with the number of a round before it, when nodes may have joined or been rejected.
-
-    Attributes
-    ----------
-    nodes : dict[int, NodeInfo]
-        The nodes that take part, by Flower's node id.
-    report, instruction : RoundReport, Instruction
-        Statistics of the current round, and the header of its messages.
-    failures : dict[int, Failure]
-        The nodes that have missed an exchange of the current round, by partition id.
-    rejected : dict[str, str]
-        Why nodes were not let in, by name; `on_nodes` may empty it.
+    ``on_nodes`` is called with the number of a round before it, when nodes may have joined or been rejected.
     """
 
     def __init__(self, grid: Grid, config: Config, on_nodes: Callable[[int], None] = lambda round_number: None) -> None:
         self.grid, self.config, self.on_nodes = RoundGrid(grid), config, on_nodes
-        self.nodes: dict[int, NodeInfo] = {}
-        self.report = RoundReport(0)
-        self.instruction = Instruction(to_yaml(config))
-        self.failures: dict[int, Failure] = {}
-        self.rejected: dict[str, str] = {}
+        self.nodes: dict[int, NodeInfo] = {}  # those that take part, by Flower's node id
+        self.report = RoundReport(0)  # statistics of the current round
+        self.instruction = Instruction(to_yaml(config))  # the header of its messages
+        self.failures: dict[int, Failure] = {}  # nodes that have missed one of its exchanges, by partition id
+        self.rejected: dict[str, str] = {}  # why nodes were not let in, by name; `on_nodes` may empty it
         self._task: Task | None = None
         self._asked: set[int] = set()  # Flower's ids of all nodes that were asked to describe themselves
 

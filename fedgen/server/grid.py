@@ -38,16 +38,11 @@ class RoundGrid(Grid):
     Every message has exactly one reply, from the node that it was sent to. Where Flower gives none, one of another
     node, or one that cannot be unpacked, it is an error reply with the reason: errors of lost nodes come from node 1,
     and an ill-formed reply raises when it is pulled.
-
-    Attributes
-    ----------
-    chosen : list[int]
-        The nodes that strategies see, which ask all that they see.
     """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self.chosen: list[int] = []
+        self.chosen: list[int] = []  # the nodes that strategies see, which ask all that they see
 
     @property
     def run(self) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from fedgen.errors import PayloadError
 from fedgen.messages.checks import NodeInfo, check_records
 from fedgen.messages.samples import samples_from_record, samples_to_record
 from fedgen.models.codec import Codec
+from fedgen.models.memory import BatchLimit
 from fedgen.models.samples import PooledTokens, SyntheticTokens
 from fedgen.models.training import Teachers, TrainingOptions, train_adapters
 from fedgen.runs.folder import RunState, pool_from_state
@@ -28,33 +30,20 @@ Learn = Callable[[int, ArrayRecord, PooledTokens, Mapping[int, ArrayRecord]], tu
 """``(round, adapters, samples, teachers) -> (adapters, losses)``; ``teachers``: the nodes' adapters by partition id."""
 
 
+@dataclass(eq=False)
 class SamplePool:
     """The latest samples of the nodes.
 
     Averaged adapters forget the classes that single nodes do not have: each node pulls them towards its own. With some
     of the others' samples beside its clips, every node trains for the same task. Only synthetic samples travel.
 
-    Parameters
-    ----------
-    codec : Codec
-        The public one, in which samples are.
-    config : Config
-    device : torch.device or str
-        Where samples are decoded.
-    learn : Learn, optional
-        Trains the averaged adapters on the pool; by default they stay as they are.
-
-    Attributes
-    ----------
-    samples : dict[int, SyntheticTokens]
-        By partition id; the oldest come first.
     """
 
-    def __init__(
-        self, codec: Codec, config: Config, device: torch.device | str = "cpu", learn: Learn | None = None
-    ) -> None:
-        self.codec, self.config, self.device, self.learn = codec, config, device, learn
-        self.samples: dict[int, SyntheticTokens] = {}
+    codec: Codec  # the public one, in which samples are
+    config: Config
+    device: torch.device | str = "cpu"  # where samples are decoded
+    learn: Learn | None = None  # trains the averaged adapters on the pool; by default they stay as they are
+    samples: dict[int, SyntheticTokens] = field(default_factory=dict)  # by partition id; the oldest come first
 
     def shares(self, phase: Phase) -> bool:
         """Return whether nodes train adapters on each other's samples, and there are any."""
@@ -169,7 +158,7 @@ def train_on_pool(
         states = {number: record.to_torch_state_dict() for number, record in teachers.items()}
         counts = {node.partition_id: node.counts for node in nodes.values()}
         teaching = Teachers(adapters, states, counts, len(task.classes), settings.teacher_weight)
-    options = TrainingOptions(phase.schedule(round_number), limit=task.memory.batch_limit(), teachers=teaching)
+    options = TrainingOptions(phase.schedule(round_number), limit=BatchLimit(task.memory.rows), teachers=teaching)
     seed = task.seed("global", round_number)
     losses, _ = train_adapters(adapters, pool, task.targets.heads, settings, seed, options=options)
     return ArrayRecord(adapters.state_dict()), losses

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from secrets import SystemRandom
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +18,7 @@ from fedgen.errors import AggregationError, PayloadError
 from fedgen.messages.checks import check_clips
 from fedgen.messages.masks import WORD, decode, mask, pair_mask, to_record
 from fedgen.messages.samples import read_array
-from fedgen.node.secure import EQUAL, MASKED
+from fedgen.node.secure import MASKED
 from fedgen.server.federation import Federation
 from fedgen.server.grid import REFUSED, RoundGrid
 
@@ -27,47 +27,31 @@ Send = Callable[[list[Message]], Iterable[Message]]
 MAX_KEY_BYTES = 10_000  # of a key or an encrypted share
 
 
+@dataclass(eq=False)
 class Round:
     """One secure sum: keys, shares of secrets, masked adapters, and the shares that take the masks off.
 
     A node may be lost at any point, and the others go on while enough are left: before it has sent masked adapters, its
     masks in the others' are taken off with its key; after, it counts.
 
-    Parameters
-    ----------
-    send : callable
-        Sends messages and returns one reply of each node, as `RoundGrid.send_and_receive`.
-    messages : list of Message
-        A strategy's messages to the nodes.
-    settings : SecureSettings
-    clips : dict[int, int]
-        Clips of each node of the federation, by Flower's node id: its largest weight in the average.
-    equal : bool
-        Whether all nodes weigh the same.
-
     References
     ----------
-    Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning", CCS 2017; Bell et al.,
-    "Secure single-server aggregation with (poly)logarithmic overhead", CCS 2020.
+    Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning", CCS 2017.
     """
 
-    def __init__(
-        self,
-        send: Send,
-        messages: list[Message],
-        settings: SecureSettings,
-        clips: Mapping[int, int],
-        equal: bool = False,
-    ) -> None:
-        self.send, self.settings, self.clips, self.equal = send, settings, clips, equal
-        self.asked = {m.metadata.dst_node_id: m for m in messages if m.metadata.dst_node_id in clips}
+    send: Send  # sends messages and returns one reply of each node, as `RoundGrid.send_and_receive`
+    messages: list[Message]  # a strategy's, to the nodes
+    settings: SecureSettings
+    clips: Mapping[int, int]  # of each node of the federation, by Flower's id: its largest weight in the average
+
+    def __post_init__(self) -> None:
+        self.asked = {m.metadata.dst_node_id: m for m in self.messages if m.metadata.dst_node_id in self.clips}
         if len(self.asked) < FEWEST:
             raise AggregationError(f"secure aggregation needs at least {FEWEST} nodes, {len(self.asked)} are asked")
-        self.most = max(clips[node] for node in self.asked)
-        self.wanted = messages[0].content.array_records["arrays"]
+        self.most = max(self.clips[node] for node in self.asked)
+        self.wanted = self.messages[0].content.array_records["arrays"]
         self.size = sum(int(np.prod(array.shape)) for array in self.wanted.values()) + 1
-        self.shares, self.threshold = settings.round(len(self.asked))
-        self.neighbours = neighbourhoods(list(self.asked), self.shares)
+        self.threshold = self.settings.needed(len(self.asked))
         self.lost: dict[int, Message] = {}
         self.keys: dict[int, list[bytes]] = {}  # two public keys of each node
         self.letters: dict[int, dict[int, bytes]] = {}  # encrypted shares, by sender and receiver
@@ -79,7 +63,8 @@ class Round:
         """Return a reply of each node: its own with the average in place of its adapters, or why it is lost."""
         self._exchange("keys", dict.fromkeys(self.asked, self._setup()), self._take_keys)
         self._need("keys", self.keys)
-        self._exchange("shares", {node: self._near_keys(node) for node in self.keys}, self._take_letters)
+        keys = ConfigRecord({Key.STAGE: Stage.SHARE_KEYS, **{str(node): own for node, own in self.keys.items()}})
+        self._exchange("shares", dict.fromkeys(self.keys, keys), self._take_letters)
         self._need("shares of secrets", self.letters)
         self._exchange("adapters", {node: self._training(node) for node in self.letters}, self._add)
         self._need("masked adapters", self.replies)
@@ -111,13 +96,12 @@ class Round:
         self.lost[node] = Message(Error(code, reason), reply_to=self.asked[node])
 
     def _need(self, what: str, alive: Mapping[int, Any]) -> None:
-        """Raise unless every node that is left has neighbours enough that are left, and all can be unmasked."""
-        least = min((len(self.neighbours[node] & set(alive)) for node in alive), default=0)
-        if len(alive) < max(2, self.threshold) or least < self.threshold:
+        """Raise unless so many nodes are left that they can be unmasked."""
+        if len(alive) < max(2, self.threshold):
             reasons = "; ".join(f"Flower node {node}: {lost.error.reason}" for node, lost in self.lost.items())
             raise AggregationError(
-                f"secure aggregation: {len(alive)} of {len(self.asked)} nodes sent {what}, and each needs "
-                f"{self.threshold} of {self.shares}. Missing: {reasons or 'nodes that did not answer in time'}"
+                f"secure aggregation: {len(alive)} of {len(self.asked)} nodes sent {what}, {self.threshold} are "
+                f"needed. Missing: {reasons or 'nodes that did not answer in time'}"
             )
 
     def _setup(self) -> ConfigRecord:
@@ -125,7 +109,7 @@ class Round:
             {
                 Key.STAGE: Stage.SETUP,
                 Key.SAMPLE_NUMBER: len(self.asked),
-                Key.SHARE_NUMBER: self.shares,
+                Key.SHARE_NUMBER: len(self.asked),
                 Key.THRESHOLD: self.threshold,
                 Key.CLIPPING_RANGE: float(self.settings.clipping_range),
                 Key.TARGET_RANGE: self.settings.quantization,
@@ -144,27 +128,22 @@ class Round:
             raise PayloadError("a public key of another node")
         self.keys[node] = keys
 
-    def _near_keys(self, node: int) -> ConfigRecord:
-        near = self.neighbours[node] & set(self.keys)
-        return ConfigRecord({Key.STAGE: Stage.SHARE_KEYS, **{str(other): self.keys[other] for other in near}})
-
     def _take_letters(self, node: int, reply: Message) -> None:
         said = _said(reply)
         receivers, texts = cast(list[int], said[Key.DESTINATION_LIST]), cast(list[Any], said[Key.CIPHERTEXT_LIST])
-        wanted = self.neighbours[node] & set(self.keys) - {node}
-        if sorted(receivers) != sorted(wanted):
-            raise PayloadError(f"shares for nodes {sorted(receivers)}, expected {sorted(wanted)}")
+        wanted = sorted(set(self.keys) - {node})
+        if sorted(receivers) != wanted:
+            raise PayloadError(f"shares for nodes {sorted(receivers)}, expected {wanted}")
         self.letters[node] = dict(zip(receivers, map(_bytes, texts), strict=True))
 
     def _training(self, node: int) -> RecordDict:
         """Return the strategy's message to ``node``, and the other nodes' shares for it."""
-        senders = sorted((self.neighbours[node] & set(self.letters)) - {node})
+        senders = sorted(set(self.letters) - {node})
         record = ConfigRecord(
             {
                 Key.STAGE: Stage.COLLECT_MASKED_VECTORS,
                 Key.SOURCE_LIST: senders,
                 Key.CIPHERTEXT_LIST: [self.letters[sender][node] for sender in senders],
-                EQUAL: int(self.equal),
             }
         )
         return RecordDict({**self.asked[node].content, RECORD_KEY_CONFIGS: record})
@@ -176,7 +155,7 @@ class Round:
         vector = read_array(record[MASKED], MASKED, WORD, (self.size,))
         check_clips(self.clips[node], metrics)
         self.total = self.total + vector
-        self.weight += 1.0 if self.equal else int(str(metrics["num-examples"])) / self.most
+        self.weight += int(str(metrics["num-examples"])) / self.most
         reply.content["arrays"] = ArrayRecord()  # one vector in memory, however many nodes
         self.replies[node] = reply
 
@@ -188,20 +167,19 @@ class Round:
         AggregationError
             Not enough shares came, or they do not give the secrets of the masks back.
         """
-        alive, sharing = set(self.replies), set(self.letters)
-        lost = {node for node in sharing - alive if self.neighbours[node] & alive}
+        alive, lost = set(self.replies), set(self.letters) - set(self.replies)
         found: dict[int, list[bytes]] = {node: [] for node in alive | lost}
 
         def take(node: int, reply: Message) -> None:
             owners, shares = cast(list[int], _said(reply)[Key.NODE_ID_LIST]), _said(reply)[Key.SHARE_LIST]
-            near = self.neighbours[node]
-            if sorted(owners) != sorted(near & (alive | lost)):
+            if sorted(owners) != sorted(alive | lost):
                 raise PayloadError(f"shares of nodes {sorted(owners)}")
             for owner, share in zip(owners, map(_bytes, cast(list[Any], shares)), strict=True):
                 found[owner].append(share)
 
+        lists = {Key.ACTIVE_NODE_ID_LIST: sorted(alive), Key.DEAD_NODE_ID_LIST: sorted(lost)}
         before = dict(self.lost)
-        self._exchange("shares", {node: self._question(node, alive, lost) for node in alive}, take)
+        self._exchange("shares", dict.fromkeys(alive, ConfigRecord({Key.STAGE: Stage.UNMASK, **lists})), take)
         self.lost = before  # adapters of nodes that stop here are in the sum
         for node, shares in found.items():
             if len(shares) < self.threshold:
@@ -215,30 +193,12 @@ class Round:
                 "secure aggregation: masks are left in the sum: a node has sent something else than the protocol asks"
             )
 
-    def _question(self, node: int, alive: set[int], lost: set[int]) -> ConfigRecord:
-        near = self.neighbours[node]
-        lists = {Key.ACTIVE_NODE_ID_LIST: sorted(near & alive), Key.DEAD_NODE_ID_LIST: sorted(near & lost)}
-        return ConfigRecord({Key.STAGE: Stage.UNMASK, **lists})
-
     def _remove(self, node: int, secret: bytes, alive: set[int]) -> None:
         if node in alive:
             self.total = self.total - mask(secret, self.size)
             return
-        for other in self.neighbours[node] & alive:
+        for other in alive:
             self.total = self.total + pair_mask(secret, self.keys[other][0], node, other, self.size)
-
-
-def neighbourhoods(nodes: list[int], shares: int) -> dict[int, set[int]]:
-    """Return the ``shares`` nodes among which each node's secrets are divided, itself included.
-
-    They lie around it on a ring in random order; ``shares`` is odd, or the number of nodes.
-    """
-    if shares == len(nodes):
-        return {node: set(nodes) for node in nodes}
-    ring, half = SystemRandom().sample(nodes, len(nodes)), shares // 2
-    return {
-        node: {ring[(place + step) % len(ring)] for step in range(-half, half + 1)} for place, node in enumerate(ring)
-    }
 
 
 def _said(reply: Message) -> ConfigRecord:
@@ -255,12 +215,7 @@ class SecureGrid(RoundGrid):
     """A grid for training messages alone: it asks for adapters by secure aggregation.
 
     Each reply has the average in place of the node's own adapters. A strategy that averages makes of equal adapters
-    what it would have made of the nodes' own.
-
-    Parameters
-    ----------
-    federation : Federation
-        A node weighs as much as its clips, and all nodes the same under ``strategy.dp``.
+    what it would have made of the nodes' own. A node weighs as much as its clips.
     """
 
     def __init__(self, federation: Federation) -> None:
@@ -284,4 +239,4 @@ class SecureGrid(RoundGrid):
             return iter(())  # Flower's loop asks no node to evaluate
         send = partial(self.grid.send_and_receive, timeout=timeout)
         clips = {node_id: node.clips for node_id, node in self.federation.nodes.items()}
-        return iter(Round(send, asked, rules.secure, clips, equal=rules.dp != "none").run())
+        return iter(Round(send, asked, rules.secure, clips).run())

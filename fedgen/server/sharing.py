@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -13,7 +14,6 @@ from fedgen.config.settings import SharingConfig
 from fedgen.errors import DataError, PayloadError
 from fedgen.messages.checks import NodeInfo, read_losses
 from fedgen.messages.states import States, states_from_records, states_to_records
-from fedgen.models.generators import KINDS
 from fedgen.models.generators.bank import Bank, History
 from fedgen.runs.folder import RunState
 from fedgen.server.federation import Federation
@@ -21,24 +21,18 @@ from fedgen.server.federation import Federation
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class SharedGenerators:
     """The shared generators between rounds: weights and optimiser state by generator.
 
     In ``cyclic`` order each node goes on from the state of the one before it. With ``average`` all nodes start from the
     same state, and the results are averaged, weighted by their clips.
-
-    Parameters
-    ----------
-    settings : SharingConfig
-    bank : Bank
-        An empty bank of the run's generator settings, to check the nodes' states.
     """
 
-    def __init__(self, settings: SharingConfig, bank: Bank) -> None:
-        self.settings, self.bank = settings, bank
-        self.kind = KINDS[bank.settings.kind]
-        self.states: States = {}  # by granularity and key
-        self.seen: dict[str, list[str]] = {}  # classes that each generator was trained on
+    settings: SharingConfig
+    bank: Bank  # an empty one of the run's generator settings, to check the nodes' states
+    states: States = field(default_factory=dict)  # by granularity and key
+    seen: dict[str, list[str]] = field(default_factory=dict)  # classes that each generator was trained on
 
     def round(self, federation: Federation) -> dict[int, History]:
         """Train the generators for one round on all active nodes, and return their losses by partition id.
@@ -49,7 +43,7 @@ class SharedGenerators:
             Too few good replies.
         """
         nodes = dict(sorted(federation.active.items(), key=lambda item: item[1].partition_id))
-        if self.kind.restarts:
+        if self.bank.kind.restarts:
             self.states, self.seen = {}, {}
         losses = (self._cycle if self.settings.scheme == "cyclic" else self._average)(federation, nodes)
         contents = {node_id: self._content(node) for node_id, node in nodes.items()}
@@ -90,7 +84,7 @@ class SharedGenerators:
         for key in sorted({key for _, states in trained for key in states}):
             owners = [(node, states[key]) for node, states in trained if key in states]
             weights = [self._clips(node, key) for node, _ in owners]
-            merged = self.kind.merge([state for _, state in owners], weights)
+            merged = self.bank.kind.merge([state for _, state in owners], weights)
             self._keep(key, merged, [node for node, _ in owners])
         return {number: history for number, (_, history) in good.items()}
 
@@ -104,7 +98,7 @@ class SharedGenerators:
         for key in list(self.states):
             classes = {name for node in nodes for name in _slots(node).get(key, [])}
             unseen = sorted(classes - set(self.seen[key]))
-            if unseen and not self.kind.restarts:
+            if unseen and not self.bank.kind.restarts:
                 logger.info("shared generator %s starts anew: it was not trained on %s", key, ", ".join(unseen))
                 del self.states[key], self.seen[key]
 

@@ -85,7 +85,7 @@ def cell(way: str, fold: int, density: float, coverage: float = 1.0, tstr: float
     fidelity["coverage"] = coverage
     report = {
         "utility": {"pooled": {"tstr": tstr, "trtr": 0.5}},
-        "fidelity": {"synthetic": fidelity, "real": {**fidelity, "density": 1.0}, "classifier": {"auc": 0.8}},
+        "fidelity": {"synthetic": fidelity, "real": {**fidelity, "density": 1.0}},
     }
     return {"way": way, "length": 4, "fold": fold, "seed": 0, "seconds": 1.0, "report": report}
 

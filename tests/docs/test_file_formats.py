@@ -134,8 +134,7 @@ def runs(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) ->
         for command in ("evaluate", "report"):
             assert main([command, str(folder / "sweep" / "0")]) == 0
         patch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
-        dp = ["privacy=dp", "privacy.epsilon=8", "privacy.delta=0.01", "strategy.dp=server", "strategy.delta=0.1"]
-        start("private", *dp, "strategy.clipping_norm=1", "strategy.noise_multiplier=1")
+        start("private", "privacy=dp", "privacy.epsilon=8", "privacy.delta=0.01")
         start("shared", "rounds=2", "sharing=shared", "strategy.min_nodes=1", app=Nodes(failing))
     return folder
 

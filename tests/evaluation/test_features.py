@@ -20,7 +20,7 @@ def test_segments_are_means_of_stretches() -> None:
 def test_factors_give_what_multiplied_out_tokens_give() -> None:
     generator = torch.Generator().manual_seed(0)
     source = TensorTokens(torch.randn(20, 10, 6, generator=generator), torch.arange(20) % 2)
-    codec = Codec.fit(source, CodecSettings(channels=4, positions=5, components=8))
+    codec = Codec.fit(source, CodecSettings(channels=4, positions=5, components=8))[0]
     samples = SyntheticTokens(codec, codec.encode_all(source), source.labels, seed=3)
     pool = PooledTokens([samples.to("cpu"), samples.to("cpu")])
     dense = TensorTokens(samples.to("cpu").batch(torch.arange(20)), source.labels)

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from clouds import recordings
 
 from fedgen.config.settings import Config
 from fedgen.evaluation.features import Records
-from fedgen.evaluation.probes import AdapterTask, adapter_probe, linear_probe, two_sample
+from fedgen.evaluation.probes import AdapterTask, adapter_probe, linear_probe
 from fedgen.task import Task
 
 
@@ -44,19 +43,6 @@ def test_order_is_heard_by_segments_alone() -> None:
 def test_one_class() -> None:
     one = Records(torch.zeros(4, 2, 3), torch.ones(4, dtype=torch.int64))
     assert linear_probe(one, one, one, pooled=True).tstr == 1
-
-
-def test_two_samples_of_one_distribution_cannot_be_told_apart() -> None:
-    found = two_sample(recordings(60, 1).flat, recordings(60, 2).flat, seed=0)
-    assert found == pytest.approx((0.5, 0.5), abs=0.12)
-
-
-def test_two_distributions_are_told_apart() -> None:
-    assert two_sample(recordings(20, 1).flat, recordings(60, 2).flat + 1, seed=0) == pytest.approx((1, 1), abs=0.02)
-
-
-def test_too_few_to_tell_apart() -> None:
-    assert two_sample(torch.zeros(4, 3), torch.zeros(50, 3), seed=0) is None
 
 
 def test_adapters_learn_from_real_clips_in_place_of_samples(task: Task, tiny: Callable[..., Config]) -> None:

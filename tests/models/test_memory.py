@@ -12,7 +12,7 @@ from fedgen.config.settings import Config
 from fedgen.data.tokens import MappedTokens, TensorTokens
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.models import memory
-from fedgen.models.memory import LOW, MemoryPlan, batch_bytes, free_bytes, plan_memory
+from fedgen.models.memory import LOW, BatchLimit, MemoryPlan, free_bytes, plan_memory
 from fedgen.models.training import TrainingOptions, train_adapters
 from fedgen.task import Task, prepare_task
 
@@ -35,22 +35,22 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def test_high_holds_tokens_and_takes_whole_batches() -> None:
-    plan = plan_memory("high", CPU, 10**18, 10**18)
+    plan = plan_memory("high", CPU, 10**18)
     assert plan == MemoryPlan("high", mapped=False, rows=None, generator_rows=None, clips=None)
-    assert (plan.batch_limit().rows, plan.generator_limit().rows) == (None, None)
+    assert (plan.rows, plan.generator_rows) == (None, None)
 
 
 def test_low_reads_tokens_batch_by_batch_and_takes_small_batches() -> None:
     for device in (CPU, CUDA):
-        plan = plan_memory("low", device, 1, 1)
+        plan = plan_memory("low", device, 1)
         assert plan.mapped
-        assert (plan.batch_limit().rows, plan.generator_limit().rows, plan.clips) == (8, 32, 8)
+        assert (plan.rows, plan.generator_rows, plan.clips) == (8, 32, 8)
 
 
 def test_each_training_starts_with_a_limit_of_its_own() -> None:
-    limit = LOW.batch_limit()
+    limit = BatchLimit(LOW.rows)
     limit.rows = 1  # as after running out of memory
-    assert LOW.batch_limit().rows == 8
+    assert BatchLimit(LOW.rows).rows == 8
 
 
 def test_auto_is_low_where_the_run_needs_more_than_its_share(
@@ -58,29 +58,20 @@ def test_auto_is_low_where_the_run_needs_more_than_its_share(
 ) -> None:
     free(1000 * MIB)
     with caplog.at_level(logging.INFO):
-        assert plan_memory("auto", CPU, 500 * MIB, 100 * MIB).level == "high"
+        assert plan_memory("auto", CPU, 600 * MIB).level == "high"
         assert caplog.text == ""
-        assert plan_memory("auto", CPU, 500 * MIB, 101 * MIB).level == "low"
-    assert "memory=low: the run needs about 0.6 GiB where cpu has 1.0 GiB free" in caplog.text
+        assert plan_memory("auto", CPU, 601 * MIB).level == "low"
+    assert "memory=low: all tokens need 0.6 GiB where cpu has 1.0 GiB free" in caplog.text
 
 
 def test_a_process_plans_once(free: Callable[[int], None], caplog: pytest.LogCaptureFixture) -> None:
     """What it has taken itself since then must not change its mind."""
     free(10)
     with caplog.at_level(logging.INFO):
-        first = plan_memory("auto", CPU, 7, 0)
+        first = plan_memory("auto", CPU, 7)
         free(1000)
-        assert plan_memory("auto", CPU, 7, 0) is first
+        assert plan_memory("auto", CPU, 7) is first
     assert caplog.text.count("memory=low") == 1
-
-
-@pytest.mark.parametrize(("heads", "queries"), [("flux", 18), ("sd", 77), ("small", 1)])
-def test_the_estimate_counts_a_batch_of_adapters_or_two_of_a_codec(heads: str, queries: int) -> None:
-    shape, width, maps = (1214, 768), 64, 8 * queries
-    few, many = (batch_bytes(shape, size, width, maps) for size in (1, 1000))
-    assert few == 2 * 64 * 4 * 1214 * 768  # two batches of 64 clips in float32
-    each = {"flux": 8.6, "sd": 17.3, "small": 6.1}[heads]  # MiB a clip; 7.8, 16.5 and 5.1 were measured
-    assert many / 1000 / MIB == pytest.approx(each, rel=0.02)
 
 
 def test_free_memory_is_what_the_system_calls_available() -> None:
@@ -114,7 +105,7 @@ def test_low_learns_what_high_learns(tiny: Callable[..., Config]) -> None:
         source, heads = task.tokens(task.parts[0]), task.targets.heads
         training = replace(config.adapter.training, batch_size=10)  # parts of 8 and 2
         losses[level], _ = train_adapters(
-            adapters, source, heads, training, 0, options=TrainingOptions(limit=task.memory.batch_limit())
+            adapters, source, heads, training, 0, options=TrainingOptions(limit=BatchLimit(task.memory.rows))
         )
         scores[level] = zero_shot(adapters, task.test_tokens(), heads, task.classes)
     assert losses["low"] == pytest.approx(losses["high"], rel=1e-4)

@@ -13,7 +13,7 @@ from fedgen.models.settings import CodecSettings, Lengths
 
 def synthetic(count: int, seed: int = 0, noise: bool = True, length: int = 6, positions: int = 4) -> SyntheticTokens:
     tokens = torch.randn(20, length, 5, generator=torch.Generator().manual_seed(seed))
-    codec = Codec.fit(TensorTokens(tokens, torch.zeros(20)), CodecSettings(4, positions, 3, noise=noise))
+    codec = Codec.fit(TensorTokens(tokens, torch.zeros(20)), CodecSettings(4, positions, 3, noise=noise))[0]
     return SyntheticTokens(codec, torch.randn(count, codec.size), torch.arange(count) % 2, seed)
 
 
@@ -56,7 +56,7 @@ def test_factors_are_the_tokens_and_project_like_them() -> None:
 def resampled(count: int) -> SyntheticTokens:
     tokens = torch.randn(20, 9, 5, generator=torch.Generator().manual_seed(9))
     settings = CodecSettings(5, 3, 15, noise=False)
-    codec = Codec.fit(TensorTokens(tokens, torch.zeros(20)), settings, Lengths(3, 6, "cubic"))
+    codec = Codec.fit(TensorTokens(tokens, torch.zeros(20)), settings, Lengths(3, 6, "cubic"))[0]
     return SyntheticTokens(codec, torch.randn(count, codec.size), torch.zeros(count))
 
 

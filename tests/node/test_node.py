@@ -78,7 +78,7 @@ def test_moments_are_on_disk(task: Task, tmp_path: Path) -> None:
     for round_number in (1, 2):
         weights, _ = opened(task, 0, tmp_path).train(weights, round_number, PHASE)
         state, metadata = load_tensors(tmp_path / f"state/node0/optimizer/round_{round_number}.safetensors")
-        assert metadata == {"node": 0, "round": round_number}
+        assert metadata == {"round": round_number}
         assert float(state["step.tokens.position"]) == round_number
 
 
@@ -94,7 +94,7 @@ def test_the_proximal_term_reaches_the_training(task: Task, with_config: Callabl
 
 
 def test_generators_survive_the_process(task: Task, tmp_path: Path) -> None:
-    losses = opened(task, 0, tmp_path).fit_generators(1)
+    losses = opened(task, 0, tmp_path).generators.fit(1)
     assert {entry["generator"] for entry in losses} == {"unified"}
     samples = opened(task, 0, tmp_path).synthesize(1)
     assert samples.counts() == {0: 6, 1: 6}
@@ -104,9 +104,9 @@ def test_generators_survive_the_process(task: Task, tmp_path: Path) -> None:
 
 def test_generators_go_on_training(with_config: Callable[..., Task], tmp_path: Path) -> None:
     task, checkpoints = with_config("generator.kind=vae"), tmp_path / "checkpoints"
-    opened(task, 0, tmp_path).fit_generators(1)
+    opened(task, 0, tmp_path).generators.fit(1)
     first = load_tensors(checkpoints / "vae_unified_node0_round_1" / "vae_unified_node0.safetensors")[0]
-    opened(task, 0, tmp_path).fit_generators(2)
+    opened(task, 0, tmp_path).generators.fit(2)
     second = load_tensors(checkpoints / "vae_unified_node0_round_2" / "vae_unified_node0.safetensors")[0]
     steps = [name for name in first if "step." in name]
     assert steps
@@ -116,12 +116,12 @@ def test_generators_go_on_training(with_config: Callable[..., Task], tmp_path: P
 def test_an_earlier_run_is_read_and_left_alone(task: Task, tmp_path: Path) -> None:
     earlier, own = tmp_path / "earlier", tmp_path / "own"
     opened(task, 0, earlier).train(task.adapters().state_dict(), 1, PHASE)
-    opened(task, 0, earlier).fit_generators(1)
+    opened(task, 0, earlier).generators.fit(1)
     before = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
     node = opened(task, 0, own, load=earlier)
     node.prepare(finished=1)
     assert torch.equal(node.synthesize(2).latents, opened(task, 0, earlier).synthesize(2).latents)
-    node.fit_generators(2)
+    node.generators.fit(2)
     node.train(task.adapters().state_dict(), 2, PHASE)
     assert {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()} == before
     assert [path.name for path in sorted((own / "state/node0/optimizer").iterdir())] == [
@@ -135,7 +135,7 @@ def test_the_generators_of_a_round(with_config: Callable[..., Task], tmp_path: P
     task = with_config("generator.kind=vae", "checkpoint.frequency=1", "checkpoint.keep_last=2")
     drawn = {}
     for round_number in (1, 2, 3):
-        opened(task, 0, tmp_path / "earlier").fit_generators(round_number)
+        opened(task, 0, tmp_path / "earlier").generators.fit(round_number)
         drawn[round_number] = opened(task, 0, tmp_path / "earlier").generators.load().sample({0: 2}, seed=0).latents
     chosen = with_config("generator.kind=vae", "mode=generate", "checkpoint.round=2")
     node = opened(chosen, 0, tmp_path / "own", load=tmp_path / "earlier")
@@ -149,13 +149,13 @@ def test_the_generators_of_a_round(with_config: Callable[..., Task], tmp_path: P
 
 def test_generators_need_not_be_saved_for_their_user(with_config: Callable[..., Task], tmp_path: Path) -> None:
     node = opened(with_config("checkpoint.save=false"), 0, tmp_path)
-    node.fit_generators(1)
+    node.generators.fit(1)
     assert node.synthesize(1).counts() == {0: 6, 1: 6}
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_folder_for_checkpoints(with_config: Callable[..., Task], tmp_path: Path) -> None:
-    opened(with_config(), 0, tmp_path / "run", checkpoints=tmp_path / "mine").fit_generators(1)
+    opened(with_config(), 0, tmp_path / "run", checkpoints=tmp_path / "mine").generators.fit(1)
     assert (tmp_path / "mine" / "vae_unified_node0_round_1" / "vae_unified_node0.safetensors").is_file()
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -172,7 +172,7 @@ class TestANodeOfItsOwn:
             {"unified": ["siren", "engine"]},
         ]
         for node in nodes:
-            node.fit_generators(1)
+            node.generators.fit(1)
         files = {path.name for path in (tmp_path / "checkpoints").glob("*/*.safetensors")}
         assert files == {
             "vae_perclass_node0_class_dog.safetensors",
@@ -185,7 +185,7 @@ class TestANodeOfItsOwn:
         task = with_config("nodes={0: {classes: [cow], samples_per_class: '3'}}")
         node = opened(task, 0, tmp_path)
         assert node.data.counts == {1: 4}
-        node.fit_generators(1)
+        node.generators.fit(1)
         assert node.synthesize(1).counts() == {1: 3}
 
     def test_its_own_word_goes_before_the_configuration(self, with_config: Callable[..., Task], tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_check_of_a_granularity_without_groups(with_config: Callable[..., Task],
 
 
 def test_check_of_generators_that_do_not_fit(task: Task, with_config: Callable[..., Task], tmp_path: Path) -> None:
-    opened(task, 0, tmp_path / "earlier").fit_generators(1)
+    opened(task, 0, tmp_path / "earlier").generators.fit(1)
     for mode in ("generate", "combined"):
         other = with_config(f"mode={mode}", "generator=vae")
         with pytest.raises(CheckpointError, match=r"kind is gaussian, this run has vae"):
@@ -249,5 +249,5 @@ def test_check_of_a_load_that_knows_nothing_of_the_node(task: Task, tmp_path: Pa
 
 def test_auto_is_the_mean_number_of_clips(with_config: Callable[..., Task], tmp_path: Path) -> None:
     task = with_config("synthesis.samples_per_class=auto")
-    opened(task, 0, tmp_path).fit_generators(1)
+    opened(task, 0, tmp_path).generators.fit(1)
     assert opened(task, 0, tmp_path).synthesize(1).counts() == {0: 4, 1: 4}

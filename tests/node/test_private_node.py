@@ -163,7 +163,7 @@ def test_a_release_of_other_clips_is_refused(tiny: Tiny, tmp_path: Path) -> None
     other.data.indices = node.data.indices.copy()
     other.data.indices[0] = next(index for index in held_out if store.labels[index] == first)
     assert other.data.counts == node.data.counts
-    with pytest.raises(CheckpointError, match="clips was"):
+    with pytest.raises(CheckpointError, match="clips is"):
         other.generators.release  # noqa: B018
 
 
@@ -186,7 +186,7 @@ def test_a_later_run_goes_on_from_the_release_and_spends_nothing(
     federate(private(tiny, "mode=generate", "privacy.seed=null", load), tmp_path / "second")
     files = [(tmp_path / run / "state/node1/release.safetensors").read_bytes() for run in ("first", "second")]
     assert files[0] == files[1]
-    with pytest.raises(DataError, match=r"private release of node 0 is not this run's: privacy was .*'epsilon': 8"):
+    with pytest.raises(DataError, match=r"private release of node 0 is not this run's: privacy is .*'epsilon': 8"):
         federate(private(tiny, "mode=generate", "privacy.seed=null", "privacy.epsilon=4", load), tmp_path / "third")
 
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from worlds import NODES, fitted, on_nodes, spread_within, world
+from worlds import NODES, audit, fitted, on_nodes, spread_within, world
 
 from fedgen.errors import ConfigError
 from fedgen.privacy.attacks import all_scores
 from fedgen.privacy.evidence import Candidates, GaussianFit, Release
 from fedgen.privacy.gate import FAILED, PASSED, UNKNOWN, judge
-from fedgen.privacy.result import audit, measure
+from fedgen.privacy.result import measure
 from fedgen.privacy.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings()

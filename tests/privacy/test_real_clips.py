@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from worlds import fitted
+from worlds import audit, fitted
 
 from fedgen.config.compose import load_config
 from fedgen.data.datasets import open_dataset
 from fedgen.models.public import public_space
 from fedgen.models.settings import Lengths
 from fedgen.privacy.evidence import Candidates, GaussianFit, Release
-from fedgen.privacy.result import audit
 from fedgen.task import prepare_store
 
 

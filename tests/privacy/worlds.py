@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from fedgen.data.seeds import seeded
 from fedgen.models.generators.density import ClassGaussians
+from fedgen.privacy.attacks import all_scores
 from fedgen.privacy.evidence import Candidates, Release
+from fedgen.privacy.result import Report, measure
 
 NODES, CLASSES = 3, 3  # a node has classes of its own
+
+
+def audit(candidates: Candidates, releases: Sequence[Release], shadows: int = 16) -> Report | None:
+    """Run every attack on ``releases``."""
+    return measure(all_scores(candidates, releases, shadows=shadows), candidates)
 
 
 def world(size: int, seed: int, clips: int = 17, width: int = 0, nodes: int = NODES) -> Candidates:

@@ -117,7 +117,7 @@ def test_the_state_of_a_run(name: str, crafted: bytes, copy: Path) -> None:
 
 
 READERS: dict[str, Callable[[NodeState], Any]] = {
-    "optimizer/round_2.safetensors": lambda state: state.optimizer_state(3),
+    "optimizer/round_2.safetensors": lambda state: state.load("optimizer", 3),
     "others.safetensors": lambda state: state.others(toy_space().codec),
     "release.safetensors": lambda state: state.release(),
 }

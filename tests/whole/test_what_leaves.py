@@ -28,8 +28,7 @@ TO, FROM = "to the node", "from the node"
 SECURE = " by secure aggregation"
 
 RUNS: dict[str, list[str]] = {
-    "federate": ["mode=federate", "strategy=fedprox", "strategy.dp=client", "strategy.clipping_norm=1",
-                 "strategy.noise_multiplier=1", "strategy.delta=0.1"],
+    "federate": ["mode=federate", "strategy=fedprox"],
     "generators_only": ["mode=generators_only", "generator=gan"],
     "phases": ["phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds: 2}]", "generator=vae"],
     "combined": ["mode=combined", "rounds=2", "granularity=per_class"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -58,30 +59,9 @@ def generator_loss(history: History) -> dict[str, float]:
 MARGINALS = "marginals"  # how the names of their tensors begin
 
 
+@dataclass(eq=False)
 class Bank:
     """The generators of one node.
-
-    Parameters
-    ----------
-    settings : GeneratorSettings
-        Kind, sizes and training of every generator.
-    granularity : GranularitySettings
-        Which generator serves which class.
-    class_names : list[str]
-        Name of each global class id.
-    space : PublicSpace
-        The codec that the generators work in.
-    conditions : Conditions, optional
-        Embeddings of the target for each global class id; conditioned kinds see those of ``settings.conditions``.
-    limit : BatchLimit, optional
-        Largest batch that training starts with; it is halved when memory runs out.
-    split_seed : int
-        Seed of the choice of held-out clips: the same in every round, so that they stay held out.
-
-    Attributes
-    ----------
-    encode : Callable, optional
-        Returns the latents of all clips that the bank is fitted to, ``(N, k)``; `Codec.encode_all` by default.
 
     Raises
     ------
@@ -89,31 +69,27 @@ class Bank:
         Unknown kind; or conditions that are missing, not one for each class, not of the target, or not for this kind.
     """
 
-    def __init__(
-        self,
-        settings: GeneratorSettings,
-        granularity: GranularitySettings,
-        class_names: list[str],
-        space: PublicSpace,
-        conditions: Conditions | None = None,
-        limit: BatchLimit | None = None,
-        split_seed: int = 0,
-    ) -> None:
-        self.kind = KINDS[choose(settings.kind, KINDS, "generator.kind")]
-        self.conditions = self.kind.select(settings, conditions)
-        if self.conditions is not None and len(self.conditions) != len(class_names):
+    settings: GeneratorSettings  # kind, sizes and training of every generator
+    granularity: GranularitySettings  # which generator serves which class
+    class_names: list[str]  # of each global class id
+    space: PublicSpace  # the codec that the generators work in
+    conditions: Conditions | None = None  # of each global class id; conditioned kinds see `settings.conditions` of them
+    limit: BatchLimit = field(default_factory=BatchLimit)  # largest batch; halved when memory runs out
+    split_seed: int = 0  # of the choice of held-out clips: the same in every round, so that they stay held out
+    # returns the latents of all clips that the bank is fitted to (N, k); `Codec.encode_all` by default
+    encode: Callable[[], Tensor] | None = None
+    generators: dict[str, Generator] = field(default_factory=dict)
+    marginals: dict[str, Marginals] = field(default_factory=dict)  # of each generator, if the settings ask for them
+    classes: dict[str, list[str]] = field(default_factory=dict)  # what each generator was fitted to
+
+    def __post_init__(self) -> None:
+        self.kind = KINDS[choose(self.settings.kind, KINDS, "generator.kind")]
+        self.conditions = self.kind.select(self.settings, self.conditions)
+        if self.conditions is not None and len(self.conditions) != len(self.class_names):
             raise ConfigError(
-                f"generator.kind={settings.kind} needs a condition for each of {len(class_names)} classes, "
+                f"generator.kind={self.settings.kind} needs a condition for each of {len(self.class_names)} classes, "
                 f"got {len(self.conditions)}"
             )
-        self.settings, self.granularity = settings, granularity
-        self.class_names = list(class_names)
-        self.limit, self.split_seed = limit or BatchLimit(), split_seed
-        self.space = space
-        self.encode: Callable[[], Tensor] | None = None
-        self.generators: dict[str, Generator] = {}
-        self.marginals: dict[str, Marginals] = {}  # of each generator, with `GeneratorSettings.marginals`
-        self.classes: dict[str, list[str]] = {}  # what each generator was fitted to
 
     @property
     def condition_sizes(self) -> dict[str, tuple[int, ...]]:
@@ -260,10 +236,7 @@ class Bank:
         """Train one generator after the other, each on its part, and return their losses."""
         losses: list[dict[str, float | str]] = []
         for key, part in parts.items():
-            if schedule is None:
-                epochs = generators[key].fit(*part, limit=self.limit)
-            else:
-                epochs = generators[key].fit_shared(*part[:3], schedule, self.limit)
+            epochs = generators[key].fit(part, schedule, self.limit)
             losses += [{"generator": key, "epoch": number, **epoch} for number, epoch in enumerate(epochs)]
         return losses
 

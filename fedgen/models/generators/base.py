@@ -29,17 +29,6 @@ class Part(NamedTuple):
 class Generator(ABC):
     """A model of codec latents given their class; one instance serves one class or many.
 
-    Parameters
-    ----------
-    settings : GeneratorSettings
-        Sizes and training.
-    size : int
-        Coefficients ``k`` of a latent vector.
-    conditions : Conditions, optional
-        Embeddings of the target for each global class id; fitting and sampling use the same.
-    within : Tensor, optional
-        Covariance of public sounds within classes ``(k, k)``, for ``generator.covariance=public``.
-
     Raises
     ------
     ConfigError
@@ -51,10 +40,10 @@ class Generator(ABC):
     conditioned: ClassVar[bool] = False
     restarts: ClassVar[bool] = False  # whether a shared round starts from nothing, as closed forms do
 
-    settings: GeneratorSettings
-    size: int
-    conditions: Conditions | None = None
-    within: Tensor | None = None
+    settings: GeneratorSettings  # sizes and training
+    size: int  # coefficients k of a latent vector
+    conditions: Conditions | None = None  # of each global class id; fitting and sampling use the same
+    within: Tensor | None = None  # covariance of public sounds within classes (k, k): generator.covariance=public
 
     def __post_init__(self) -> None:
         self.within = self.within if self.settings.covariance == "public" else None
@@ -77,28 +66,22 @@ class Generator(ABC):
     def forget(self) -> None:
         """Drop weights, statistics and densities."""
 
-    @abstractmethod
     def initialise(self, seed: int) -> None:
-        """Draw fresh weights from ``seed``; everything learned, and the optimiser's state, is dropped."""
+        """Draw fresh weights from ``seed``, if there are any; everything that was learned is dropped."""
+        self.forget()
 
     @abstractmethod
     def fit(
-        self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0, limit: BatchLimit | None = None
+        self, part: Part, schedule: Schedule | None = None, limit: BatchLimit | None = None
     ) -> list[dict[str, float]]:
-        """Fit to a node's own ``latents`` ``(N, k)`` of classes ``labels`` ``(N,)``, on the latents' device.
+        """Fit to a node's latents, on their device.
 
-        A generator that was fitted goes on from its weights and its optimiser's state; any other is initialised. See
-        `Part` for the seeds; ``limit`` halves the batch of neural kinds when memory runs out. Returns the losses of
-        each epoch by component.
-        """
+        A generator that was fitted goes on from its weights and its optimiser's state; any other is initialised.
+        ``limit`` halves the batch of neural kinds when memory runs out. Returns the losses of each epoch by component.
 
-    @abstractmethod
-    def fit_shared(
-        self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule, limit: BatchLimit | None = None
-    ) -> list[dict[str, float]]:
-        """Go on from `load_shared_state` or `initialise` with a node's latents, as one of the calls of ``schedule``.
-
-        Every node takes latents as they are (a shared codec's are standardised over all nodes) and uses all of them.
+        With a ``schedule`` nodes share the generator: it goes on from `load_shared_state` or `initialise` as one of
+        the calls of ``schedule``, takes latents as they are (a shared codec's are standardised over all nodes), uses
+        all of them, and is completed by `finalize`.
         """
 
     @abstractmethod

@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedgen.errors import DataError
-from fedgen.models.moments import class_means
-from fedgen.models.states import check_tensors, length_of
+from fedgen.models.moments import class_means, root
+from fedgen.models.states import ClassTensors, check_tensors, length_of
 
 FEW = 8  # samples below which a class has no covariance of its own
 BANDS = 4  # of directions, in which the width of a class is measured
 NARROWEST = 0.05  # of the usual variance: no class is narrower in any band
 
 
-class ClassStatistics:
+@dataclass(eq=False)
+class ClassStatistics(ClassTensors):
     """Counts, means and scatters of classes; those of several nodes add up to those of all their samples.
-
-    Attributes
-    ----------
-    classes, counts : Tensor
-        Global class ids ``(C,)``, ascending, and samples of each.
-    means : Tensor
-        ``(C, k)``, float64.
-    scatters : Tensor, optional
-        Sums of outer products of deviations from the mean ``(C, k, k)``, float64; None where covariances are public.
 
     References
     ----------
     Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
     """
 
-    NAMES = ("classes", "counts", "means", "scatters")
+    dtype = torch.float64
 
-    def __init__(self, classes: Tensor, counts: Tensor, means: Tensor, scatters: Tensor | None = None) -> None:
-        self.classes, self.counts, self.means = classes.long().cpu(), counts.long().cpu(), means.double().cpu()
-        self.scatters = None if scatters is None else scatters.double().cpu()
+    counts: Tensor  # samples of each class (C,)
+    means: Tensor  # (C, k)
+    # sums of outer products of deviations from the mean (C, k, k); None where covariances are public
+    scatters: Tensor | None = None
 
     @classmethod
     def empty(cls, size: int, scattered: bool = True) -> ClassStatistics:
         """Return the statistics of no samples of ``size`` coefficients, with scatters or without."""
         scatters = torch.zeros(0, size, size) if scattered else None
-        return cls(torch.zeros(0), torch.zeros(0), torch.zeros(0, size), scatters)
+        none = torch.zeros(0, dtype=torch.long)
+        return cls(none, none, torch.zeros(0, size), scatters)
 
     @classmethod
     def measure(cls, latents: Tensor, labels: Tensor, scattered: bool = True) -> ClassStatistics:
@@ -73,11 +68,6 @@ class ClassStatistics:
             counts[rows] += part.counts
         return ClassStatistics(classes, counts, means, scatters)
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the tensors that there are, by name, in float32 and int64."""
-        values = {name: getattr(self, name) for name in self.NAMES if getattr(self, name) is not None}
-        return {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
-
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], size: int, scattered: bool = True) -> ClassStatistics:
         """Rebuild statistics of ``size`` coefficients from `state`, with scatters or without.
@@ -90,13 +80,13 @@ class ClassStatistics:
         count = length_of(state, "classes")
         shapes = {"classes": (count,), "counts": (count,), "means": (count, size)}
         check_tensors(state, shapes | ({"scatters": (count, size, size)} if scattered else {}))
-        found = cls(**state)
-        if (found.classes.diff() <= 0).any() or (found.counts < 1).any():
-            raise DataError(f"statistics of classes {found.classes.tolist()} with counts {found.counts.tolist()}")
-        return found
+        if (state["counts"] < 1).any():
+            raise DataError(f"statistics of classes with counts {state['counts'].tolist()}")
+        return cls(**state)
 
 
-class ClassGaussians:
+@dataclass(eq=False)
+class ClassGaussians(ClassTensors):
     """A mean and a covariance for each class; no sample is held, except as the mean of a class of one sample.
 
     The covariance of class c is ``(1 - s) * own + s * tied``, ``tied`` being the pooled covariance within classes, or
@@ -104,29 +94,15 @@ class ClassGaussians:
     drawn from its own, samples would lie between its clips. Larger s hides single clips better, smaller s keeps the
     differences between classes, such as their spread.
 
-    Attributes
-    ----------
-    classes : Tensor
-        Global class ids ``(C,)``, ascending.
-    means : Tensor
-        ``(C, k)``.
-    factors : Tensor
-        ``(F, k, k)``: ``factor @ factor.T`` is a covariance.
-    factor_of : Tensor
-        Row of ``factors`` that each class uses, ``(C,)``.
-
     References
     ----------
     Friedman, "Regularized discriminant analysis", JASA 1989; Schaefer and Strimmer, "A shrinkage approach to
     large-scale covariance matrix estimation", 2005 (variances as the target).
     """
 
-    NAMES = ("classes", "means", "factors", "factor_of")
-
-    def __init__(self, classes: Tensor, means: Tensor, factors: Tensor, factor_of: Tensor) -> None:
-        self.classes, self.means = classes.long().cpu(), means.float().cpu()
-        self.factors, self.factor_of = factors.float().cpu(), factor_of.long().cpu()
-        self._row = {label: row for row, label in enumerate(self.classes.tolist())}
+    means: Tensor  # (C, k)
+    factors: Tensor  # (F, k, k): factor @ factor.T is a covariance
+    factor_of: Tensor  # row of factors that each class uses (C,)
 
     @classmethod
     def fit(cls, latents: Tensor, labels: Tensor, shrinkage: float = 0.3) -> ClassGaussians:
@@ -143,11 +119,11 @@ class ClassGaussians:
         for count, scatter in zip(statistics.counts.tolist(), statistics.scatters, strict=True):
             if shrinkage < 1 and count >= FEW:
                 factor_of.append(len(factors))
-                factors.append(_factor((1 - shrinkage) * scatter / (count - 1) + shrinkage * tied))
+                factors.append(root((1 - shrinkage) * scatter / (count - 1) + shrinkage * tied))
             else:
                 if shared is None:  # made once, and only if a class needs it
                     shared = len(factors)
-                    factors.append(_factor(tied))
+                    factors.append(root(tied))
                 factor_of.append(shared)
         return cls(statistics.classes, statistics.means, torch.stack(factors), torch.tensor(factor_of))
 
@@ -170,14 +146,9 @@ class ClassGaussians:
 
     def of(self, label: int) -> tuple[Tensor, Tensor]:
         """Return mean ``(k,)`` and factor ``(k, k)`` of class ``label``; `DataError` if it has no density."""
-        if label not in self._row:
-            raise DataError(f"no density for class {label}; fitted classes: {sorted(self._row)}")
-        row = self._row[label]
+        if (row := self.row(label)) is None:
+            raise DataError(f"no density for class {label}; fitted classes: {self.classes.tolist()}")
         return self.means[row], self.factors[self.factor_of[row]]
-
-    def state(self) -> dict[str, Tensor]:
-        """Return everything that defines the densities, by name."""
-        return {name: getattr(self, name) for name in self.NAMES}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], size: int) -> ClassGaussians:
@@ -185,7 +156,7 @@ class ClassGaussians:
         count, factors = (length_of(state, name) for name in ("classes", "factors"))
         shapes = {"classes": (count,), "means": (count, size), "factors": (factors, size, size), "factor_of": (count,)}
         check_tensors(state, shapes)
-        return cls(*(state[name] for name in cls.NAMES))
+        return cls(**state)
 
 
 def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,9 +206,3 @@ def _tied(statistics: ClassStatistics) -> Tensor:
     if samples > 1:
         return statistics.means.T.cov().reshape(size, size)  # every class has one sample, its mean
     return torch.eye(size, dtype=torch.float64)
-
-
-def _factor(covariance: Tensor) -> Tensor:
-    """Return the symmetric square root ``(k, k)`` of ``covariance``, negative rounding errors cut off."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T

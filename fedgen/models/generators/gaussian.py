@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import add
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.generators.base import Generator
+from fedgen.models.generators.base import Generator, Part
 from fedgen.models.generators.density import ClassGaussians, ClassStatistics, class_widths
 from fedgen.models.memory import BatchLimit
 from fedgen.models.settings import Schedule
@@ -36,32 +37,30 @@ class GaussianGenerator(Generator):
         self.density: ClassGaussians | None = None
         self.statistics = ClassStatistics.empty(self.size, self.within is None)
 
-    def initialise(self, seed: int) -> None:
-        """Forget everything: there are no weights."""
-        self.forget()
-
     def fit(
-        self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0, limit: BatchLimit | None = None
+        self, part: Part, schedule: Schedule | None = None, limit: BatchLimit | None = None
     ) -> list[dict[str, float]]:
-        """Fit means and covariances anew; the loss is the mean squared distance to the class mean."""
-        statistics = ClassStatistics.measure(latents, labels)
-        widths = None if self.within is None else class_widths(latents, labels, self.within)
-        self.density = self._density(statistics, widths)
-        return [_loss(statistics)]
+        """Fit means and covariances anew, or add a node's statistics to those of a shared generator.
 
-    def fit_shared(
-        self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule, limit: BatchLimit | None = None
-    ) -> list[dict[str, float]]:
-        """Add the statistics of a node's latents; `ConfigError` if those of a class would give its few clips away."""
-        own = ClassStatistics.measure(latents, labels, self.within is None)
+        The loss is the mean squared distance to the class mean. Raises `ConfigError` if the shared statistics of a
+        class would give its few clips away.
+        """
+        own = ClassStatistics.measure(part.latents, part.labels)
+        samples, size = int(own.counts.sum()), own.means.shape[1]
+        assert own.scatters is not None
+        losses = [{"loss": float(own.scatters.diagonal(dim1=1, dim2=2).sum() / (samples * size))}]
+        if schedule is None:
+            widths = None if self.within is None else class_widths(part.latents, part.labels, self.within)
+            self.density = self._density(own, widths)
+            return losses
         few = own.classes[own.counts < FEWEST_SHARED].tolist()
         if few:
             raise ConfigError(
                 f"sharing=shared with generator.kind={self.kind}: classes of ids {few} have fewer than {FEWEST_SHARED} "
                 "clips on this node, and their statistics would give these clips away; use sharing=local"
             )
-        self.statistics += own
-        return [_loss(ClassStatistics.measure(latents, labels))]
+        self.statistics += own if self.within is None else replace(own, scatters=None)
+        return losses
 
     def finalize(self, latents: Tensor, labels: Tensor) -> None:
         """Compute the densities from the shared statistics; nothing of them is the node's own."""
@@ -103,9 +102,3 @@ class GaussianGenerator(Generator):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Load the densities of ``state``."""
         self.density = ClassGaussians.from_state(state, self.size)
-
-
-def _loss(statistics: ClassStatistics) -> dict[str, float]:
-    assert statistics.scatters is not None
-    samples, size = int(statistics.counts.sum()), statistics.means.shape[1]
-    return {"loss": float(statistics.scatters.diagonal(dim1=1, dim2=2).sum() / (samples * size))}

@@ -14,7 +14,7 @@ from fedgen.data.seeds import seeded
 from fedgen.errors import DataError
 from fedgen.models.memory import BatchLimit
 from fedgen.models.settings import NeuralTraining, Schedule
-from fedgen.models.states import join, live_tensors, load_optimizer_tensors, part_of
+from fedgen.models.states import join, load_optimizer_tensors, optimizer_tensors, part_of
 
 
 class Batch(NamedTuple):
@@ -49,21 +49,12 @@ class OptimStep:
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """How models of one kind learn.
+    """How models of one kind learn."""
 
-    Parameters
-    ----------
-    steps : tuple[OptimStep, ...]
-        Steps taken on every batch, in this order: two for networks that learn against each other.
-    noise : Callable
-        From a number of rows and a generator to noise by name ``(rows, ...)``, on the generator's device. Drawn once an
-        epoch for all its rows.
-    validation : Losses, optional
-        The last component decides which epoch was best. Without it no row is held out and nothing stops early.
-    """
-
-    steps: tuple[OptimStep, ...]
+    steps: tuple[OptimStep, ...]  # taken on every batch, in this order: two for networks that learn against each other
+    # from a number of rows and a generator to noise by name (rows, ...), on the generator's device: once an epoch
     noise: Callable[[int, torch.Generator], dict[str, Tensor]]
+    # its last component decides which epoch was best; without it no row is held out and nothing stops early
     validation: Losses | None = None
 
 
@@ -199,5 +190,5 @@ def _validate(spec: TrainingSpec, model: nn.Module, batch: Batch) -> float:
 
 def _snapshot(model: nn.Module, optimizers: list[torch.optim.AdamW]) -> dict[str, Tensor]:
     """Return copies of weights and moments."""
-    parts = {"model": model.state_dict(), "optimizer": live_tensors(model, *optimizers)}
+    parts = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, *optimizers)}
     return {name: value.clone() for name, value in join(parts).items()}

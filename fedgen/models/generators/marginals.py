@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedgen.data.seeds import seeded
-from fedgen.errors import DataError
 from fedgen.models.codec import Codec
 from fedgen.models.generators.density import FEW
-from fedgen.models.states import check_tensors, length_of
+from fedgen.models.states import ClassTensors, check_tensors, length_of
 
 LEVELS = 100  # quantiles that describe a distribution
 POINTS = 256  # of the map that follows from them
@@ -24,7 +24,8 @@ Draw = Callable[[int, int, torch.Generator], Tensor]
 """Draws latents ``(count, k)`` of a class, ``count`` and a random generator being given."""
 
 
-class Marginals:
+@dataclass(eq=False)
+class Marginals(ClassTensors):
     """Per-channel quantile mapping of samples to the marginal distribution of the class's clips.
 
     A Gaussian spreads rare, strong events, such as the ticks of a clock, evenly over all samples and positions. Here
@@ -35,31 +36,17 @@ class Marginals:
     Quantiles over all positions of all clips of a class are held, no clip. A class of fewer than `FEW` clips has none,
     and its samples stay as they are.
 
-    Attributes
-    ----------
-    classes : Tensor
-        Global class ids ``(C,)``, ascending.
-    lows, steps : Tensor
-        First point of each table and distance of its points, in the generator's values, ``(C, channels)``.
-    tables : Tensor
-        Mapped value of each point, ``(C, channels, POINTS)``; linear between two points, a shift beyond the ends.
-    means, shifts, gains : Tensor
-        The generator's mean of each coefficient, and the map that restores its mean and deviation, ``(C, k)``.
-
     References
     ----------
     Heeger and Bergen, "Pyramid-based texture analysis/synthesis", SIGGRAPH 1995 (matching histograms).
     """
 
-    NAMES = ("classes", "lows", "steps", "tables", "means", "shifts", "gains")
-
-    def __init__(
-        self, classes: Tensor, lows: Tensor, steps: Tensor, tables: Tensor, means: Tensor, shifts: Tensor, gains: Tensor
-    ) -> None:
-        self.classes = classes.long().cpu()
-        self.lows, self.steps, self.tables = (value.float().cpu() for value in (lows, steps, tables))
-        self.means, self.shifts, self.gains = (value.float().cpu() for value in (means, shifts, gains))
-        self._row = {label: row for row, label in enumerate(self.classes.tolist())}
+    lows: Tensor  # first point of each table, in the generator's values (C, channels)
+    steps: Tensor  # distance of its points (C, channels)
+    tables: Tensor  # mapped value of each point (C, channels, POINTS); linear between two, a shift beyond the ends
+    means: Tensor  # the generator's, of each coefficient (C, k)
+    shifts: Tensor  # with gains, the map that restores mean and deviation of each coefficient (C, k)
+    gains: Tensor  # (C, k)
 
     @classmethod
     def fit(cls, codec: Codec, latents: Tensor, labels: Tensor, draw: Draw, seed: int) -> Marginals:
@@ -84,19 +71,17 @@ class Marginals:
         """Return those of no class."""
         of_channels, of_latents = torch.zeros(0, codec.channels.shape[1]), torch.zeros(0, codec.size)
         tables = torch.zeros(*of_channels.shape, POINTS)
-        return cls(torch.zeros(0), of_channels, of_channels, tables, of_latents, of_latents, of_latents)
+        none = torch.zeros(0, dtype=torch.long)
+        return cls(none, of_channels, of_channels, tables, of_latents, of_latents, of_latents)
 
     def match(self, codec: Codec, label: int, latents: Tensor) -> Tensor:
         """Return samples ``latents`` ``(N, k)`` of a class, mapped, on the CPU."""
-        if label not in self._row:
+        if (row := self.row(label)) is None:
             return latents.cpu()
-        row, device = self._row[label], codec.mean.device
-        low, step, table, mean, shift, gain = (getattr(self, name)[row].to(device) for name in self.NAMES[1:])
-        return (_mapped(codec, latents.to(device), mean, low, step, table) * gain + shift).cpu()
-
-    def state(self) -> dict[str, Tensor]:
-        """Return everything, by name."""
-        return {name: getattr(self, name) for name in self.NAMES}
+        own = {name: value[row].to(codec.mean.device) for name, value in self.state().items()}
+        table = own["lows"], own["steps"], own["tables"]
+        mapped = _mapped(codec, latents.to(codec.mean.device), own["means"], *table)
+        return (mapped * own["gains"] + own["shifts"]).cpu()
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], codec: Codec) -> Marginals:
@@ -105,10 +90,7 @@ class Marginals:
         channels, size = (count, codec.channels.shape[1]), (count, codec.size)
         shapes = {"classes": (count,), "lows": channels, "steps": channels, "tables": (*channels, POINTS)}
         check_tensors(state, shapes | dict.fromkeys(("means", "shifts", "gains"), size))
-        found = cls(**{name: state[name] for name in cls.NAMES})
-        if (found.classes.diff() <= 0).any():
-            raise DataError(f"marginals of classes {found.classes.tolist()}, which do not ascend")
-        return found
+        return cls(**state)
 
 
 def _values(codec: Codec, latents: Tensor, mean: Tensor) -> Tensor:

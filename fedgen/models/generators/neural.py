@@ -24,30 +24,17 @@ class NeuralGenerator(Generator):
 
     A kind defines the network (`build`), its training (`spec`), the parts fitted to the trained network (`finalize`)
     and sampling (`sample`). Fitting and sampling both read the ``embeddings`` of classes through `classes_of`.
-
-    Attributes
-    ----------
-    model : nn.Module
-        On the CPU, except while it is trained.
-    embeddings : dict[str, Tensor]
-        Input of the network for each global class id, ``(C, ...)`` by name; empty for unconditioned kinds.
-    mean, deviation : Tensor
-        ``(k,)`` and ``()``: of the latents of the first fit; 0 and 1 for a shared generator.
-    residual : Tensor
-        Deviation of the noise that samples get ``(k,)``.
-    density : ClassGaussians or None
-        None until `finalize`.
-    moments : dict[str, Tensor]
-        AdamW's, between fits.
     """
 
     def forget(self) -> None:
         """Drop weights, standardisation, density and the optimiser's state."""
-        self.embeddings = self.see(self.conditions)
-        self.model = self.build()
-        self.mean, self.deviation, self.residual = torch.zeros(self.size), torch.ones(()), torch.zeros(self.size)
-        self.density: ClassGaussians | None = None
-        self.moments: dict[str, Tensor] = {}
+        self.embeddings = self.see(self.conditions)  # of each global class id (C, ...) by name; empty if unconditioned
+        self.model = self.build()  # on the CPU, except while it is trained
+        # of the latents of the first fit; 0 and 1 for a shared generator
+        self.mean, self.deviation = torch.zeros(self.size), torch.ones(())
+        self.residual = torch.zeros(self.size)  # deviation of the noise that samples get (k,)
+        self.density: ClassGaussians | None = None  # until `finalize`
+        self.moments: dict[str, Tensor] = {}  # AdamW's, between fits
         self.initialised = False
 
     @classmethod
@@ -81,24 +68,18 @@ class NeuralGenerator(Generator):
         self.initialised = True
 
     def fit(
-        self, latents: Tensor, labels: Tensor, seed: int, split_seed: int = 0, limit: BatchLimit | None = None
+        self, part: Part, schedule: Schedule | None = None, limit: BatchLimit | None = None
     ) -> list[dict[str, float]]:
-        """Train on ``latents`` ``(N, k)`` and finalize; a trained generator goes on, its ramps being over."""
-        losses = self._train(Part(latents, labels, seed, split_seed), None, limit)
-        self.finalize(latents, labels)
-        return losses
+        """Train and finalize; a trained generator goes on, its ramps being over.
 
-    def fit_shared(
-        self, latents: Tensor, labels: Tensor, seed: int, schedule: Schedule, limit: BatchLimit | None = None
-    ) -> list[dict[str, float]]:
-        """Train on all of ``latents`` ``(N, k)`` as they are, without early stopping: each node's steps count."""
-        return self._train(Part(latents, labels, seed), schedule, limit)
-
-    def _train(self, part: Part, schedule: Schedule | None, limit: BatchLimit | None) -> list[dict[str, float]]:
+        One that nodes share is trained on all of them without early stopping, so that each node's steps count.
+        """
         state = self._train_state(part, shared=schedule is not None)
         losses = train(state, self.spec, self.settings.training, schedule, limit)
         self.moments = state.moments
         self.model.cpu()
+        if schedule is None:
+            self.finalize(part.latents, part.labels)
         return losses
 
     def _train_state(self, part: Part, shared: bool) -> TrainState:

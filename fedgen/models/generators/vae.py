@@ -21,13 +21,8 @@ class FusedConditions(nn.Module):
     """Each condition encoded apart, then summed; an absent one is replaced by a vector that is learned for it.
 
     A sum of linear layers is one linear layer over all inputs side by side: with nothing absent, fusing loses nothing
-    against `LinearCondition`. The learned stand-ins keep the scale of the sum when something is absent.
-
-    Parameters
-    ----------
-    shapes : Mapping[str, tuple[int, ...]]
-        Of a class's condition by name: ``(w,)`` for a vector, ``(T, w)`` for a token sequence.
-    width : int
+    against `LinearCondition`. The learned stand-ins keep the scale of the sum when something is absent. ``shapes`` of a
+    class's conditions are ``(w,)`` for a vector, ``(T, w)`` for a token sequence.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], width: int) -> None:
@@ -77,9 +72,7 @@ class VAENetwork(nn.Module):
     the codes.
     """
 
-    def __init__(
-        self, size: int, width: int, latents: int, condition: LinearCondition | FusedConditions | None = None
-    ) -> None:
+    def __init__(self, size: int, width: int, latents: int, condition: Condition | None = None) -> None:
         super().__init__()
         extra = condition.width if condition else 0
         self.condition = condition

@@ -33,7 +33,7 @@ def gan(training: GeneratorTraining = TRAINING) -> GANGenerator:
 
 def fitted(training: GeneratorTraining = TRAINING) -> GANGenerator:
     generator = gan(training)
-    generator.fit(*clusters(), seed=0)
+    generator.fit(Part(*clusters(), seed=0))
     return generator
 
 
@@ -107,7 +107,7 @@ def test_it_learns_what_no_gaussian_is() -> None:
     distances = {}
     for kind in ("gaussian", "gan"):
         generator = open_generator(GeneratorSettings(kind=kind, width=64, training=training), SIZE, CONDITIONS)
-        generator.fit(*two_lobes(400, seed=0), seed=0)
+        generator.fit(Part(*two_lobes(400, seed=0), seed=0))
         distances[kind] = energy_distance(draw(generator, label=0, count=400), others)
     assert distances["gan"] < 0.67 * distances["gaussian"]
 
@@ -123,7 +123,7 @@ def energy_distance(one: Tensor, other: Tensor) -> float:
 
 
 def test_losses_of_both_networks_come_by_component() -> None:
-    losses = gan().fit(*clusters(), seed=0)
+    losses = gan().fit(Part(*clusters(), seed=0))
     judge, make = ["score_gap", "gradient_penalty", "discriminator_loss"], ["adversarial", "feature_matching", "energy"]
     assert [list(row) for row in losses] == [[*judge, *make, "loss", "validation_loss"]] * len(losses)
     for row in losses:
@@ -205,7 +205,7 @@ def test_nodes_share_networks_and_optimisers_and_no_gaussian() -> None:
     latents, labels = clusters()
     sender, receiver = gan(), gan()
     sender.initialise(seed=0)
-    sender.fit_shared(latents, labels, 0, Schedule())
+    sender.fit(Part(latents, labels, 0), schedule=Schedule())
     sender.finalize(latents, labels)
     state = sender.shared_state()
     networks = {f"model.{name}" for name in sender.model.state_dict()}

@@ -9,7 +9,7 @@ from toy_latents import CONDITIONS, SIZE, clusters
 
 from fedgen.data.targets import Conditions
 from fedgen.errors import ConfigError, DataError
-from fedgen.models.generators import KINDS, Generator, open_generator
+from fedgen.models.generators import KINDS, Generator, Part, open_generator
 from fedgen.models.generators.neural import NeuralGenerator
 from fedgen.models.settings import GeneratorSettings, GeneratorTraining
 
@@ -23,7 +23,7 @@ def settings(kind: str, training: GeneratorTraining = TRAINING) -> GeneratorSett
 
 def fitted(kind: str, training: GeneratorTraining = TRAINING) -> Generator:
     generator = open_generator(settings(kind, training), SIZE, CONDITIONS)
-    generator.fit(*clusters(), seed=0)
+    generator.fit(Part(*clusters(), seed=0))
     return generator
 
 
@@ -40,7 +40,7 @@ def test_samples_have_the_class_mean_and_its_spread(kind: str) -> None:
     latents, labels = clusters([200, 200, 200])
     training = replace(TRAINING, epochs=60, batch_size=64)
     generator = open_generator(settings(kind, training), SIZE, CONDITIONS)
-    generator.fit(latents, labels, seed=0)
+    generator.fit(Part(latents, labels, seed=0))
     for label in range(3):
         real, samples = latents[labels == label], draw(generator, label, 2000)
         assert ((samples.mean(0) - real.mean(0)) / real.std(0)).abs().max() < 0.35
@@ -62,7 +62,7 @@ def test_state_makes_a_twin_that_also_trains_on_alike(kind: str) -> None:
     twin = open_generator(settings(kind, training), SIZE, CONDITIONS)
     twin.load_state(generator.state())
     assert torch.equal(draw(generator), draw(twin))
-    losses = [one.fit(*clusters(), seed=1) for one in (generator, twin)]
+    losses = [one.fit(Part(*clusters(), seed=1)) for one in (generator, twin)]
     assert losses[0] == losses[1]
     assert torch.equal(draw(generator), draw(twin))
 
@@ -104,7 +104,7 @@ def test_unfitted_generators_and_unknown_classes_are_errors(kind: str) -> None:
 @pytest.mark.parametrize("counts", [(1, 0, 0), (1, 1, 1), (2, 1, 30)])
 def test_classes_of_one_or_two_clips_are_learned_too(kind: str, counts: tuple[int, int, int]) -> None:
     generator = open_generator(settings(kind, replace(TRAINING, epochs=2, validation=0.2)), SIZE, CONDITIONS)
-    generator.fit(*clusters(counts), seed=0)
+    generator.fit(Part(*clusters(counts), seed=0))
     samples = draw(generator, label=0)
     assert samples.isfinite().all()
     assert samples.std(dim=0).max() > 0  # not one clip over and over
@@ -115,7 +115,7 @@ def test_a_later_fit_never_ends_worse_on_clips_that_were_held_out(kind: str) -> 
     generator = open_generator(settings(kind, training), SIZE, CONDITIONS)
     best = []
     for seed in range(4):
-        losses = generator.fit(*clusters(), seed)
+        losses = generator.fit(Part(*clusters(), seed))
         best.append(min([row.get("validation_loss", 0.0) for row in losses] + best))
         if "validation_loss" in losses[0]:
             assert validation_loss(generator) <= best[-1] * 1.0001  # that of a start that nothing beats is in no row
@@ -127,7 +127,7 @@ def validation_loss(generator: Generator) -> float:
     resting = replace(generator.settings.training, epochs=1, lr=1e-30, weight_decay=0.0)
     twin = type(generator)(replace(generator.settings, training=resting), SIZE, CONDITIONS)
     twin.load_state(generator.state())
-    return twin.fit(*clusters(), seed=0)[0]["validation_loss"]
+    return twin.fit(Part(*clusters(), seed=0))[0]["validation_loss"]
 
 
 def test_no_kind_has_more_than_two_million_parameters(kind: str) -> None:

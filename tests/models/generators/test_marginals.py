@@ -31,7 +31,7 @@ def fitted(
     tokens = clips(count, 0, event)
     labels = torch.full((count,), 3)
     source = TensorTokens(tokens, labels)
-    codec = Codec.fit(source, CodecSettings(channels=6, positions=40, components=240), lengths)
+    codec = Codec.fit(source, CodecSettings(channels=6, positions=40, components=240), lengths)[0]
     latents = codec.encode_all(source)
     density = ClassGaussians.fit(latents, labels, shrinkage=0.0)
     return codec, latents, labels, density, Marginals.fit(codec, latents, labels, density.sample, seed=0)

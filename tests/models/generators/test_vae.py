@@ -9,7 +9,7 @@ from torch import Tensor
 from toy_latents import CONDITIONS, SIZE, clusters
 
 from fedgen.data.targets import Conditions
-from fedgen.models.generators import open_generator
+from fedgen.models.generators import Part, open_generator
 from fedgen.models.generators.loop import Batch
 from fedgen.models.generators.vae import AttentionPool, FusedConditions, VAEGenerator, vae_losses
 from fedgen.models.settings import GeneratorSettings, GeneratorTraining
@@ -27,7 +27,7 @@ def vae(kind: str = "vae", training: GeneratorTraining = TRAINING, conditions: C
 
 def fitted(kind: str = "vae", training: GeneratorTraining = TRAINING) -> VAEGenerator:
     generator = vae(kind, training)
-    generator.fit(*clusters(), seed=0)
+    generator.fit(Part(*clusters(), seed=0))
     return generator
 
 
@@ -37,7 +37,7 @@ def draw(generator: VAEGenerator, label: int = 1, absent: Sequence[str] = ()) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_come_by_component_and_fall(kind: str) -> None:
-    losses = vae(kind).fit(*clusters(), seed=0)
+    losses = vae(kind).fit(Part(*clusters(), seed=0))
     assert len(losses) == TRAINING.epochs
     assert list(losses[0]) == ["similarity", "reconstruction", "kl", "loss"]
     first, last = losses[0], losses[-1]
@@ -48,7 +48,7 @@ def test_losses_come_by_component_and_fall(kind: str) -> None:
 
 def test_beta_rises_over_its_share_of_the_configured_steps_only_at_first() -> None:
     generator = vae(training=replace(TRAINING, epochs=10, beta=1.0, beta_warmup=0.5))
-    first, second = (generator.fit(*clusters(), seed=0) for _ in range(2))
+    first, second = (generator.fit(Part(*clusters(), seed=0)) for _ in range(2))
     weights = [(row["loss"] - row["reconstruction"]) / row["kl"] for row in (*first, *second)]
     assert weights[0] < 0.2
     assert weights[:5] == sorted(weights[:5])
@@ -57,9 +57,9 @@ def test_beta_rises_over_its_share_of_the_configured_steps_only_at_first() -> No
 
 def test_a_second_fit_continues_where_the_first_stopped() -> None:
     generator = vae()
-    first = generator.fit(*clusters(), seed=0)
+    first = generator.fit(Part(*clusters(), seed=0))
     steps = generator.moments["step.decoder.0.weight"].item()
-    second = generator.fit(*clusters(), seed=1)
+    second = generator.fit(Part(*clusters(), seed=1))
     assert steps == TRAINING.epochs * 6
     assert generator.moments["step.decoder.0.weight"].item() == 2 * steps
     assert second[0]["reconstruction"] < 1.2 * first[-1]["reconstruction"] < 0.5 * first[0]["reconstruction"]
@@ -94,7 +94,7 @@ def test_samples_do_not_depend_on_training_noise_or_mode() -> None:
 
 def test_few_clips_are_all_trained_on_and_many_stop_early() -> None:
     training = replace(TRAINING, epochs=400, lr=0.02, validation=0.3, patience=5)
-    losses = vae(training=training).fit(*clusters([10, 10, 10]), seed=0)
+    losses = vae(training=training).fit(Part(*clusters([10, 10, 10]), seed=0))
     scores = [row["validation_loss"] for row in losses]
     assert len(losses) < 400
     assert scores.index(min(scores)) == len(scores) - 1 - training.patience
@@ -154,7 +154,7 @@ def test_conditions_are_dropped_one_by_one_in_training() -> None:
 
 def test_a_target_with_one_condition_will_do() -> None:
     generator = vae("multimodal_vae", conditions=Conditions({"text": torch.eye(3)}))
-    generator.fit(*clusters(), seed=0)
+    generator.fit(Part(*clusters(), seed=0))
     assert draw(generator, 1, ["text"]).isfinite().all()
 
 
