@@ -88,9 +88,6 @@ def _parser() -> _Parser:
     add_options(add(render))
     option = add(report, runs=True)
     option("--out", type=Path, metavar="FILE.html", help="the page; report.html in the runs' folder by default")
-    option = add(checkpoints)
-    option("folder", type=Path, metavar="FOLDER", help="run folder, or folder of checkpoints")
-    option("names", nargs="*", metavar="NAME", help="these checkpoints alone; all by default")
     option = add(node)
     option("action", choices=["check"])
     option("--node-config", type=Path, required=True, metavar="FILE.toml", help="the node's configuration")
@@ -258,14 +255,6 @@ def report(options: argparse.Namespace, rest: list[str]) -> None:
     for folder in folders:
         draw_again(folder)
     logger.info("%s", page)
-
-
-def checkpoints(options: argparse.Namespace, rest: list[str]) -> None:
-    """List the saved generators of a run."""
-    from fedgen.report.listing import checkpoint_folder, overview
-    from fedgen.report.tables import show
-
-    show(overview(checkpoint_folder(options.folder), options.names))
 
 
 def node(options: argparse.Namespace, overrides: list[str]) -> int:
