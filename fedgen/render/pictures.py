@@ -12,7 +12,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fedgen.config.settings import Config
@@ -22,13 +21,12 @@ from fedgen.data.seeds import seeded
 from fedgen.data.tensors import exact_digest
 from fedgen.errors import choose, require
 from fedgen.render.conditioning import Condition, Conditioning
-from fedgen.render.pipelines import KINDS, ImagePipeline, PipelineFiles, Sampling, diffusion
+from fedgen.render.pipelines import KINDS, ImagePipeline, PipelineFiles, diffusion
 from fedgen.render.settings import UNASKED, RenderSettings
 from fedgen.report.saved_run import SavedRun
 from fedgen.runs.folder import RunFolder
 
 MAX_NAME_CHARS = 50  # characters of a class in a folder's name: up to 4 bytes each
-STEP = 16  # pixels of a picture's height and width are multiples of it
 SIDE = 256  # pixels of the longer side of a picture in a grid
 TITLE = 20  # pixels of a grid's title
 ASIDE = ("pipeline", "revision", "run")
@@ -89,9 +87,12 @@ def render(path: Path, settings: RenderSettings) -> list[Path]:
     revision = settings.revision or (None if settings.pipeline else config.target.revision)
     files = PipelineFiles(config.target.name, settings.pipeline or config.target.pipeline, revision)
     files.refuse_unless_it_fits(run.task.targets.heads)
-    sampling = _sampling(settings, files, run.task.device)
-    pictures = _asked_for(conditioning, labels, settings, files, sampling)
-    _draw(pictures, settings.seed, files, sampling)
+    settings = files.completed(settings, run.task.device)
+    pictures = _asked_for(conditioning, labels, settings, files)
+    missing = [picture for picture in pictures if not picture.exists()]
+    logger.info("%d pictures, %d of them are there already", len(pictures), len(pictures) - len(missing))
+    if missing:
+        _draw(missing, settings.seed, ImagePipeline(files, settings, run.task.device))
     return [_grid(list(own)) for _, own in groupby(pictures, lambda picture: picture.file.parent)]
 
 
@@ -105,44 +106,20 @@ def _refuse(path: Path, config: Config) -> None:
     )
 
 
-def _sampling(settings: RenderSettings, files: PipelineFiles, device: torch.device) -> Sampling:
-    """Return the settings, the pipeline's usual ones where none are given; `ConfigError` for what it cannot do."""
-    steps, guidance = files.usual
-    precision = files.kind.precision if device.type == "cuda" else "float32"
-    sampling = Sampling(
-        steps=settings.steps or steps,
-        guidance=guidance if settings.guidance is None else settings.guidance,
-        size=settings.size,
-        precision=precision if settings.precision == "auto" else settings.precision,
-        device=device,
-        offload=settings.offload,
-    )
-    require(
-        files.guided or not sampling.guidance,
-        f"--guidance={sampling.guidance:g}: {files.model} was trained without (guidance_embeds), leave it at 0",
-    )
-    require(
-        all(side > 0 and side % STEP == 0 for side in sampling.size or ()),
-        f"--size={' '.join(map(str, sampling.size or ()))}: both must be multiples of {STEP}",
-    )
-    require(not settings.offload or device.type == "cuda", f"--offload needs a CUDA device, this is {device}")
-    return sampling
-
-
 def _asked_for(
-    conditioning: Conditioning, labels: list[int], settings: RenderSettings, files: PipelineFiles, sampling: Sampling
+    conditioning: Conditioning, labels: list[int], settings: RenderSettings, files: PipelineFiles
 ) -> list[Picture]:
     run = conditioning.run
     versions = {name: metadata.version(name) for name in ("fedgen", "torch", "diffusers")}
     shared = {
         "seed": settings.seed,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "size": " x ".join(map(str, sampling.size)) if sampling.size else "usual",
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "size": " x ".join(map(str, settings.size)) if settings.size else "usual",
         "pipeline": files.model,
         "revision": files.revision,
-        "precision": sampling.precision,
-        "device": sampling.device.type,
+        "precision": settings.precision,
+        "device": run.task.device.type,
         "made by": {"class": files.kind.pipeline, "digest": files.digest(), **versions},
         "run": {"folder": str(run.folder.path.absolute()), "round": run.round, "store": str(run.task.store.path)},
     }
@@ -162,23 +139,14 @@ def _asked_for(
     return pictures
 
 
-def _draw(pictures: list[Picture], seed: int, files: PipelineFiles, sampling: Sampling) -> None:
-    missing = [picture for picture in pictures if not picture.exists()]
-    logger.info("%d pictures, %d of them are there already", len(pictures), len(pictures) - len(missing))
-    if not missing:
-        return
-    pipeline = ImagePipeline(files, sampling)
-    bar = RoundsBar(len(missing), "pictures")
-    bar.start(0)
-    try:
-        for done, picture in enumerate(missing, 1):
+def _draw(pictures: list[Picture], seed: int, pipeline: ImagePipeline) -> None:
+    with RoundsBar(len(pictures), "pictures") as bar:
+        for done, picture in enumerate(pictures, 1):
             facts = picture.facts
             noise = seeded(seed, "picture", facts["class"], facts["index"])  # one noise a column of the grid
             save(picture.file, pipeline.generate(picture.condition.heads, noise), facts)
-            logger.info("%s (%d of %d), made of %s", picture.file, done, len(missing), picture.condition.origin)
+            logger.info("%s (%d of %d), made of %s", picture.file, done, len(pictures), picture.condition.origin)
             bar.show(done)
-    finally:
-        bar.stop()
 
 
 def _grid(pictures: list[Picture]) -> Path:

@@ -129,7 +129,7 @@ class LocalGrid(Grid):
         return []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Push messages and return the replies in the same order, however long a node takes: `RoundGrid` has time-outs."""
+        """Push messages and return the replies in the same order, whatever the ``timeout``; `RoundGrid` has one."""
         return [self._handle(self._waiting.pop(message_id)) for message_id in self.push_messages(messages)]
 
     def _handle(self, message: Message) -> Message:
