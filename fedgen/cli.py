@@ -244,16 +244,12 @@ def render(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def report(options: argparse.Namespace, rest: list[str]) -> None:
-    """Write one HTML page about runs, and draw their plots again."""
-    from fedgen.report.page import draw_again, write_report
+    """Write one HTML page about runs."""
+    from fedgen.report.page import write_report
     from fedgen.runs.folder import run_folders
 
     _log_to_terminal()
-    folders = [folder.path for folder in run_folders(options.folders)]
-    page = write_report(folders, options.out)
-    for folder in folders:
-        draw_again(folder)
-    logger.info("%s", page)
+    logger.info("%s", write_report([folder.path for folder in run_folders(options.folders)], options.out))
 
 
 def node(options: argparse.Namespace, overrides: list[str]) -> int:

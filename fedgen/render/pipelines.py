@@ -132,7 +132,7 @@ class PipelineFiles:
         return self.target == "sd" or bool(self.denoiser.get("guidance_embeds", False))
 
     def completed(self, settings: RenderSettings, device: torch.device) -> RenderSettings:
-        """Return ``settings`` with the pipeline's usual values in place of None; `ConfigError` for what it cannot do."""
+        """Return ``settings`` with the pipeline's usual values for None; `ConfigError` for what it cannot do."""
         steps, guidance = self.usual
         guidance = guidance if settings.guidance is None else settings.guidance
         precision = self.kind.precision if device.type == "cuda" else "float32"

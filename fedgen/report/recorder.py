@@ -23,7 +23,7 @@ from fedgen.evaluation.zero_shot import Scores
 from fedgen.privacy.accountant import compose, epsilon
 from fedgen.privacy.gate import PASSED
 from fedgen.privacy.show import audit_table, draw_audit
-from fedgen.report.plots import SAMPLES, draw_run, draw_samples, sample_points
+from fedgen.report.plots import draw_run, samples_figure
 from fedgen.report.rounds import RoundReport
 from fedgen.report.tables import distribution_table, quality_table, show
 from fedgen.report.tracking import GuardedTracker, check_installed, open_tracker
@@ -32,7 +32,7 @@ from fedgen.task import Task
 
 logger = logging.getLogger(__name__)
 
-MADE_LATER = (SAMPLES, "report.html")  # what an earlier run in the same folder may have left
+PAGE = "report.html"  # which an earlier run in the same folder may have left
 
 
 class Recorder:
@@ -54,8 +54,7 @@ class Recorder:
         self.folder, self.task = folder, task
         check_installed(task.config.tracking)
         self._adapters_privacy = adapters_privacy(task.config)
-        for name in MADE_LATER:
-            (folder.path / name).unlink(missing_ok=True)
+        (folder.path / PAGE).unlink(missing_ok=True)
         keep_log(folder.path)
         self._bar = RoundsBar(sum(phase.rounds for phase in task.config.phase_list))
         self._started, self._before = time.monotonic(), 0.0  # seconds before this process, if the run was interrupted
@@ -169,10 +168,10 @@ class Recorder:
         self.folder.save_json("results.json", results)
         self._bar.stop()
         drawn = {**results, "nodes": dict(list(self._nodes.items())[:20])}  # there is room for few
-        pictures = {path.stem: path for path in draw_run(drawn, self.folder.path)}
+        draw_run(drawn, self.folder.path)
         if assessment is not None:
             show_samples(assessment, self.folder)
-        self._tracker.results(results, pictures, int(self._history[-1]["round"]))
+        self._tracker.results(results, int(self._history[-1]["round"]))
         self._tracker.close(finished=True)
         done = scores.accuracy, len(self._reports), self.folder.path
         logger.info("accuracy %.3f after %d rounds; run folder: %s", *done)
@@ -194,10 +193,7 @@ def adapters_privacy(config: Config) -> dict[str, Any]:
 
 
 def show_samples(assessment: Assessment, folder: RunFolder) -> None:
-    """Print and draw the measures of a run's samples and its audit, and write ``audit.json``.
-
-    ``samples.json`` keeps the points of the picture, so that it can be drawn again without the clips.
-    """
+    """Print and draw the measures of a run's samples and its audit, and write ``audit.json``."""
     report, audits = assessment.report, assessment.by_node
     if not quiet() and "utility" in assessment.results:
         show(quality_table(assessment.results))
@@ -209,9 +205,7 @@ def show_samples(assessment: Assessment, folder: RunFolder) -> None:
     elif audits is not None:
         folder.save_json(AUDIT, {"gate": assessment.results["gate"], "by_node": audits})
     if assessment.records is not None and "fidelity" in assessment.results:
-        points = sample_points(assessment.records, assessment.classes)
-        folder.save_json(SAMPLES, points)
-        draw_samples(points, folder.path / "samples.png")
+        samples_figure(assessment.records, assessment.classes).savefig(folder.path / "samples.png", dpi=120)
 
 
 def say_gate(gate: Mapping[str, Any]) -> None:

@@ -72,18 +72,13 @@ def test_event_files_have_the_names_that_users_chart(recorder: Callable[..., Rec
     assert not [name for name in found if name.endswith(("/generator", "/answered"))]
 
 
-def test_event_files_hold_configuration_and_pictures(
-    recorder: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_event_files_hold_the_configuration(recorder: Callable[..., Recorder]) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    monkeypatch.undo()  # with plots
     run = recorder(name="tensorboard")
-    run.partition({0: {0: 4}})
     run.round(PHASE, report(1), SCORES, None)
     run.finish()
     found = accumulators.EventAccumulator(str(run.folder.path / "tensorboard"))
     found.Reload()
-    assert set(found.Tags()["images"]) == {"accuracy", "partition", "confusion"}
     (config,) = found.Tensors("config/text_summary")
     assert b"samples_per_class" in config.tensor_proto.string_val[0]
 
@@ -171,9 +166,6 @@ class Broken:
         if self.lines > 1:
             raise OSError("no network")
 
-    def results(self, values: Mapping[str, float | str], pictures: Mapping[str, Path], round_number: int) -> None:
-        raise AssertionError("it was given up")
-
     def close(self, finished: bool) -> None:
         raise AssertionError("it was given up")
 
@@ -199,7 +191,7 @@ def test_a_tracker_that_cannot_start_stops_nothing(caplog: pytest.LogCaptureFixt
 
     tracker = GuardedTracker("wandb", start)
     tracker.log({"round": 1, "server/accuracy": 0.5})
-    tracker.results({}, {}, 1)
+    tracker.results({"accuracy": 0.5}, 1)
     tracker.close(finished=True)
     assert caplog.messages == ["tracking=wandb failed and is given up: RuntimeError: api_key not configured"]
 
@@ -233,25 +225,15 @@ def test_final_results_by_path() -> None:
     assert summary(results) == {
         "result/accuracy": 0.5,
         "result/per_class/dog": 1.0,
-        "result/evaluation/gate/verdict": "passed",
         "result/evaluation/privacy/near_copies": 0.0,
     }
 
 
-@pytest.mark.parametrize(
-    ("mode", "sweep", "run", "expected"),
-    [
-        ("MULTIRUN", "runs/demo", "runs/demo/combined", "runs/demo"),
-        ("MULTIRUN", "multirun/${now:%Y}/${now:%H}", "multirun/2030/12/3", "multirun/2030/12"),
-        ("RUN", "multirun/x", "runs/first", None),
-    ],
-)
-def test_the_group_of_a_sweep(mode: str, sweep: str, run: str, expected: str | None, tmp_path: Path) -> None:
-    folder = tmp_path / run
+@pytest.mark.parametrize(("mode", "expected"), [("MULTIRUN", "2030/12"), ("RUN", None)])
+def test_the_group_of_a_sweep(mode: str, expected: str | None, tmp_path: Path) -> None:
+    folder = tmp_path / "multirun" / "2030" / "12" / "3"
     (folder / ".hydra").mkdir(parents=True)
-    runtime = f"  runtime: {{output_dir: {folder}, cwd: {tmp_path}}}\n"
-    noted = f"hydra:\n  mode: {mode}\n  sweep: {{dir: '{sweep}'}}\n{runtime}"
-    (folder / ".hydra" / "hydra.yaml").write_text(noted)
+    (folder / ".hydra" / "hydra.yaml").write_text(f"hydra:\n  mode: {mode}\n")
     assert sweep_of(folder) == expected
 
 
