@@ -18,7 +18,7 @@ from fedgen.errors import FedgenError, require, suggestion, visible
 from fedgen.render.settings import add_options, settings_of
 
 logger = logging.getLogger(__name__)
-Command = Callable[[argparse.Namespace, list[str]], int | None]
+Command = Callable[[argparse.Namespace, list[str]], None]
 
 LOUD = ("run", "prepare", "simulate", "submit", "evaluate", "render", "report")  # these have --quiet
 HYDRA = ("run", "prepare", "simulate", "submit", "node")  # these take Hydra's overrides
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         require(options.name in HYDRA or not rest, f"unknown arguments: {' '.join(rest)}")
         with made_quiet(getattr(options, "quiet", False)):
-            return int(options.command(options, rest) or 0)
+            options.command(options, rest)
+            return 0
     except FedgenError as error:
         message = str(error)
     except KeyboardInterrupt:
@@ -187,10 +188,9 @@ def compare(options: argparse.Namespace, rest: list[str]) -> None:
 def info(options: argparse.Namespace, rest: list[str]) -> None:
     """Print versions, the device, and every configuration group with its choices."""
     from fedgen.report.tables import show
-    from fedgen.runtimes.info import groups, versions
+    from fedgen.runtimes.info import installed
 
-    show(versions())
-    show(groups())
+    show(installed())
 
 
 def evaluate(options: argparse.Namespace, rest: list[str]) -> None:
@@ -252,15 +252,13 @@ def report(options: argparse.Namespace, rest: list[str]) -> None:
     logger.info("%s", write_report([folder.path for folder in run_folders(options.folders)], options.out))
 
 
-def node(options: argparse.Namespace, overrides: list[str]) -> int:
+def node(options: argparse.Namespace, overrides: list[str]) -> None:
     """Check that this machine is ready to be a node; takes the run's Hydra overrides."""
     from fedgen.config.compose import load_config
-    from fedgen.report.tables import show
-    from fedgen.runtimes.node_check import check_node, findings_table
+    from fedgen.runtimes.node_check import check_node
 
-    findings = check_node(options.node_config, load_config(overrides), bool(overrides))
-    show(findings_table(findings))
-    return 0 if all(finding.sound for finding in findings) else 1
+    print(visible("\n".join(check_node(options.node_config, load_config(overrides), bool(overrides)))))
+    print("this node is ready")
 
 
 def migrate(options: argparse.Namespace, rest: list[str]) -> None:

@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -242,12 +241,10 @@ def decide_mode(result: Translation) -> None:
     asked = [(result.given(name)[0], DEMANDS[name, value]) for name, value in DEMANDS if result.get(name) == value]
     frozen = result.get("generator_only_mode") or result.get("train_adapters") is False
     fitting = [MODES[name] for name in PREFERENCE if frozen or MODES[name].trains_adapters]
-    for some in [*combinations(asked, 2), asked]:
-        modes = [mode for mode in fitting if all(demand(mode) for _, demand in some)]
-        if not modes:
-            both = " and ".join(str(entry) for entry, _ in some)
-            result.problems.append(f"{both} contradict each other: no mode does {'both' if len(some) == 2 else 'all'}")
-            return
+    modes = [mode for mode in fitting if all(demand(mode) for _, demand in asked)]
+    if not modes:
+        result.problems.append(f"{joined(entry for entry, _ in asked)} contradict each other: no mode does all")
+        return
     mode, loads = modes[0], result.given("use_pretrained_generators")
     flags = result.given("generator_training_mode", "generator_only_mode", "train_adapters")
     result.set("mode", mode.name, *flags, *loads, *result.given("adapter_aggregation_mode", "global_model_train"))

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import groupby
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
 
 from fedgen.config.settings import Config
 from fedgen.data.files import digest, write_atomically
@@ -20,7 +22,7 @@ from fedgen.data.progress import RoundsBar
 from fedgen.data.seeds import seeded
 from fedgen.data.tensors import exact_digest
 from fedgen.errors import choose, require
-from fedgen.render.conditioning import Condition, Conditioning
+from fedgen.render.conditioning import Conditioning
 from fedgen.render.pipelines import KINDS, ImagePipeline, PipelineFiles, diffusion
 from fedgen.render.settings import UNASKED, RenderSettings
 from fedgen.report.saved_run import SavedRun
@@ -29,18 +31,17 @@ from fedgen.runs.folder import RunFolder
 MAX_NAME_CHARS = 50  # characters of a class in a folder's name: up to 4 bytes each
 SIDE = 256  # pixels of the longer side of a picture in a grid
 TITLE = 20  # pixels of a grid's title
-ASIDE = ("pipeline", "revision", "run")
-"""Entries of a JSON that may change while the picture stays: a digest says which pipeline it was."""
+ASIDE = ("run",)  # entries of a JSON that may change while the picture stays
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A requested picture, its condition and its settings."""
+    """A requested picture: its file, the embeddings in place of a prompt's by head, and its settings."""
 
     file: Path
-    condition: Condition
+    heads: Mapping[str, Tensor]
     facts: dict[str, Any]
 
     def exists(self) -> bool:
@@ -120,7 +121,7 @@ def _asked_for(
         "revision": files.revision,
         "precision": settings.precision,
         "device": run.task.device.type,
-        "made by": {"class": files.kind.pipeline, "digest": files.digest(), **versions},
+        "made by": {"class": files.kind.pipeline, **versions},
         "run": {"folder": str(run.folder.path.absolute()), "round": run.round, "store": str(run.task.store.path)},
     }
     pictures: list[Picture] = []
@@ -132,10 +133,10 @@ def _asked_for(
                 logger.info("there are no synthetic samples of %s: pictures of its targets alone", name)
                 continue
             for index in range(settings.count):
-                condition = conditioning.of(label, source, index)
-                facts = {"class": name, "source": source, "made of": condition.origin, "index": index, **shared}
-                facts["embeddings"] = exact_digest(condition.heads)[:16]
-                pictures.append(Picture(folder / f"{source}_{index}.png", condition, facts))
+                heads, origin = conditioning.of(label, source, index)
+                facts = {"class": name, "source": source, "made of": origin, "index": index, **shared}
+                facts["embeddings"] = exact_digest(heads)[:16]
+                pictures.append(Picture(folder / f"{source}_{index}.png", heads, facts))
     return pictures
 
 
@@ -144,36 +145,35 @@ def _draw(pictures: list[Picture], seed: int, pipeline: ImagePipeline) -> None:
         for done, picture in enumerate(pictures, 1):
             facts = picture.facts
             noise = seeded(seed, "picture", facts["class"], facts["index"])  # one noise a column of the grid
-            save(picture.file, pipeline.generate(picture.condition.heads, noise), facts)
-            logger.info("%s (%d of %d), made of %s", picture.file, done, len(pictures), picture.condition.origin)
+            save(picture.file, pipeline.generate(picture.heads, noise), facts)
+            logger.info("%s (%d of %d), made of %s", picture.file, done, len(pictures), facts["made of"])
             bar.show(done)
 
 
 def _grid(pictures: list[Picture]) -> Path:
     """Save the pictures of one class: a row for each source, whose names are in the title, a column for each number."""
-    first = pictures[0].facts
-    facts = {key: first[key] for key in ("class", "seed", "steps", "guidance", "size", "pipeline", "revision")}
     rows = list(dict.fromkeys(picture.facts["source"] for picture in pictures))
-    for source in rows:
-        origins = (picture.facts["made of"] for picture in pictures if picture.facts["source"] == source)
-        facts[source] = ", ".join(dict.fromkeys(origins))
     images = [picture.opened() for picture in pictures]
     sheet = diffusion().utils.make_image_grid(images, len(rows), len(images) // len(rows))
     sheet = ImageOps.expand(sheet, (0, TITLE, 0, 0), "white")
-    title = f"{first['class']}: {', '.join(rows)}"
+    title = f"{pictures[0].facts['class']}: {', '.join(rows)}"
     ImageDraw.Draw(sheet).text((2, 2), title, "black", ImageFont.load_default(TITLE - 6))
     file = pictures[0].file.with_name("grid.png")
-    save(file, sheet, facts)
+    write_atomically(file, _png(sheet))
     return file
 
 
 def save(file: Path, picture: Image.Image, facts: dict[str, Any]) -> None:
     """Write a PNG and the JSON beside it so that they never disagree."""
+    file.with_suffix(".json").unlink(missing_ok=True)
+    write_atomically(file, _png(picture))
+    write_atomically(file.with_suffix(".json"), (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _png(picture: Image.Image) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, "PNG")
-    file.with_suffix(".json").unlink(missing_ok=True)
-    write_atomically(file, stream.getvalue())
-    write_atomically(file.with_suffix(".json"), (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+    return stream.getvalue()
 
 
 def folder_name(name: str) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from fedgen.data.clip_t5 import TEXT_ENCODERS
-from fedgen.data.pretrained import WEIGHTS, digest_of, find, library, load_model
+from fedgen.data.pretrained import WEIGHTS, find, library, load_model
 from fedgen.errors import ConfigError, DataError, require, said
 from fedgen.render.settings import RenderSettings
 
@@ -148,10 +148,6 @@ class PipelineFiles:
         if self.target == "sd":
             return 50, 7.5
         return (28, 3.5) if self.guided else (4, 0.0)
-
-    def digest(self) -> str:
-        """Return a digest of all files that are loaded but the text encoder's."""
-        return digest_of([file for pattern in self._files for file in self.folder().glob(pattern)])
 
 
 class ImagePipeline:

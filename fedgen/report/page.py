@@ -34,22 +34,6 @@ MAX_REASONS = 200  # rows of replies that are missing
 MAX_IMAGES = 60
 MAX_REASON_CHARS = 400  # characters of a reason
 PICTURES = {"confusion.png": "Confusion", "samples.png": "Real and synthetic embeddings"}
-OVERVIEW = (
-    "data.name",
-    "data.test_fold",
-    "encoder.name",
-    "target.name",
-    "partition.name",
-    "partition.nodes",
-    "generator.kind",
-    "granularity.name",
-    "sharing.name",
-    "strategy.name",
-    "global_training.name",
-    "synthesis.samples_per_class",
-    "privacy.name",
-    "seed",
-)
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -90,7 +74,6 @@ def render(runs: Sequence[RunRecord]) -> str:
 
 def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
     """Return the values of one run for the template; no other run of the page has its ``name``."""
-    settings = flat(asdict(run.config))
     missing, evaluation = run.missing(), run.evaluation or {}
     return {
         "id": f"run{number}",
@@ -100,7 +83,6 @@ def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
         "state": _state(run),
         "unfinished": run.results is None,
         "tiles": _tiles(run),
-        "overview": {key: settings[key] for key in OVERVIEW if key in settings},
         "config": to_yaml(run.config),
         "nodes": html_table(distribution_table(run.nodes, run.classes)) if run.nodes else None,
         "losses": [chart(title, series) for title, series in run.losses().items()],

@@ -18,16 +18,12 @@ from matplotlib.ticker import MaxNLocator
 
 from fedgen.evaluation.quality import Site
 
-INK = "#1c1e21"
-INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 STYLE: dict[Any, Any] = {
-    **dict.fromkeys(INKED, INK),
     "text.parse_math": False,
     "svg.fonttype": "none",
     "legend.fontsize": "small",
     "legend.frameon": False,
 }
-SCHEMES = f":root {{color: {INK}}} @media (prefers-color-scheme: dark) {{:root {{color: #e6e8eb}}}}"
 COLOURS = ("#2b7bd0", "#dd7532", "#2f9960", "#c2539a", "#9a8a10", "#7a6ff0", "#d9473d", "#1a959e")
 LARGEST = 1e30  # absolute value that is drawn
 MAX_NAME_CHARS = 40
@@ -91,11 +87,10 @@ def line_figure(series: Mapping[str, Points], y_label: str, limits: tuple[float,
 
 @rc_context(STYLE)
 def as_svg(figure: Figure) -> bytes:
-    """Return a figure as an SVG file without background, whose text and axes follow the reader's colour scheme."""
+    """Return a figure as an SVG file."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="svg", transparent=True, dpi=120, metadata={"Date": None})
-    text = stream.getvalue().replace(INK.encode(), b"currentColor")
-    return text.replace(b"</style>", f"{SCHEMES}</style>".encode(), 1)
+    figure.savefig(stream, format="svg", dpi=120, metadata={"Date": None})
+    return stream.getvalue()
 
 
 def drawn(points: Points) -> list[tuple[float, float]]:

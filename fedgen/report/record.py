@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,14 +148,10 @@ class RunRecord:
 
 
 def told_apart(runs: Sequence[RunRecord]) -> list[str]:
-    """Return a name for each run: the last two parts of its folder's path, or as many more as tell all apart."""
-    paths = [run.path.absolute().parts for run in runs]
-    longest = max(map(len, paths), default=0)
-    for parts in range(2, longest):
-        names = ["/".join(path[-parts:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [str(run.path.absolute()) for run in runs]
+    """Return a name for each run: its path, from the folder above the one that holds all of them."""
+    paths = [run.path.absolute() for run in runs]
+    above = Path(os.path.commonpath([path.parent for path in paths])).parent
+    return [str(path.relative_to(above)) for path in paths]
 
 
 def number(value: object) -> float:

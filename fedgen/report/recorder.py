@@ -63,23 +63,18 @@ class Recorder:
         self._reports: list[RoundReport] = []
         self._refused: Counter[int] = Counter()  # replies of each node that were refused so far
         self._scores: Scores | None = None
-        self._nodes: dict[str, dict[str, int]] = {}
+        self.nodes: dict[str, dict[str, int]] = {}  # training clips of each class, by name, of each node
 
     def partition(self, counts: Mapping[int, Mapping[int, int]]) -> None:
         """Note how many clips of each class (by id) each node has, and show it for as many nodes as a line has room."""
         names = self.task.classes
-        self._nodes = {
+        self.nodes = {
             str(number): {names[label]: count for label, count in counts[number].items()} for number in sorted(counts)
         }
-        self.folder.save_json("partition.json", self._nodes)
-        if len(self._nodes) <= 20 and not quiet():  # each is a column
-            show(distribution_table(self._nodes, names))
+        self.folder.save_json("partition.json", self.nodes)
+        if len(self.nodes) <= 20 and not quiet():  # each is a column
+            show(distribution_table(self.nodes, names))
         self._bar.start(len(self._reports))
-
-    @property
-    def nodes(self) -> dict[str, dict[str, int]]:
-        """Training clips of each class, by name, of each node, by number."""
-        return self._nodes
 
     def round(self, phase: Phase, report: RoundReport, scores: Scores, weights: Mapping[str, Tensor] | None) -> None:
         """Note one round: its metrics, the scores after it, and the global adapters, if there are any."""
@@ -97,7 +92,7 @@ class Recorder:
         self._refused.update([*report.refused])
         self._log(place | report.server_metrics(scores) | {"server/refused_total": self._refused.total()})
         self._bar.show(len(self._reports))
-        logger.info("%s", report.line(phase, scores, len(self._nodes)))
+        logger.info("%s", report.line(phase, scores, len(self.nodes)))
 
     def stopped(self, phase: Phase, report: RoundReport, error: Exception) -> None:
         """Note why the run stops in a round: who is missing, for what cause, and how it goes on."""
@@ -148,7 +143,7 @@ class Recorder:
             "history": self._history,
             "mode": "+".join(phase.mode for phase in config.phase_list),
             "phases": [asdict(phase) for phase in config.phase_list],
-            "nodes": self._nodes,
+            "nodes": self.nodes,
             "samples": {self.task.classes[k]: n for k, n in self._reports[-1].samples.items()} if self._reports else {},
             "lost": {str(r.round): {str(k): why for k, why in r.lost.items()} for r in self._reports if r.lost},
             "refused": {str(number): times for number, times in sorted(self._refused.items())},
@@ -167,7 +162,7 @@ class Recorder:
             results["evaluation"] = assessment.results
         self.folder.save_json("results.json", results)
         self._bar.stop()
-        drawn = {**results, "nodes": dict(list(self._nodes.items())[:20])}  # there is room for few
+        drawn = {**results, "nodes": dict(list(self.nodes.items())[:20])}  # there is room for few
         draw_run(drawn, self.folder.path)
         if assessment is not None:
             show_samples(assessment, self.folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from fedgen.errors import visible
 WIDEST = 1000  # characters of a line where nothing limits it
 MAX_SETTINGS, MAX_VALUE_CHARS = 6, 40  # of a run in a table
 ROOM, BORDER = 32, 3  # characters for runs and settings on a narrow terminal, and beside a column
+LEAST = 3  # figures that every terminal shows
 
 
 class PlainTable(Table):
@@ -26,13 +27,9 @@ class PlainTable(Table):
 
 def show(table: Table) -> None:
     """Print a table; where there is no terminal it gets the width it needs."""
-    width = None if Console().is_terminal else max(_width(table), 80)
+    needed = Console(width=WIDEST, markup=False).measure(table).maximum
+    width = None if Console().is_terminal else max(needed, 80)
     Console(width=width, markup=False, emoji=False).print(table)  # titles are folders' names
-
-
-def _width(table: Table) -> int:
-    """Return the characters of a line that a table needs for nothing to be folded."""
-    return Console(width=WIDEST, markup=False).measure(table).maximum
 
 
 def terminal_width() -> int | None:
@@ -73,32 +70,18 @@ def comparison_table(runs: Mapping[str, Mapping[str, Any]], width: int | None = 
         Characters of a line. Where they are too few, the last figures are left out: half a figure says nothing.
     """
     figures = [_figures(result) for result in runs.values()]
-    table = _side_by_side(runs, figures, dict.fromkeys(figures[0]))
-    if width is None or _width(table) <= width:
-        return table
-    kept: dict[str, int | None] = {}
-    room = width - ROOM
-    for name in figures[0]:
-        own = max(len(part) for part in (*name.split(), *(row[name] for row in figures)))
-        room -= own + BORDER
-        if room < 0 and "accuracy" in kept:
-            break
-        kept[name] = own
-    table = _side_by_side(runs, figures, kept)
-    if left_out := [name for name in figures[0] if name not in kept]:
-        table.caption = f"no room for {', '.join(left_out)}"
-    return table
-
-
-def _side_by_side(
-    runs: Mapping[str, Mapping[str, Any]], figures: Sequence[Mapping[str, str]], widths: Mapping[str, int | None]
-) -> Table:
+    parts = {name: (*name.split(), *(row[name] for row in figures)) for name in figures[0]}
+    widths = {name: max(map(len, own)) for name, own in parts.items()}
+    while width is not None and len(widths) > LEAST and ROOM + sum(own + BORDER for own in widths.values()) > width:
+        widths.popitem()
     differ = any(result.get("settings") for result in runs.values())
-    table = PlainTable(title="zero-shot accuracy on the held-out fold")
+    left_out = [name for name in figures[0] if name not in widths]
+    caption = f"no room for {', '.join(left_out)}" if left_out else None
+    table = PlainTable(title="zero-shot accuracy on the held-out fold", caption=caption)
     for name in ("run", "settings") if differ else ("run",):
         table.add_column(name, overflow="fold")
-    for name, width in widths.items():
-        table.add_column(name, justify="left" if name == "mode" else "right", width=width)
+    for name, own in widths.items():
+        table.add_column(name, justify="left" if name == "mode" else "right", width=own)
     for (name, result), row in zip(runs.items(), figures, strict=True):
         texts = [name, _settings(result["settings"])] if differ else [name]
         table.add_row(*texts, *(row[key] for key in widths))

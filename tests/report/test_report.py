@@ -47,7 +47,7 @@ def test_a_page_of_several_runs(runs: Path) -> None:
         "federate",
         f"{accuracy:.3f}",
         "crickets",
-        "generator.kind",
+        "kind: vae",
         "Adapters, text",
         "Generators",
         "MB sent",

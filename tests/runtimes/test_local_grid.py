@@ -239,8 +239,6 @@ def test_a_message_to_an_unknown_node_is_refused():
     [
         (0, {}, None, "num_nodes=0"),
         (2, {}, [{}], "1 node_configs for num_nodes=2"),
-        (1, {"classes": ["a"]}, None, r"run_config: classes=\['a'\] is of type list"),
-        (1, {}, [{"store": None}], r"node_configs\[0\]: store=None"),
     ],
 )
 def test_wrong_settings_are_refused(nodes: int, run_config: dict, node_configs: list | None, words: str):
