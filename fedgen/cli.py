@@ -20,7 +20,7 @@ from fedgen.render.settings import add_options, settings_of
 logger = logging.getLogger(__name__)
 Command = Callable[[argparse.Namespace, list[str]], None]
 
-LOUD = ("run", "prepare", "simulate", "submit", "evaluate", "render", "report")  # these have --quiet
+LOUD = ("run", "prepare", "simulate", "submit", "evaluate", "audit", "render", "report")  # these have --quiet
 HYDRA = ("run", "prepare", "simulate", "submit", "node")  # these take Hydra's overrides
 QUIET_LOGS = [f"++hydra.{name}_logging.handlers.console.level=WARNING" for name in ("job", "hydra")]
 
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = _parser().parse_known_args(arguments)
     try:
         require(options.name in HYDRA or not rest, f"unknown arguments: {' '.join(rest)}")
+        if options.name in LOUD and options.name != "run":  # of which Hydra's configuration sets up the log
+            _log_to_terminal()
         with made_quiet(getattr(options, "quiet", False)):
             options.command(options, rest)
             return 0
@@ -134,7 +136,6 @@ def prepare(options: argparse.Namespace, overrides: list[str]) -> None:
     from fedgen.models.public import public_space
     from fedgen.task import prepare_store, use_hardware
 
-    _log_to_terminal()
     config = load_config(overrides)
     folder, classes = cache_folder(config.target), config.data.classes
     if not (config.data.on_nodes and folder and classes):
@@ -154,7 +155,6 @@ def simulate(options: argparse.Namespace, overrides: list[str]) -> None:
     from fedgen.config.compose import load_config
     from fedgen.runtimes import simulation
 
-    _log_to_terminal()
     config = load_config(overrides)
     folder = config.run_dir or time.strftime("runs/%Y-%m-%d/%H-%M-%S")
     simulation.simulate(replace(config, run_dir=folder), options.cpus, options.gpus)
@@ -165,7 +165,6 @@ def submit(options: argparse.Namespace, overrides: list[str]) -> None:
     from fedgen.config.compose import load_config, paths_of
     from fedgen.runtimes import simulation
 
-    _log_to_terminal()
     resumed = dict(text.split("=", 1) for text in overrides if text.startswith("resume="))
     paths = resumed or paths_of(load_config(overrides))  # the configuration of a resumed run is on the server
     for key, path in paths.items():
@@ -200,7 +199,6 @@ def evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     from fedgen.report.tables import comparison_table, show, terminal_width
     from fedgen.runs.folder import run_folders
 
-    _log_to_terminal()
     wrong = []
     for folder in run_folders(options.folders, finished=True):
         try:
@@ -224,7 +222,6 @@ def audit(options: argparse.Namespace, rest: list[str]) -> None:
     from fedgen.report.saved_run import SavedRun
     from fedgen.runs.folder import RunFolder
 
-    _log_to_terminal()
     folder = RunFolder(options.folder)
     saved = SavedRun.open(folder, folder.config())
     report, gate = saved.audit(options.messages)
@@ -239,7 +236,6 @@ def render(options: argparse.Namespace, rest: list[str]) -> None:
     """Make pictures of a run's adapters' outputs."""
     from fedgen.render import pictures
 
-    _log_to_terminal()
     pictures.render(options.folder, settings_of(options))
 
 
@@ -248,7 +244,6 @@ def report(options: argparse.Namespace, rest: list[str]) -> None:
     from fedgen.report.page import write_report
     from fedgen.runs.folder import run_folders
 
-    _log_to_terminal()
     logger.info("%s", write_report([folder.path for folder in run_folders(options.folders)], options.out))
 
 

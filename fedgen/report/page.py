@@ -16,11 +16,6 @@ from rich.table import Table
 
 from fedgen.config.compose import to_yaml
 from fedgen.data.files import write_atomically
-from fedgen.data.plain import read_json
-from fedgen.errors import FedgenError, said
-from fedgen.evaluation.audit import AUDIT
-from fedgen.privacy.result import Report
-from fedgen.privacy.show import audit_table
 from fedgen.report.comparison import flat, with_differences
 from fedgen.report.plots import Points, as_svg, drawn, line_figure, summed_up
 from fedgen.report.record import RunRecord, told_apart
@@ -33,7 +28,11 @@ HERE = Path(__file__).parent
 MAX_REASONS = 200  # rows of replies that are missing
 MAX_IMAGES = 60
 MAX_REASON_CHARS = 400  # characters of a reason
-PICTURES = {"confusion.png": "Confusion", "samples.png": "Real and synthetic embeddings"}
+PICTURES = {
+    "confusion.png": "Confusion",
+    "samples.png": "Real and synthetic embeddings",
+    "audit.png": "Attacks: true against false positives",
+}
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -91,7 +90,6 @@ def section(run: RunRecord, name: str, number: int) -> dict[str, Any]:
         ],
         "quality": html_table(quality_table(evaluation)) if evaluation else None,
         "gate": evaluation.get("gate"),
-        "audit": _audit(run.path),
         "privacy": flat((run.results or {}).get("privacy") or {}),
         "done": run.rounds[0],
         "missing": [(*place, why[:MAX_REASON_CHARS]) for *place, why in missing[:MAX_REASONS]],
@@ -113,8 +111,9 @@ def _tiles(run: RunRecord) -> dict[str, str]:
     """Return the main figures."""
     done, asked = run.rounds
     tiles = {"rounds": f"{done} of {asked}"}
-    if "accuracy" in run.last:
-        tiles |= {"accuracy": f"{run.last['accuracy']:.3f}", "balanced": f"{run.last['balanced_accuracy']:.3f}"}
+    if run.server:
+        last = run.server[-1]
+        tiles |= {"accuracy": f"{last['server/accuracy']:.3f}", "balanced": f"{last['server/balanced_accuracy']:.3f}"}
     if run.results is not None:
         tiles["worst class"] = f"{min(run.results['per_class'].values()):.3f}"
     if run.evaluation and "gate" in run.evaluation:
@@ -159,19 +158,6 @@ def html_table(table: Table) -> dict[str, Any]:
         "rows": list(zip(*columns, strict=True)),
         "ends": {number for number, row in enumerate(table.rows) if row.end_section},
     }
-
-
-def _audit(folder: Path) -> Any:
-    """Return the table of the attacks on a run; None without an audit that can be read."""
-    file = folder / AUDIT
-    if not file.is_file():
-        return None
-    try:
-        values = read_json(file.read_text(encoding="utf-8"))
-        return html_table(audit_table(Report.from_dict(values), values["names"])) if "attacks" in values else None
-    except (FedgenError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        logger.warning("%s is left out: %s", file, said(error))
-        return None
 
 
 def images(folder: Path) -> list[dict[str, str]]:

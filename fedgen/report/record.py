@@ -89,14 +89,6 @@ class RunRecord:
         return [(float(line["round"]), number(line["server/accuracy"])) for line in self.server]
 
     @property
-    def last(self) -> dict[str, Any]:
-        """Scores after the last round: those of ``results.json``, or what the metrics tell."""
-        if self.results is not None:
-            return self.results
-        line = self.server[-1] if self.server else {}
-        return {name: line[f"server/{name}"] for name in ("accuracy", "balanced_accuracy") if f"server/{name}" in line}
-
-    @property
     def classes(self) -> list[str]:
         """Class names in their order."""
         if self.results is not None:
