@@ -10,10 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from fedgen.errors import visible
+from fedgen.privacy.gate import FAILED, PASSED, UNKNOWN
 
 WIDEST = 1000  # characters of a line where nothing limits it
 MAX_SETTINGS, MAX_VALUE_CHARS = 6, 40  # of a run in a table
 ROOM, BORDER = 32, 3  # characters for runs and settings on a narrow terminal, and beside a column
+MARKS = {PASSED: "", UNKNOWN: "?", FAILED: "!"}  # behind an attack's AUC
 LEAST = 3  # figures that every terminal shows
 
 
@@ -119,11 +121,11 @@ def _figures(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _attack(result: Mapping[str, Any]) -> str:
-    """Return the AUC of the strongest attack, with a question mark if the gate could not judge it."""
+    """Return the AUC of the strongest attack, with a mark if the gate could not judge it or did not pass it."""
     gate = (result.get("evaluation") or {}).get("gate") or {}
     if gate.get("auc") is None:
         return "·"
-    return f"{gate['auc']:.2f}{'?' if gate['verdict'] == 'not judged' else ''}"
+    return f"{gate['auc']:.2f}{MARKS[gate['verdict']]}"
 
 
 def quality_table(evaluation: Mapping[str, Any]) -> Table:
@@ -137,29 +139,13 @@ def quality_table(evaluation: Mapping[str, Any]) -> Table:
     table = PlainTable(title=f"{evaluation['samples']} synthetic samples")
     for name in ("measure", "synthetic", "compare with", "what that is"):
         table.add_column(name, justify="right" if name in ("synthetic", "compare with") else "left", overflow="fold")
-    for rows in (_utility_rows(evaluation), _fidelity_rows(evaluation)):
-        for name, value, reference, meaning in rows:
-            table.add_row(name, _number(value), _number(reference), meaning)
-        table.add_section()
+    probes, fidelity = evaluation.get("utility", {}), evaluation.get("fidelity") or {}
+    rows = [(f"accuracy, {name} probe", x["tstr"], x["trtr"], "trained on real clips") for name, x in probes.items()]
+    if fidelity.get("synthetic"):
+        real, classifier = fidelity["real"], fidelity["classifier"]
+        meaning = "training against held-out clips"
+        rows += [(name, value, real[name], meaning) for name, value in fidelity["synthetic"].items()]
+        rows += [("classifier's AUC", classifier["auc"], 0.5, "not to be told from real")] if classifier else []
+    for name, value, reference, meaning in rows:
+        table.add_row(name, *("·" if x is None else f"{x:.3f}" for x in (value, reference)), meaning)
     return table
-
-
-Rows = list[tuple[str, float | None, float | None, str]]
-
-
-def _utility_rows(evaluation: Mapping[str, Any]) -> Rows:
-    probes = evaluation.get("utility", {})
-    return [(f"accuracy, {name} probe", x["tstr"], x["trtr"], "trained on real clips") for name, x in probes.items()]
-
-
-def _fidelity_rows(evaluation: Mapping[str, Any]) -> Rows:
-    fidelity = evaluation.get("fidelity")
-    if not fidelity or not fidelity["synthetic"]:
-        return []
-    made, real, told = fidelity["synthetic"], fidelity["real"], fidelity["classifier"]
-    rows: Rows = [(name, value, real[name], "training against held-out clips") for name, value in made.items()]
-    return [*rows, ("classifier's AUC", told["auc"], 0.5, "not to be told from real")] if told else rows
-
-
-def _number(value: float | None) -> str:
-    return "·" if value is None else f"{value:.3f}"
