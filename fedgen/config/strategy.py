@@ -46,13 +46,7 @@ class SecureSettings:
 
     def __post_init__(self) -> None:
         choose(self.name, ["none", "secagg"], "strategy.secure.name")
-        check_ranges(self, "strategy.secure", {"shares": FEWEST})
-        most, least = self.shares or math.inf, 2 if self.shares is None else self.shares // 2 + 1
-        require(
-            self.threshold is None or least <= self.threshold <= most,
-            f"strategy.secure.threshold={self.threshold} must be above half of strategy.secure.shares={self.shares}, "
-            "and not above it",
-        )
+        check_ranges(self, "strategy.secure", {"shares": FEWEST, "threshold": 2})
         good = 0 < self.clipping_range < math.inf
         require(good, f"strategy.secure.clipping_range={self.clipping_range} must be a finite number above 0")
         good = 2 <= self.quantization < MODULUS
