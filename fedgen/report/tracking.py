@@ -15,7 +15,6 @@ import yaml  # type: ignore[import-untyped]
 
 from fedgen.config.settings import TrackingSettings
 from fedgen.data.files import write_atomically
-from fedgen.data.plain import read_text, read_yaml
 from fedgen.errors import require
 
 logger = logging.getLogger(__name__)
@@ -77,14 +76,14 @@ class WandbTracker:
         import wandb
 
         logging.getLogger("wandb").propagate = False  # it keeps a log of its own
-        file, sweep = folder / "wandb.json", sweep_of(folder)
+        file = folder / "wandb.json"
         if finished is None or not file.is_file():
             write_atomically(file, json.dumps({"id": str(wandb.util.generate_id())}).encode())
         self._run = wandb.init(
             project=settings.project,
             entity=settings.entity,
-            group=settings.group or sweep,
-            name=folder.name if sweep else "/".join(folder.parts[-2:]),
+            group=settings.group,
+            name="/".join(folder.parts[-2:]),
             id=json.loads(file.read_text(encoding="utf-8"))["id"],
             resume="allow",
             dir=folder,
@@ -181,11 +180,3 @@ def open_tracker(
         "wandb": lambda: WandbTracker(folder, config, finished, settings),
     }
     return GuardedTracker(settings.name, starts.get(settings.name))
-
-
-def sweep_of(folder: Path) -> str | None:
-    """Return the name of the sweep that a run belongs to, the last two parts of its path; None for a single run."""
-    file = folder / ".hydra" / "hydra.yaml"
-    if not file.is_file() or read_yaml(read_text(file), str(file))["hydra"]["mode"] != "MULTIRUN":
-        return None
-    return "/".join(folder.parent.parts[-2:])

@@ -18,7 +18,7 @@ from fedgen.errors import ConfigError
 from fedgen.evaluation.zero_shot import Scores
 from fedgen.report.recorder import Recorder
 from fedgen.report.rounds import RoundReport
-from fedgen.report.tracking import GuardedTracker, TensorBoardTracker, summary, sweep_of
+from fedgen.report.tracking import GuardedTracker, TensorBoardTracker, summary
 from fedgen.runs.folder import RunFolder
 from fedgen.task import Task
 
@@ -227,18 +227,6 @@ def test_final_results_by_path() -> None:
         "result/per_class/dog": 1.0,
         "result/evaluation/privacy/near_copies": 0.0,
     }
-
-
-@pytest.mark.parametrize(("mode", "expected"), [("MULTIRUN", "2030/12"), ("RUN", None)])
-def test_the_group_of_a_sweep(mode: str, expected: str | None, tmp_path: Path) -> None:
-    folder = tmp_path / "multirun" / "2030" / "12" / "3"
-    (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "hydra.yaml").write_text(f"hydra:\n  mode: {mode}\n")
-    assert sweep_of(folder) == expected
-
-
-def test_a_folder_that_hydra_did_not_make_is_in_no_sweep(tmp_path: Path) -> None:
-    assert sweep_of(tmp_path) is None
 
 
 def test_settings(tiny: Callable[..., Config]) -> None:
