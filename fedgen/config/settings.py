@@ -40,7 +40,7 @@ class TrackingSettings:
     entity : str, optional
         Team or user there; the user's default by default.
     group : str, optional
-        Under which runs are grouped there; of a sweep its folder by default.
+        Under which runs are grouped there, such as those of a sweep.
     offline : bool
         Whether the run is kept on this machine until ``wandb sync``; ``WANDB_MODE=offline`` does the same.
     """

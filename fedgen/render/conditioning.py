@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -12,22 +11,6 @@ from torch import Tensor
 from fedgen.data.seeds import seeded
 from fedgen.errors import require
 from fedgen.report.saved_run import SavedRun
-
-
-@dataclass(frozen=True)
-class Condition:
-    """The embeddings in place of a prompt's.
-
-    Attributes
-    ----------
-    heads : Mapping
-        ``{head: (width,) or (tokens, width)}``, float32, on the CPU.
-    origin : str
-        What it is made of, such as a clip's name.
-    """
-
-    heads: Mapping[str, Tensor]
-    origin: str
 
 
 class Conditioning:
@@ -64,23 +47,24 @@ class Conditioning:
         what = {"real": "held-out clips on this machine", "synthetic": "synthetic samples"}.get(source)
         require(not lacking, f"--from={source}: {self.run.folder.path} has no {what} of {lacking}")
 
-    def of(self, label: int, source: str, index: int) -> Condition:
-        """Return the condition of one picture, the same whatever else is asked for.
+    def of(self, label: int, source: str, index: int) -> tuple[Mapping[str, Tensor], str]:
+        """Return the condition of one picture, the same whatever else is asked for, and what it is made of.
 
-        Clips and samples come in an order of chance; where there are fewer than pictures, they come again.
+        The condition is ``{head: (width,) or (tokens, width)}``, float32, on the CPU. Clips and samples
+        come in an order of chance; where there are fewer than pictures, they come again.
         """
         task = self.run.task
         if source == "text":
             prompt = task.config.target.prompts([task.classes[label]])[0]
-            return Condition({head: value[label] for head, value in task.targets.heads.items()}, f"prompt {prompt!r}")
+            return {head: value[label] for head, value in task.targets.heads.items()}, f"prompt {prompt!r}"
         if source == "real":
             clip = self.clips[label][self._chosen(len(self.clips[label]), label, source, index)]
-            return Condition(self._adapted(task.store.tokens([clip])), f"clip {task.store.names[clip]}")
+            return self._adapted(task.store.tokens([clip])), f"clip {task.store.names[clip]}"
         node, number = self.samples[label][self._chosen(len(self.samples[label]), label, source, index)]
         samples = self.run.pool[node]
         noise = seeded(samples.seed, "render", node, number)
         latents = samples.latents_at(torch.tensor([number]))
-        return Condition(self._adapted(samples.codec.decode(latents, noise)), f"sample {number} of node {node}")
+        return self._adapted(samples.codec.decode(latents, noise)), f"sample {number} of node {node}"
 
     def _chosen(self, count: int, label: int, source: str, index: int) -> int:
         order = torch.randperm(count, generator=seeded(self.seed, "chosen", self.run.task.classes[label], source))

@@ -6,14 +6,15 @@ import io
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
 
 from fedgen.config.settings import Config
 from fedgen.data.files import digest, write_atomically
@@ -21,28 +22,26 @@ from fedgen.data.progress import RoundsBar
 from fedgen.data.seeds import seeded
 from fedgen.data.tensors import exact_digest
 from fedgen.errors import choose, require
-from fedgen.render.conditioning import Condition, Conditioning
-from fedgen.render.pipelines import KINDS, ImagePipeline, PipelineFiles, Sampling, diffusion
+from fedgen.render.conditioning import Conditioning
+from fedgen.render.pipelines import KINDS, ImagePipeline, PipelineFiles, diffusion
 from fedgen.render.settings import UNASKED, RenderSettings
 from fedgen.report.saved_run import SavedRun
 from fedgen.runs.folder import RunFolder
 
 MAX_NAME_CHARS = 50  # characters of a class in a folder's name: up to 4 bytes each
-STEP = 16  # pixels of a picture's height and width are multiples of it
 SIDE = 256  # pixels of the longer side of a picture in a grid
 TITLE = 20  # pixels of a grid's title
-ASIDE = ("pipeline", "revision", "run")
-"""Entries of a JSON that may change while the picture stays: a digest says which pipeline it was."""
+ASIDE = ("run",)  # entries of a JSON that may change while the picture stays
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A requested picture, its condition and its settings."""
+    """A requested picture: its file, the embeddings in place of a prompt's by head, and its settings."""
 
     file: Path
-    condition: Condition
+    heads: Mapping[str, Tensor]
     facts: dict[str, Any]
 
     def exists(self) -> bool:
@@ -89,9 +88,12 @@ def render(path: Path, settings: RenderSettings) -> list[Path]:
     revision = settings.revision or (None if settings.pipeline else config.target.revision)
     files = PipelineFiles(config.target.name, settings.pipeline or config.target.pipeline, revision)
     files.refuse_unless_it_fits(run.task.targets.heads)
-    sampling = _sampling(settings, files, run.task.device)
-    pictures = _asked_for(conditioning, labels, settings, files, sampling)
-    _draw(pictures, settings.seed, files, sampling)
+    settings = files.completed(settings, run.task.device)
+    pictures = _asked_for(conditioning, labels, settings, files)
+    missing = [picture for picture in pictures if not picture.exists()]
+    logger.info("%d pictures, %d of them are there already", len(pictures), len(pictures) - len(missing))
+    if missing:
+        _draw(missing, settings.seed, ImagePipeline(files, settings, run.task.device))
     return [_grid(list(own)) for _, own in groupby(pictures, lambda picture: picture.file.parent)]
 
 
@@ -105,45 +107,21 @@ def _refuse(path: Path, config: Config) -> None:
     )
 
 
-def _sampling(settings: RenderSettings, files: PipelineFiles, device: torch.device) -> Sampling:
-    """Return the settings, the pipeline's usual ones where none are given; `ConfigError` for what it cannot do."""
-    steps, guidance = files.usual
-    precision = files.kind.precision if device.type == "cuda" else "float32"
-    sampling = Sampling(
-        steps=settings.steps or steps,
-        guidance=guidance if settings.guidance is None else settings.guidance,
-        size=settings.size,
-        precision=precision if settings.precision == "auto" else settings.precision,
-        device=device,
-        offload=settings.offload,
-    )
-    require(
-        files.guided or not sampling.guidance,
-        f"--guidance={sampling.guidance:g}: {files.model} was trained without (guidance_embeds), leave it at 0",
-    )
-    require(
-        all(side > 0 and side % STEP == 0 for side in sampling.size or ()),
-        f"--size={' '.join(map(str, sampling.size or ()))}: both must be multiples of {STEP}",
-    )
-    require(not settings.offload or device.type == "cuda", f"--offload needs a CUDA device, this is {device}")
-    return sampling
-
-
 def _asked_for(
-    conditioning: Conditioning, labels: list[int], settings: RenderSettings, files: PipelineFiles, sampling: Sampling
+    conditioning: Conditioning, labels: list[int], settings: RenderSettings, files: PipelineFiles
 ) -> list[Picture]:
     run = conditioning.run
     versions = {name: metadata.version(name) for name in ("fedgen", "torch", "diffusers")}
     shared = {
         "seed": settings.seed,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "size": " x ".join(map(str, sampling.size)) if sampling.size else "usual",
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "size": " x ".join(map(str, settings.size)) if settings.size else "usual",
         "pipeline": files.model,
         "revision": files.revision,
-        "precision": sampling.precision,
-        "device": sampling.device.type,
-        "made by": {"class": files.kind.pipeline, "digest": files.digest(), **versions},
+        "precision": settings.precision,
+        "device": run.task.device.type,
+        "made by": {"class": files.kind.pipeline, **versions},
         "run": {"folder": str(run.folder.path.absolute()), "round": run.round, "store": str(run.task.store.path)},
     }
     pictures: list[Picture] = []
@@ -155,57 +133,47 @@ def _asked_for(
                 logger.info("there are no synthetic samples of %s: pictures of its targets alone", name)
                 continue
             for index in range(settings.count):
-                condition = conditioning.of(label, source, index)
-                facts = {"class": name, "source": source, "made of": condition.origin, "index": index, **shared}
-                facts["embeddings"] = exact_digest(condition.heads)[:16]
-                pictures.append(Picture(folder / f"{source}_{index}.png", condition, facts))
+                heads, origin = conditioning.of(label, source, index)
+                facts = {"class": name, "source": source, "made of": origin, "index": index, **shared}
+                facts["embeddings"] = exact_digest(heads)[:16]
+                pictures.append(Picture(folder / f"{source}_{index}.png", heads, facts))
     return pictures
 
 
-def _draw(pictures: list[Picture], seed: int, files: PipelineFiles, sampling: Sampling) -> None:
-    missing = [picture for picture in pictures if not picture.exists()]
-    logger.info("%d pictures, %d of them are there already", len(pictures), len(pictures) - len(missing))
-    if not missing:
-        return
-    pipeline = ImagePipeline(files, sampling)
-    bar = RoundsBar(len(missing), "pictures")
-    bar.start(0)
-    try:
-        for done, picture in enumerate(missing, 1):
+def _draw(pictures: list[Picture], seed: int, pipeline: ImagePipeline) -> None:
+    with RoundsBar(len(pictures), "pictures") as bar:
+        for done, picture in enumerate(pictures, 1):
             facts = picture.facts
             noise = seeded(seed, "picture", facts["class"], facts["index"])  # one noise a column of the grid
-            save(picture.file, pipeline.generate(picture.condition.heads, noise), facts)
-            logger.info("%s (%d of %d), made of %s", picture.file, done, len(missing), picture.condition.origin)
+            save(picture.file, pipeline.generate(picture.heads, noise), facts)
+            logger.info("%s (%d of %d), made of %s", picture.file, done, len(pictures), facts["made of"])
             bar.show(done)
-    finally:
-        bar.stop()
 
 
 def _grid(pictures: list[Picture]) -> Path:
     """Save the pictures of one class: a row for each source, whose names are in the title, a column for each number."""
-    first = pictures[0].facts
-    facts = {key: first[key] for key in ("class", "seed", "steps", "guidance", "size", "pipeline", "revision")}
     rows = list(dict.fromkeys(picture.facts["source"] for picture in pictures))
-    for source in rows:
-        origins = (picture.facts["made of"] for picture in pictures if picture.facts["source"] == source)
-        facts[source] = ", ".join(dict.fromkeys(origins))
     images = [picture.opened() for picture in pictures]
     sheet = diffusion().utils.make_image_grid(images, len(rows), len(images) // len(rows))
     sheet = ImageOps.expand(sheet, (0, TITLE, 0, 0), "white")
-    title = f"{first['class']}: {', '.join(rows)}"
+    title = f"{pictures[0].facts['class']}: {', '.join(rows)}"
     ImageDraw.Draw(sheet).text((2, 2), title, "black", ImageFont.load_default(TITLE - 6))
     file = pictures[0].file.with_name("grid.png")
-    save(file, sheet, facts)
+    write_atomically(file, _png(sheet))
     return file
 
 
 def save(file: Path, picture: Image.Image, facts: dict[str, Any]) -> None:
     """Write a PNG and the JSON beside it so that they never disagree."""
+    file.with_suffix(".json").unlink(missing_ok=True)
+    write_atomically(file, _png(picture))
+    write_atomically(file.with_suffix(".json"), (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _png(picture: Image.Image) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, "PNG")
-    file.with_suffix(".json").unlink(missing_ok=True)
-    write_atomically(file, stream.getvalue())
-    write_atomically(file.with_suffix(".json"), (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+    return stream.getvalue()
 
 
 def folder_name(name: str) -> str:

@@ -8,8 +8,8 @@ diffusers (``__call__``, ``encode_prompt``). FLUX takes T5's tokens as ``prompt_
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from fedgen.data.clip_t5 import TEXT_ENCODERS
-from fedgen.data.pretrained import WEIGHTS, digest_of, find, library, load_model
+from fedgen.data.pretrained import WEIGHTS, find, library, load_model
 from fedgen.errors import ConfigError, DataError, require, said
+from fedgen.render.settings import RenderSettings
 
 KEY = "--pipeline"
 DIFFUSION_WEIGHTS = f"diffusion_pytorch_{WEIGHTS}"
@@ -130,6 +131,17 @@ class PipelineFiles:
         """Whether it has a guidance scale; FLUX.1-schnell has none."""
         return self.target == "sd" or bool(self.denoiser.get("guidance_embeds", False))
 
+    def completed(self, settings: RenderSettings, device: torch.device) -> RenderSettings:
+        """Return ``settings`` with the pipeline's usual values for None; `ConfigError` for what it cannot do."""
+        steps, guidance = self.usual
+        guidance = guidance if settings.guidance is None else settings.guidance
+        precision = self.kind.precision if device.type == "cuda" else "float32"
+        precision = precision if settings.precision == "auto" else settings.precision
+        good = self.guided or not guidance
+        require(good, f"--guidance={guidance:g}: {self.model} was trained without (guidance_embeds), leave it at 0")
+        require(not settings.offload or device.type == "cuda", f"--offload needs a CUDA device, this is {device}")
+        return replace(settings, steps=settings.steps or steps, guidance=guidance, precision=precision)
+
     @property
     def usual(self) -> tuple[int, float]:
         """The usual steps and guidance scale: of Stable Diffusion 1, FLUX.1-dev or FLUX.1-schnell."""
@@ -137,25 +149,16 @@ class PipelineFiles:
             return 50, 7.5
         return (28, 3.5) if self.guided else (4, 0.0)
 
-    def digest(self) -> str:
-        """Return a digest of all files that are loaded but the text encoder's."""
-        return digest_of([file for pattern in self._files for file in self.folder().glob(pattern)])
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a pipeline makes pictures: ``size`` is height and width in pixels, or None for the pipeline's usual."""
-
-    steps: int
-    guidance: float
-    size: Sequence[int] | None
-    precision: str
-    device: torch.device
-    offload: bool = False
-
 
 class ImagePipeline:
     """A loaded pipeline, without text encoders unless Stable Diffusion's guidance needs one for the empty prompt.
+
+    Parameters
+    ----------
+    files : PipelineFiles
+    settings : RenderSettings
+        Completed by `PipelineFiles.completed`.
+    device : torch.device
 
     Raises
     ------
@@ -165,16 +168,16 @@ class ImagePipeline:
         It does not fit on the device.
     """
 
-    def __init__(self, files: PipelineFiles, sampling: Sampling) -> None:
+    def __init__(self, files: PipelineFiles, settings: RenderSettings, device: torch.device) -> None:
         module, kind = diffusion(), files.kind
-        self.files, self.sampling = files, sampling
-        self.precision: torch.dtype = getattr(torch, sampling.precision)
+        self.files, self.settings, self.device = files, settings, device
+        self.precision: torch.dtype = getattr(torch, settings.precision)
         models = {kind.part: getattr(module, kind.denoiser), "vae": module.AutoencoderKL}
-        guided = files.target == "sd" and sampling.guidance > 1
+        guided = files.target == "sd" and (settings.guidance or 0) > 1
         if guided:  # leads away from the empty prompt, which the pipeline encodes itself
             models["text_encoder"] = "CLIPTextModel"
         folder, loaded = files.folder(guided), {*models, "scheduler", *(["tokenizer"] if guided else [])}
-        place = "cpu" if sampling.offload else sampling.device
+        place = "cpu" if settings.offload else device
         parts = {name: load_model(found, folder / name, self.precision, place, KEY) for name, found in models.items()}
         listed = files.config("model_index.json").items()
         parts |= {name: None for name, value in listed if isinstance(value, list) and name not in loaded}
@@ -187,8 +190,8 @@ class ImagePipeline:
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{KEY}={files.model}: no {kind.pipeline} can be made of it ({said(error)})") from error
         self.pipeline.set_progress_bar_config(disable=True)
-        if sampling.offload:
-            self.pipeline.enable_model_cpu_offload(device=sampling.device)
+        if settings.offload:
+            self.pipeline.enable_model_cpu_offload(device=device)
 
     def generate(self, heads: Mapping[str, Tensor], generator: torch.Generator) -> Image.Image:
         """Return the picture of one output of the adapters, ``{head: (width,) or (tokens, width)}``.
@@ -200,22 +203,22 @@ class ImagePipeline:
         ConfigError
             Memory does not suffice, or the picture has values that are not finite.
         """
-        sampling = self.sampling
+        settings = self.settings
         given = {argument: heads[head][None] for argument, (head, _) in self.files.kind.arguments.items()}
-        height, width = sampling.size or (None, None)
+        height, width = settings.size or (None, None)
         try:
             pixels = self.pipeline(
-                **{name: value.to(sampling.device, self.precision) for name, value in given.items()},
+                **{name: value.to(self.device, self.precision) for name, value in given.items()},
                 height=height,
                 width=width,
-                num_inference_steps=sampling.steps,
-                guidance_scale=sampling.guidance,
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance,
                 generator=generator,
                 output_type="pt",
             ).images
         except torch.OutOfMemoryError as error:
             raise ConfigError("the picture does not fit into the GPU's memory: try --offload or --size") from error
         finite = bool(torch.isfinite(pixels).all())
-        require(finite, f"the picture is not finite in --precision={sampling.precision}: try --precision=float32")
+        require(finite, f"the picture is not finite in --precision={settings.precision}: try --precision=float32")
         picture: Image.Image = self.pipeline.numpy_to_pil(pixels.float().cpu().permute(0, 2, 3, 1).numpy())[0]
         return picture

@@ -13,6 +13,7 @@ SOURCES = ["text", "real", "synthetic"]
 UNASKED = ["text", "synthetic"]  # what is made of real sound, somebody has to ask for
 PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
 DEVICES = ["auto", "cpu", "cuda"]
+STEP = 16  # pixels of a picture's height and width are multiples of it
 
 
 def add_options(add: Callable[..., object]) -> None:
@@ -60,6 +61,8 @@ class RenderSettings:
         require(self.count >= 1, f"--count={self.count} is not at least 1")
         require(self.steps is None or self.steps >= 1, f"--steps={self.steps} is not at least 1")
         require(self.guidance is None or self.guidance >= 0, f"--guidance={self.guidance} is negative")
+        good = all(side > 0 and side % STEP == 0 for side in self.size or ())
+        require(good, f"--size={' '.join(map(str, self.size or ()))}: both must be multiples of {STEP}")
 
 
 def settings_of(options: argparse.Namespace) -> RenderSettings:

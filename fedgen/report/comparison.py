@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedgen.config.compose import OPEN_KEYS
-from fedgen.config.settings import Config
-from fedgen.errors import choose
+from fedgen.errors import require, suggestion
 from fedgen.privacy.gate import FAILED, PASSED, UNKNOWN
 from fedgen.runs.folder import RunFolder
 
@@ -52,28 +51,17 @@ def compared(folders: Sequence[RunFolder], over: Sequence[str] = ("seed",)) -> d
     """
     groups: dict[str, list[_Run]] = defaultdict(list)
     for folder in folders:
-        config = folder.config()
-        settings, varied = _split(config, over)
-        groups[settings].append(_Run(str(folder.path), flat(asdict(config)), varied, folder.results()))
+        settings = flat(asdict(folder.config()))
+        for key in over:
+            require(key in settings, f"--over {key}: unknown configuration key.{suggestion(key, settings)}")
+        varied = {key: settings[key] for key in over}
+        rest = json.dumps({key: value for key, value in settings.items() if key not in varied})
+        groups[rest].append(_Run(str(folder.path), settings, varied, folder.results()))
     rows: dict[str, _Run] = {}
     for group in groups.values():
         for row in _rows(group):
             rows[row.name if row.name not in rows else f"{row.name} of {group[0].name}"] = row
     return with_differences({name: (row.settings, row.results) for name, row in rows.items()})
-
-
-def unsure(folders: Sequence[RunFolder]) -> list[str]:
-    """Return a line for each verdict of the gate but ``passed``: its runs, and the summary of the first."""
-    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for folder in folders:
-        gate = (folder.results().get("evaluation") or {}).get("gate")
-        if gate and gate["verdict"] != PASSED:
-            found[gate["verdict"]].append((str(folder.path), gate["summary"]))
-    return [
-        f"privacy {verdict} in {len(runs)} of {len(folders)} runs ({', '.join(n for n, _ in runs[:3])}"
-        f"{', ...' if len(runs) > 3 else ''}): {runs[0][1]}"
-        for verdict, runs in found.items()
-    ]
 
 
 def with_differences(runs: Mapping[str, tuple[Mapping[str, str], Results]]) -> dict[str, Results]:
@@ -87,22 +75,6 @@ def with_differences(runs: Mapping[str, tuple[Mapping[str, str], Results]]) -> d
     differ = differences([settings for settings, _ in runs.values()])
     rows = {name: {**results, "settings": own} for (name, (_, results)), own in zip(runs.items(), differ, strict=True)}
     return dict(sorted(rows.items(), key=lambda row: -row[1]["accuracy"]))
-
-
-def _split(config: Config, over: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Split a configuration into the grouping key and the varied values."""
-    values: dict[str, Any] = asdict(config)
-    varied: dict[str, str] = {}
-    for key in over:
-        *groups, name = key.split(".")
-        inner: Any = values
-        for part in groups:
-            inner = inner.get(part) if isinstance(inner, dict) else None
-        known = sorted(inner) if isinstance(inner, dict) else sorted(values)
-        varied[key] = str(inner.pop(choose(name, known, f"--over {key}")))
-    for name in IRRELEVANT:
-        values.pop(name, None)
-    return json.dumps(values, sort_keys=True, default=str), varied
 
 
 def _rows(group: list[_Run]) -> list[_Run]:
@@ -126,7 +98,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         key = prefix + name
         if isinstance(value, dict) and key not in OPEN_KEYS:
             found |= flat(value, f"{key}.")
-        elif key not in (*IRRELEVANT, *APART):
+        elif key not in IRRELEVANT:
             found[key] = value if isinstance(value, str) else json.dumps(value).replace('"', "")
     return found
 
@@ -141,7 +113,8 @@ def differences(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     def values(*keys: str) -> set[tuple[str | None, ...]]:
         return {tuple(row.get(key) for key in keys) for row in rows if keys[-1] in row}
 
-    differ = [key for key in dict.fromkeys(key for row in rows for key in row) if len(values(key)) > 1]
+    keys = dict.fromkeys(key for row in rows for key in row if key not in APART)
+    differ = [key for key in keys if len(values(key)) > 1]
     telling = [key for key in differ if key.rpartition(".")[2] in CHOICES and "." in key]
 
     def follows(key: str, others: Sequence[str]) -> bool:

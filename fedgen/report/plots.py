@@ -15,24 +15,17 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from fedgen.evaluation.quality import Site
 
-INK = "#1c1e21"
-INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 STYLE: dict[Any, Any] = {
-    **dict.fromkeys(INKED, INK),
     "text.parse_math": False,
     "svg.fonttype": "none",
     "legend.fontsize": "small",
     "legend.frameon": False,
 }
-SCHEMES = f":root {{color: {INK}}} @media (prefers-color-scheme: dark) {{:root {{color: #e6e8eb}}}}"
 COLOURS = ("#2b7bd0", "#dd7532", "#2f9960", "#c2539a", "#9a8a10", "#7a6ff0", "#d9473d", "#1a959e")
 LARGEST = 1e30  # absolute value that is drawn
-SAMPLES = "samples.json"
-KINDS = {"synthetic": "synthetic", "training": "training clips", "held_out": "held-out clips"}
 MAX_NAME_CHARS = 40
 MAX_POINTS = 200  # of a class and kind in the picture
 
@@ -94,11 +87,10 @@ def line_figure(series: Mapping[str, Points], y_label: str, limits: tuple[float,
 
 @rc_context(STYLE)
 def as_svg(figure: Figure) -> bytes:
-    """Return a figure as an SVG file without background, whose text and axes follow the reader's colour scheme."""
+    """Return a figure as an SVG file."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="svg", transparent=True, dpi=120, metadata={"Date": None})
-    text = stream.getvalue().replace(INK.encode(), b"currentColor")
-    return text.replace(b"</style>", f"{SCHEMES}</style>".encode(), 1)
+    figure.savefig(stream, format="svg", dpi=120, metadata={"Date": None})
+    return stream.getvalue()
 
 
 def drawn(points: Points) -> list[tuple[float, float]]:
@@ -151,70 +143,42 @@ def _label(name: str) -> str:
     return (name if len(name) <= MAX_NAME_CHARS else name[:MAX_NAME_CHARS] + "...").replace("_", " ")
 
 
-def sample_points(records: Site, names: list[str]) -> dict[str, Any]:
-    """Return real and synthetic records in the two directions in which the real ones differ most, as JSON values.
-
-    Nothing of an embedding but these two numbers is in it; of the samples of a class it holds `MAX_POINTS` at most.
+@rc_context(STYLE)
+def samples_figure(records: Site, names: list[str]) -> Figure:
+    """Return a picture of real and synthetic records by class, in the two directions in which real ones differ most.
 
     Parameters
     ----------
     records : Site
-        All training clips, held-out clips and samples.
+        All training clips, held-out clips and samples; of each class and kind, `MAX_POINTS` at most are drawn.
     names : list[str]
         Class names by id.
-
-    Returns
-    -------
-    dict
-        ``classes``: by class, for each of ``synthetic``, ``training`` and ``held_out``, points ``[x, y]``;
-        ``explained``: the share of the real records' variance that lies in each direction.
     """
     real = torch.cat([records.train.flat, records.held_out.flat])
     centre = real.mean(dim=0)
     values, directions = torch.linalg.svd(real - centre, full_matrices=False)[1:]
     plane = torch.zeros(real.shape[1], 2, dtype=real.dtype)
     plane[:, : len(directions[:2])] = directions[:2].T  # (F, 2); a single record has no second direction
-    share = (values**2 / (values**2).sum().clamp(min=1e-30))[:2]
-    classes: dict[str, dict[str, list[list[float]]]] = {}
-    for label in records.synthetic.labels.unique().tolist():
-        classes[names[label]] = {
-            kind: _points((chosen.at(chosen.labels == label).flat - centre) @ plane)
-            for kind, chosen in zip(KINDS, (records.synthetic, records.train, records.held_out), strict=True)
-        }
-    return {"explained": [round(value, 4) for value in share.tolist()], "classes": classes}
-
-
-def _points(found: Tensor) -> list[list[float]]:
-    """Return ``(n, 2)`` as short numbers, evenly thinned to `MAX_POINTS`."""
-    chosen = torch.linspace(0, max(0, len(found) - 1), min(len(found), MAX_POINTS)).round().long()
-    return [[float(f"{value:.4g}") for value in point] for point in found[chosen].tolist()]
-
-
-@rc_context(STYLE)
-def samples_figure(points: Mapping[str, Any]) -> Figure:
-    """Return the picture of what `sample_points` returned, each class for itself."""
-    classes = points["classes"]
-    columns = max(1, min(5, len(classes)))
-    rows = max(1, -(-len(classes) // columns))
+    share = float((values[:2] ** 2).sum() / (values**2).sum().clamp(min=1e-30))
+    labels = records.synthetic.labels.unique().tolist()
+    columns = max(1, min(5, len(labels)))
+    rows = max(1, -(-len(labels) // columns))
     figure = Figure(figsize=(2.6 * columns, 2.6 * rows + 0.6), layout="constrained")
+    figure.suptitle(f"directions with {100 * share:.0f} % of the real records' variance", fontsize="small")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    styles: dict[str, dict[str, Any]] = {
-        "synthetic": {"color": COLOURS[1], "s": 5, "alpha": 0.5},
-        "training": {"color": COLOURS[0], "s": 12},
-        "held_out": {"color": "#808080", "s": 16, "marker": "x", "linewidths": 0.9},
-    }
-    for axes, (name, kinds) in zip(grid, classes.items(), strict=False):
-        for kind, label in KINDS.items():
-            places = np.array(kinds[kind], dtype=float).reshape(-1, 2)
-            axes.scatter(places[:, 0], places[:, 1], label=label, rasterized=True, **styles[kind])
+    kinds = (
+        (records.synthetic, {"label": "synthetic", "color": COLOURS[1], "s": 5, "alpha": 0.5}),
+        (records.train, {"label": "training clips", "color": COLOURS[0], "s": 12}),
+        (records.held_out, {"label": "held-out clips", "color": "#808080", "s": 16, "marker": "x", "linewidths": 0.9}),
+    )
+    for axes, label in zip(grid, labels, strict=False):
+        for chosen, style in kinds:
+            own = (chosen.at(chosen.labels == label).flat - centre) @ plane  # (n, 2)
+            thin = torch.linspace(0, max(0, len(own) - 1), min(len(own), MAX_POINTS)).round().long()
+            axes.scatter(*own[thin].T.numpy(), **style)
         axes.tick_params(labelsize=6)
-        axes.set_title(_label(name))
-    for axes in grid[len(classes) :]:
+        axes.set_title(_label(names[label]))
+    for axes in grid[len(labels) :]:
         axes.set_visible(False)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
-
-
-def draw_samples(points: Mapping[str, Any], file: Path) -> None:
-    """Draw `samples_figure` to a PNG file."""
-    samples_figure(points).savefig(file, dpi=120)

@@ -19,7 +19,7 @@ from fedgen.evaluation.audit import AUDIT, named
 from fedgen.evaluation.zero_shot import Scores
 from fedgen.privacy.gate import PASSED
 from fedgen.privacy.show import audit_table, draw_audit
-from fedgen.report.plots import SAMPLES, draw_run, draw_samples, sample_points
+from fedgen.report.plots import draw_run, samples_figure
 from fedgen.report.rounds import RoundReport
 from fedgen.report.tables import distribution_table, quality_table, show
 from fedgen.report.tracking import GuardedTracker, check_installed, open_tracker
@@ -28,7 +28,7 @@ from fedgen.task import Task
 
 logger = logging.getLogger(__name__)
 
-MADE_LATER = (SAMPLES, "report.html")  # what an earlier run in the same folder may have left
+PAGE = "report.html"  # which an earlier run in the same folder may have left
 
 
 class Recorder:
@@ -48,8 +48,7 @@ class Recorder:
     def __init__(self, folder: RunFolder, task: Task) -> None:
         self.folder, self.task = folder, task
         check_installed(task.config.tracking)
-        for name in MADE_LATER:
-            (folder.path / name).unlink(missing_ok=True)
+        (folder.path / PAGE).unlink(missing_ok=True)
         keep_log(folder.path)
         self._bar = RoundsBar(sum(phase.rounds for phase in task.config.phase_list))
         self._started, self._before = time.monotonic(), 0.0  # seconds before this process, if the run was interrupted
@@ -58,23 +57,18 @@ class Recorder:
         self._reports: list[RoundReport] = []
         self._refused: Counter[int] = Counter()  # replies of each node that were refused so far
         self._scores: Scores | None = None
-        self._nodes: dict[str, dict[str, int]] = {}
+        self.nodes: dict[str, dict[str, int]] = {}  # training clips of each class, by name, of each node
 
     def partition(self, counts: Mapping[int, Mapping[int, int]]) -> None:
         """Note how many clips of each class (by id) each node has, and show it for as many nodes as a line has room."""
         names = self.task.classes
-        self._nodes = {
+        self.nodes = {
             str(number): {names[label]: count for label, count in counts[number].items()} for number in sorted(counts)
         }
-        self.folder.save_json("partition.json", self._nodes)
-        if len(self._nodes) <= 20 and not quiet():  # each is a column
-            show(distribution_table(self._nodes, names))
+        self.folder.save_json("partition.json", self.nodes)
+        if len(self.nodes) <= 20 and not quiet():  # each is a column
+            show(distribution_table(self.nodes, names))
         self._bar.start(len(self._reports))
-
-    @property
-    def nodes(self) -> dict[str, dict[str, int]]:
-        """Training clips of each class, by name, of each node, by number."""
-        return self._nodes
 
     def round(self, phase: Phase, report: RoundReport, scores: Scores, weights: Mapping[str, Tensor] | None) -> None:
         """Note one round: its metrics, the scores after it, and the global adapters, if there are any."""
@@ -92,7 +86,7 @@ class Recorder:
         self._refused.update([*report.refused])
         self._log(place | report.server_metrics(scores) | {"server/refused_total": self._refused.total()})
         self._bar.show(len(self._reports))
-        logger.info("%s", report.line(phase, scores, len(self._nodes)))
+        logger.info("%s", report.line(phase, scores, len(self.nodes)))
 
     def stopped(self, phase: Phase, report: RoundReport, error: Exception) -> None:
         """Note why the run stops in a round: who is missing, for what cause, and how it goes on."""
@@ -143,7 +137,7 @@ class Recorder:
             "history": self._history,
             "mode": "+".join(phase.mode for phase in config.phase_list),
             "phases": [asdict(phase) for phase in config.phase_list],
-            "nodes": self._nodes,
+            "nodes": self.nodes,
             "samples": {self.task.classes[k]: n for k, n in self._reports[-1].samples.items()} if self._reports else {},
             "lost": {str(r.round): {str(k): why for k, why in r.lost.items()} for r in self._reports if r.lost},
             "refused": {str(number): times for number, times in sorted(self._refused.items())},
@@ -158,11 +152,11 @@ class Recorder:
             results["evaluation"] = assessment.results
         self.folder.save_json("results.json", results)
         self._bar.stop()
-        drawn = {**results, "nodes": dict(list(self._nodes.items())[:20])}  # there is room for few
-        pictures = {path.stem: path for path in draw_run(drawn, self.folder.path)}
+        drawn = {**results, "nodes": dict(list(self.nodes.items())[:20])}  # there is room for few
+        draw_run(drawn, self.folder.path)
         if assessment is not None:
             show_samples(assessment, self.folder)
-        self._tracker.results(results, pictures, int(self._history[-1]["round"]))
+        self._tracker.results(results, int(self._history[-1]["round"]))
         self._tracker.close(finished=True)
         done = scores.accuracy, len(self._reports), self.folder.path
         logger.info("accuracy %.3f after %d rounds; run folder: %s", *done)
@@ -172,10 +166,7 @@ class Recorder:
 
 
 def show_samples(assessment: Assessment, folder: RunFolder) -> None:
-    """Print and draw the measures of a run's samples and its audit, and write ``audit.json``.
-
-    ``samples.json`` keeps the points of the picture, so that it can be drawn again without the clips.
-    """
+    """Print and draw the measures of a run's samples and its audit, and write ``audit.json``."""
     report, audits = assessment.report, assessment.by_node
     if not quiet() and "utility" in assessment.results:
         show(quality_table(assessment.results))
@@ -187,9 +178,7 @@ def show_samples(assessment: Assessment, folder: RunFolder) -> None:
     elif audits is not None:
         folder.save_json(AUDIT, {"gate": assessment.results["gate"], "by_node": audits})
     if assessment.records is not None and "fidelity" in assessment.results:
-        points = sample_points(assessment.records, assessment.classes)
-        folder.save_json(SAMPLES, points)
-        draw_samples(points, folder.path / "samples.png")
+        samples_figure(assessment.records, assessment.classes).savefig(folder.path / "samples.png", dpi=120)
 
 
 def say_gate(gate: Mapping[str, Any]) -> None:

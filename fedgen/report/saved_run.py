@@ -153,32 +153,15 @@ class SavedRun:
             The adapters are missing, damaged, or of another task.
         """
         _refuse_standalone(folder, config)
-        return cls._with(folder, prepare_task(config))
+        return cls.of(folder, prepare_task(config))
 
     @classmethod
-    def without_data(cls, folder: RunFolder, device: str = "auto") -> SavedRun:
-        """Reload without the run's clips.
-
-        Raises
-        ------
-        ConfigError, CheckpointError
-            As `open`.
-        """
-        config = replace(folder.config(), device=device)
-        _refuse_standalone(folder, config)
-        encoder = open_encoder(config.encoder)
-        device_there = use_hardware(config)
-        store = without_clips(folder.classes(), encoder)
-        return cls._with(
-            folder, Task(config, store, prepare_targets(store.classes, config.target, device_there), device_there)
-        )
-
-    @classmethod
-    def _with(cls, folder: RunFolder, task: Task) -> SavedRun:
+    def of(cls, folder: RunFolder, task: Task) -> SavedRun:
+        """Reload the run in ``folder`` with a ``task`` of this machine; errors as `open`."""
         weights, round_number = folder.load_adapters(task.identity())
         adapters = task.adapters()
         adapters.load_state_dict(weights)
-        state = folder.states.latest()
+        state = folder.state()
         codec = task.space.codec if uses_samples(task.config.phase_list) else None
         pool = pool_from_state(state, codec) if state is not None and "seeds" in state.facts else {}
         return cls(folder, task, adapters.eval(), round_number, pool)
@@ -212,7 +195,11 @@ def load_run(path: str | Path, device: str = "auto") -> SavedRun:
     FedgenError
         What is wrong, in words that name the folder.
     """
-    return SavedRun.without_data(RunFolder(Path(path)), device)
+    folder = RunFolder(Path(path))
+    config = replace(folder.config(), device=device)
+    _refuse_standalone(folder, config)
+    store, there = without_clips(folder.classes(), open_encoder(config.encoder)), use_hardware(config)
+    return SavedRun.of(folder, Task(config, store, prepare_targets(store.classes, config.target, there), there))
 
 
 def evaluate_again(path: Path, fold: int | None = None) -> tuple[dict[str, Any], Assessment | None]:

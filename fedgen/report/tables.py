@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -10,10 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from fedgen.errors import visible
+from fedgen.privacy.gate import FAILED, PASSED, UNKNOWN
 
 WIDEST = 1000  # characters of a line where nothing limits it
 MAX_SETTINGS, MAX_VALUE_CHARS = 6, 40  # of a run in a table
 ROOM, BORDER = 32, 3  # characters for runs and settings on a narrow terminal, and beside a column
+MARKS = {PASSED: "", UNKNOWN: "?", FAILED: "!"}  # behind an attack's AUC
+LEAST = 3  # figures that every terminal shows
 
 
 class PlainTable(Table):
@@ -26,13 +29,9 @@ class PlainTable(Table):
 
 def show(table: Table) -> None:
     """Print a table; where there is no terminal it gets the width it needs."""
-    width = None if Console().is_terminal else max(_width(table), 80)
+    needed = Console(width=WIDEST, markup=False).measure(table).maximum
+    width = None if Console().is_terminal else max(needed, 80)
     Console(width=width, markup=False, emoji=False).print(table)  # titles are folders' names
-
-
-def _width(table: Table) -> int:
-    """Return the characters of a line that a table needs for nothing to be folded."""
-    return Console(width=WIDEST, markup=False).measure(table).maximum
 
 
 def terminal_width() -> int | None:
@@ -73,32 +72,18 @@ def comparison_table(runs: Mapping[str, Mapping[str, Any]], width: int | None = 
         Characters of a line. Where they are too few, the last figures are left out: half a figure says nothing.
     """
     figures = [_figures(result) for result in runs.values()]
-    table = _side_by_side(runs, figures, dict.fromkeys(figures[0]))
-    if width is None or _width(table) <= width:
-        return table
-    kept: dict[str, int | None] = {}
-    room = width - ROOM
-    for name in figures[0]:
-        own = max(len(part) for part in (*name.split(), *(row[name] for row in figures)))
-        room -= own + BORDER
-        if room < 0 and "accuracy" in kept:
-            break
-        kept[name] = own
-    table = _side_by_side(runs, figures, kept)
-    if left_out := [name for name in figures[0] if name not in kept]:
-        table.caption = f"no room for {', '.join(left_out)}"
-    return table
-
-
-def _side_by_side(
-    runs: Mapping[str, Mapping[str, Any]], figures: Sequence[Mapping[str, str]], widths: Mapping[str, int | None]
-) -> Table:
+    parts = {name: (*name.split(), *(row[name] for row in figures)) for name in figures[0]}
+    widths = {name: max(map(len, own)) for name, own in parts.items()}
+    while width is not None and len(widths) > LEAST and ROOM + sum(own + BORDER for own in widths.values()) > width:
+        widths.popitem()
     differ = any(result.get("settings") for result in runs.values())
-    table = PlainTable(title="zero-shot accuracy on the held-out fold")
+    left_out = [name for name in figures[0] if name not in widths]
+    caption = f"no room for {', '.join(left_out)}" if left_out else None
+    table = PlainTable(title="zero-shot accuracy on the held-out fold", caption=caption)
     for name in ("run", "settings") if differ else ("run",):
         table.add_column(name, overflow="fold")
-    for name, width in widths.items():
-        table.add_column(name, justify="left" if name == "mode" else "right", width=width)
+    for name, own in widths.items():
+        table.add_column(name, justify="left" if name == "mode" else "right", width=own)
     for (name, result), row in zip(runs.items(), figures, strict=True):
         texts = [name, _settings(result["settings"])] if differ else [name]
         table.add_row(*texts, *(row[key] for key in widths))
@@ -136,11 +121,11 @@ def _figures(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _attack(result: Mapping[str, Any]) -> str:
-    """Return the AUC of the strongest attack, with a question mark if the gate could not judge it."""
+    """Return the AUC of the strongest attack, with a mark if the gate could not judge it or did not pass it."""
     gate = (result.get("evaluation") or {}).get("gate") or {}
     if gate.get("auc") is None:
         return "·"
-    return f"{gate['auc']:.2f}{'?' if gate['verdict'] == 'not judged' else ''}"
+    return f"{gate['auc']:.2f}{MARKS[gate['verdict']]}"
 
 
 def quality_table(evaluation: Mapping[str, Any]) -> Table:
@@ -154,28 +139,12 @@ def quality_table(evaluation: Mapping[str, Any]) -> Table:
     table = PlainTable(title=f"{evaluation['samples']} synthetic samples")
     for name in ("measure", "synthetic", "compare with", "what that is"):
         table.add_column(name, justify="right" if name in ("synthetic", "compare with") else "left", overflow="fold")
-    for rows in (_utility_rows(evaluation), _fidelity_rows(evaluation)):
-        for name, value, reference, meaning in rows:
-            table.add_row(name, _number(value), _number(reference), meaning)
-        table.add_section()
+    probes, fidelity = evaluation.get("utility", {}), evaluation.get("fidelity") or {}
+    rows = [(f"accuracy, {name} probe", x["tstr"], x["trtr"], "trained on real clips") for name, x in probes.items()]
+    if fidelity.get("synthetic"):
+        real = fidelity["real"]
+        meaning = "training against held-out clips"
+        rows += [(name, value, real[name], meaning) for name, value in fidelity["synthetic"].items()]
+    for name, value, reference, meaning in rows:
+        table.add_row(name, *("·" if x is None else f"{x:.3f}" for x in (value, reference)), meaning)
     return table
-
-
-Rows = list[tuple[str, float | None, float | None, str]]
-
-
-def _utility_rows(evaluation: Mapping[str, Any]) -> Rows:
-    probes = evaluation.get("utility", {})
-    return [(f"accuracy, {name} probe", x["tstr"], x["trtr"], "trained on real clips") for name, x in probes.items()]
-
-
-def _fidelity_rows(evaluation: Mapping[str, Any]) -> Rows:
-    fidelity = evaluation.get("fidelity")
-    if not fidelity or not fidelity["synthetic"]:
-        return []
-    made, real = fidelity["synthetic"], fidelity["real"]
-    return [(name, value, real[name], "training against held-out clips") for name, value in made.items()]
-
-
-def _number(value: float | None) -> str:
-    return "·" if value is None else f"{value:.3f}"

@@ -15,7 +15,6 @@ import yaml  # type: ignore[import-untyped]
 
 from fedgen.config.settings import TrackingSettings
 from fedgen.data.files import write_atomically
-from fedgen.data.plain import read_text, read_yaml
 from fedgen.errors import require
 
 logger = logging.getLogger(__name__)
@@ -44,7 +43,8 @@ class TensorBoardTracker:
         if finished is None:
             shutil.rmtree(path, ignore_errors=True)
         self._writer = SummaryWriter(str(path), purge_step=None if finished is None else finished + 1)
-        self._writer.add_text("config", _code(yaml.safe_dump(dict(config), sort_keys=False)))
+        text = yaml.safe_dump(dict(config), sort_keys=False)
+        self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))  # as code in Markdown
 
     def log(self, values: Mapping[str, float], round_number: int) -> None:
         """Add a point to each chart."""
@@ -52,29 +52,15 @@ class TensorBoardTracker:
             self._writer.add_scalar(name, value, round_number)
         self._writer.flush()
 
-    def results(self, values: Mapping[str, float | str], pictures: Mapping[str, Path], round_number: int) -> None:
-        """Add final numbers as single points, words as one text, and pictures."""
-        from matplotlib.image import imread
-
-        self._writer.add_text("result", _code("\n".join(f"{name}: {value}" for name, value in values.items())))
-        self.log({name: value for name, value in values.items() if not isinstance(value, str)}, round_number)
-        for name, file in pictures.items():
-            self._writer.add_image(name, imread(file)[..., :3], round_number, dataformats="HWC")
-
     def close(self, finished: bool) -> None:
         """Write what is left."""
         self._writer.close()
 
 
-def _code(text: str) -> str:
-    """Return ``text`` as code in Markdown, which is what TensorBoard reads."""
-    return "".join(f"    {line}\n" for line in text.splitlines())
-
-
 class WandbTracker:
     """Logs to one run of Weights & Biases, and to the same one again when a run is resumed.
 
-    Neither code nor the terminal's text is sent; configuration, numbers and pictures are. ``wandb/`` in the run folder
+    Neither code nor the terminal's text is sent; configuration and numbers are. ``wandb/`` in the run folder
     holds what is to be sent, ``wandb.json`` the id of the run there.
 
     Parameters
@@ -90,14 +76,14 @@ class WandbTracker:
         import wandb
 
         logging.getLogger("wandb").propagate = False  # it keeps a log of its own
-        file, sweep = folder / "wandb.json", sweep_of(folder)
+        file = folder / "wandb.json"
         if finished is None or not file.is_file():
             write_atomically(file, json.dumps({"id": str(wandb.util.generate_id())}).encode())
         self._run = wandb.init(
             project=settings.project,
             entity=settings.entity,
-            group=settings.group or sweep,
-            name=folder.name if sweep else "/".join(folder.parts[-2:]),
+            group=settings.group,
+            name="/".join(folder.parts[-2:]),
             id=json.loads(file.read_text(encoding="utf-8"))["id"],
             resume="allow",
             dir=folder,
@@ -111,14 +97,6 @@ class WandbTracker:
     def log(self, values: Mapping[str, float], round_number: int) -> None:
         """Add a point to each chart."""
         self._run.log({**values, "round": round_number})
-
-    def results(self, values: Mapping[str, float | str], pictures: Mapping[str, Path], round_number: int) -> None:
-        """Set the run's summary, and add the pictures."""
-        from wandb import Image
-
-        self._run.summary.update(dict(values))
-        if pictures:
-            self._run.log({name: Image(str(file)) for name, file in pictures.items()} | {"round": round_number})
 
     def close(self, finished: bool) -> None:
         """Send what is left."""
@@ -147,11 +125,9 @@ class GuardedTracker:
         if (tracker := self._tracker) is not None and values:
             self._try(lambda: tracker.log(values, int(line["round"])))
 
-    def results(self, results: Mapping[str, Any], pictures: Mapping[str, Path], round_number: int) -> None:
-        """Take the content of ``results.json``, and those of the ``pictures`` that there are."""
-        there = {name: file for name, file in pictures.items() if file.is_file()}
-        if (tracker := self._tracker) is not None:
-            self._try(lambda: tracker.results(summary(results), there, round_number))
+    def results(self, results: Mapping[str, Any], round_number: int) -> None:
+        """Take the numbers of ``results.json``."""
+        self.log({**summary(results), "round": round_number})
 
     def close(self, finished: bool) -> None:
         """End the tracking; ``finished`` is False for a run that stops with an error."""
@@ -168,19 +144,19 @@ class GuardedTracker:
             logger.warning("tracking=%s failed and is given up: %s: %s", self.name, type(error).__name__, first)
 
 
-def summary(results: Mapping[str, Any], prefix: str = "result") -> dict[str, float | str]:
-    """Return numbers and words of ``results`` by path, such as ``result/heads/text/cosine``.
+def summary(results: Mapping[str, Any], prefix: str = "result") -> dict[str, float]:
+    """Return numbers of ``results`` by path, such as ``result/heads/text/cosine``.
 
     Accuracy by class is among them, measures of samples by class and by node are not.
     """
-    found: dict[str, float | str] = {}
+    found: dict[str, float] = {}
     for name, value in results.items():
         path = f"{prefix}/{name}"
         if isinstance(value, Mapping):
             if name not in LEFT_OUT and not ("/evaluation/" in path and name in ("per_class", "nodes")):
                 found |= summary(value, path)
-        elif _is_number(value) or isinstance(value, str):
-            found[path] = value if isinstance(value, str) else float(value)
+        elif _is_number(value):
+            found[path] = float(value)
     return found
 
 
@@ -204,19 +180,3 @@ def open_tracker(
         "wandb": lambda: WandbTracker(folder, config, finished, settings),
     }
     return GuardedTracker(settings.name, starts.get(settings.name))
-
-
-def sweep_of(folder: Path) -> str | None:
-    """Return the folder of the sweep that a run belongs to, as it was given; None for a single run.
-
-    Hydra notes it beside every run, with patterns for dates: so its parts are taken from the run's own folder.
-    """
-    file = folder / ".hydra" / "hydra.yaml"
-    if not file.is_file():
-        return None
-    noted = read_yaml(read_text(file), str(file))["hydra"]
-    if noted["mode"] != "MULTIRUN":
-        return None
-    sweep, own = Path(noted["sweep"]["dir"]), Path(noted["runtime"]["output_dir"])
-    base = Path("/") if sweep.is_absolute() else Path(noted["runtime"]["cwd"])
-    return str(Path(*own.relative_to(base).parts[: len(sweep.relative_to("/" if sweep.is_absolute() else ".").parts)]))

@@ -1,14 +1,8 @@
 """Checkpoints of generators, saved and loaded as a whole.
 
-Each is a folder with one file for each generator and a manifest, ``{base}_node{id}_round_{n}/``::
-
-    {base}_node{id}.safetensors                    granularity=unified
-    {base}_node{id}_class_{class}.safetensors      granularity=per_class
-    {base}_node{id}_group_{group}.safetensors      granularity=per_group
-    manifest.json
-
+Each is a folder with one file for each generator and a manifest; ``docs/checkpoints.md`` describes the format.
 It is written beside its place, and one rename puts it there: whenever a process dies, the latest checkpoint is the old
-or the new one. ``docs/checkpoints.md`` describes the format.
+or the new one.
 """
 
 from __future__ import annotations
@@ -48,9 +42,9 @@ WARNINGS = ("encoder", "target", "dataset", "split")  # metadata that may differ
 logger = logging.getLogger(__name__)
 
 
-def checkpoint_name(base_name: str, node: int, round: int | None = None) -> str:
-    """Return the name of a node's checkpoints, or of the one of ``round``, which is its folder."""
-    return f"{base_name}_node{node}" + ("" if round is None else f"_round_{round}")
+def checkpoint_name(base_name: str, node: int) -> str:
+    """Return the name of a node's checkpoints; that of a round has ``_round_{n}`` after it."""
+    return f"{base_name}_node{node}"
 
 
 def generator_file(base_name: str, node: int, granularity: str, key: str) -> str:
@@ -131,11 +125,6 @@ class Checkpoint:
     def classes(self) -> dict[str, list[str]]:
         """Classes of each generator, by its key."""
         return {file.key: file.classes for file in self.files.values()}
-
-    def header(self, file: CheckpointFile) -> dict[str, Any]:
-        """Return the header of ``file``: all of the manifest but the other files, and the file's size and checksum."""
-        values = {"format": FORMAT, **vars(self), **vars(file)}
-        return {name: value for name, value in values.items() if name not in ("files", "bytes", "sha256")}
 
 
 def checkpoints(folder: Path, name: str | None = None) -> dict[Path, Checkpoint]:
@@ -267,7 +256,7 @@ def _write(folder: Path, empty: Checkpoint, bank: Bank) -> None:
         state = bank.state(key)
         numbers = sum(value.numel() for name, value in state.items() if not name.startswith("optimizer."))
         file = CheckpointFile(key, list(bank.classes[key]), numbers, [name for name in STATISTICS if name in state])
-        content = serialise(state, empty.header(file))
+        content = serialise(state, {})
         name = generator_file(empty.base_name, empty.node, empty.granularity, key)
         write_synced(folder / name, content)
         files[name] = replace(file, bytes=len(content), sha256=digest(content))
@@ -397,26 +386,17 @@ def _read_files(folder: Path, checkpoint: Checkpoint, problems: list[str]) -> It
 
 
 def _read_file(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return the tensors of a file after checking size, checksum, header and values; nothing is ever unpickled."""
+    """Return the tensors of a file after checking checksum and values; nothing is ever unpickled."""
     if not path.is_file():
         raise CheckpointError(f"{path.name} is missing")
-    content, file = path.read_bytes(), checkpoint.files[path.name]
-    tensors, header = parse(content, Path(path.name))
-    faults = mismatches(_flat(header), _flat(checkpoint.header(file)), "the manifest")
-    if digest(content) != file.sha256:
-        faults.insert(0, "another checksum than the manifest's")
-    if faults:
-        raise CheckpointError(f"{path.name} is damaged or another file: {', '.join(faults)}")
+    content = path.read_bytes()
+    tensors, _ = parse(content, Path(path.name))
+    if digest(content) != checkpoint.files[path.name].sha256:
+        raise CheckpointError(f"{path.name} is damaged or another file: another checksum than the manifest's")
     for name, value in tensors.items():
         if not value.sum(dtype=torch.float64).isfinite():  # one pass; no float32 is large enough to overflow it
             raise CheckpointError(f"{path.name} holds values that are not finite, in {name}")
     return tensors
-
-
-def _flat(header: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a header with the entries of its metadata among the others, so that a difference names the entry."""
-    metadata = header.get("metadata")
-    return {**header, "metadata": None, **(metadata if isinstance(metadata, dict) else {})}
 
 
 def _differences(

@@ -28,23 +28,31 @@ logger = logging.getLogger(__name__)
 
 ADAPTERS = "adapters.safetensors"
 FAILURE = "failure.json"
+FORMAT = 1  # of states
 MADE = ("metrics.jsonl", "results.json", "partition.json", "evaluation.json", "audit.json", "audit.png", "samples.png")
 
 
-class RunFolder:
-    """Where a run writes.
+@dataclass
+class RunState:
+    """The state of a run after a round.
 
-    ==========================  =============================================================
-    ``config.yaml``             the resolved configuration
-    ``partition.json``          clips of each class on each node
-    ``metrics.jsonl``           a line per round and node, and one per round for the server
-    ``checkpoints/``            global adapters; generators of nodes on this machine
-    ``state/``                  what the run and its nodes on this machine go on from when it was interrupted
-    ``results.json``            what `fedgen compare` reads
-    ``evaluation.json``         what `fedgen evaluate` found
-    ``failure.json``            why the run failed
-    ==========================  =============================================================
+    Attributes
+    ----------
+    round : int
+        The last finished round, counted over the whole run.
+    tensors : dict[str, dict[str, Tensor]]
+        By purpose: global adapters, the strategy's moments, samples of each node, shared generators.
+    facts : dict
+        The same for JSON values: what the recorder knows, seeds of samples, classes that generators have seen.
     """
+
+    round: int
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class RunFolder:
+    """Where a run writes; ``docs/file-formats.md`` describes every file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,9 +63,9 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def states(self) -> RunStates:
-        """The run's state after its last finished round."""
-        return RunStates(self.path / "state" / "server")
+    def states(self) -> Path:
+        """Folder of the run's state after its last finished round, ``round_{n}/``."""
+        return self.path / "state" / "server"
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
@@ -89,7 +97,7 @@ class RunFolder:
             The state after the last finished round; None for a run that starts at its beginning.
         """
         folder = cls(Path(str(config.run_dir)))
-        state = folder.states.latest() if config.resume else None
+        state = folder.state() if config.resume else None
         if state is None:
             return cls.create(replace(config, resume=None)), None
         lines = [line for line in folder.metrics() if line["round"] <= state.round]
@@ -152,7 +160,7 @@ class RunFolder:
         ConfigError
             No round has finished.
         """
-        state = self.states.latest()
+        state = self.state()
         if state is not None and "classes" in state.facts:
             return [str(name) for name in state.facts["classes"]]
         return [str(name) for name in self.results()["classes"]]
@@ -176,6 +184,42 @@ class RunFolder:
     def save_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
         save_json(self.path / name, content)
+
+    def save_state(self, state: RunState) -> None:
+        """Keep ``state`` in place of the earlier one.
+
+        It gets its name once it is whole, so that a process that dies at any moment leaves a whole one.
+        """
+        target, new = self.states / f"round_{state.round}", self.states / f"round_{state.round}.new"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+        for name, tensors in state.tensors.items():
+            save_tensors(new / f"{name}.safetensors", tensors, {"round": state.round})
+        content = {"format": FORMAT, "round": state.round, "tensors": sorted(state.tensors), "facts": state.facts}
+        write_atomically(new / "state.json", json.dumps(content).encode())
+        os.replace(new, target)
+        for path in self.states.iterdir():
+            if path != target:
+                shutil.rmtree(path)
+
+    def state(self) -> RunState | None:
+        """Return the latest whole state; None if no round was finished.
+
+        Raises
+        ------
+        CheckpointError, ConfigError
+            A file of it is damaged.
+        """
+        found = (re.fullmatch(r"round_(\d+)", path.name) for path in self.states.glob("round_*"))
+        last = max((int(match[1]) for match in found if match), default=None)
+        if last is None:
+            return None
+        folder = self.states / f"round_{last}"
+        content = self.load_json(f"{folder.relative_to(self.path)}/state.json") or {}
+        if content.get("format") != FORMAT:
+            raise CheckpointError(f"{folder / 'state.json'} is not a run's state of format {FORMAT}")
+        tensors = {name: load_tensors(folder / f"{name}.safetensors")[0] for name in content["tensors"]}
+        return RunState(last, tensors, content["facts"])
 
     def save_adapters(self, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Save the global adapters; ``metadata`` has at least the number of finished rounds as ``round``."""
@@ -243,85 +287,6 @@ def run_folders(paths: Sequence[Path], finished: bool = False) -> list[RunFolder
     for reason in left_out:
         logger.warning("left out: %s", reason)
     return found
-
-
-FORMAT = 1
-
-
-@dataclass
-class RunState:
-    """The state of a run after a round.
-
-    Attributes
-    ----------
-    round : int
-        The last finished round, counted over the whole run.
-    tensors : dict[str, dict[str, Tensor]]
-        By purpose: global adapters, the strategy's moments, samples of each node, shared generators.
-    facts : dict
-        The same for JSON values: what the recorder knows, seeds of samples, classes that generators have seen.
-    """
-
-    round: int
-    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-class RunStates:
-    """A run's states on disk, ``round_{n}/`` each; only the latest is kept.
-
-    A state is written beside the earlier one and gets its name once it is whole, so that a process that dies at any
-    moment leaves a whole one.
-
-    Parameters
-    ----------
-    folder : Path
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def save(self, state: RunState) -> None:
-        """Keep ``state`` in place of the earlier one."""
-        target = self.folder / f"round_{state.round}"
-        shutil.rmtree(target, ignore_errors=True)
-        new = self.folder / f"round_{state.round}.new"
-        shutil.rmtree(new, ignore_errors=True)
-        for name, tensors in state.tensors.items():
-            save_tensors(new / f"{name}.safetensors", tensors, {"round": state.round})
-        content = {"format": FORMAT, "round": state.round, "tensors": sorted(state.tensors), "facts": state.facts}
-        write_atomically(new / "state.json", json.dumps(content).encode())
-        os.replace(new, target)
-        for path in self.folder.iterdir():
-            if path != target:
-                shutil.rmtree(path)
-
-    def latest(self) -> RunState | None:
-        """Return the latest whole state; None if no round was finished.
-
-        Raises
-        ------
-        CheckpointError
-            A file of it is damaged.
-        """
-        found = (re.fullmatch(r"round_(\d+)", path.name) for path in self.folder.glob("round_*"))
-        rounds = sorted(int(match.group(1)) for match in found if match)
-        if not rounds:
-            return None
-        folder = self.folder / f"round_{rounds[-1]}"
-        content = _read(folder / "state.json")
-        tensors = {name: load_tensors(folder / f"{name}.safetensors")[0] for name in content["tensors"]}
-        return RunState(rounds[-1], tensors, content["facts"])
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        content = read_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{file} is not a run's state of format {FORMAT}")
-    return content
 
 
 def pool_from_state(state: RunState, codec: Codec | None) -> dict[int, SyntheticTokens]:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 from uuid import uuid4
 
-from flwr.app import Context, Error, Message, RecordDict, UserConfig, UserConfigValue
+from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
 from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, SUPERLINK_NODE_ID, ErrorCode
 from flwr.server.utils.validator import validate_message
@@ -25,7 +25,7 @@ from fedgen.config.compose import load_config, to_yaml
 from fedgen.config.phases import plan
 from fedgen.config.settings import Config
 from fedgen.data.progress import RoundsBar, leave_log
-from fedgen.errors import ConfigError, require
+from fedgen.errors import require
 from fedgen.report.saved_run import load_run
 from fedgen.runs.folder import RunFolder
 from fedgen.runtimes.references import run_reference
@@ -57,7 +57,7 @@ class LocalGrid(Grid):
     Raises
     ------
     ConfigError
-        Without nodes, with another number of ``node_configs``, or for a value that Flower cannot carry.
+        Without nodes, or with another number of ``node_configs``.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class LocalGrid(Grid):
         self._run = Run.create_empty(run_id=secrets.randbits(62) + 1)
         self._contexts = {}
         for i, config in enumerate(configs):
-            facts = {PARTITION_ID_KEY: i, NUM_PARTITIONS_KEY: num_nodes, **_flat(config, f"node_configs[{i}]")}
-            own = _flat(run_config, "run_config")
-            self._contexts[FIRST_NODE_ID + i] = Context(self._run.run_id, FIRST_NODE_ID + i, facts, RecordDict(), own)
+            facts = {PARTITION_ID_KEY: i, NUM_PARTITIONS_KEY: num_nodes, **config}
+            node_id, own = FIRST_NODE_ID + i, dict(run_config)
+            self._contexts[node_id] = Context(self._run.run_id, node_id, facts, RecordDict(), own)
         self._waiting: dict[str, Message] = {}  # pushed, not yet handled; in the order of pushing
         _assume_server_identity(self._run.run_id)
 
@@ -87,8 +87,6 @@ class LocalGrid(Grid):
 
     def set_run(self, run: Run) -> None:
         """Set the run that messages belong to; what the nodes remember stays."""
-        if not isinstance(run, Run):
-            raise TypeError(f"run must be an instance of flwr's Run, not {type(run).__name__}")
         self._run = run
         for context in self._contexts.values():
             context.run_id = run.run_id
@@ -131,28 +129,8 @@ class LocalGrid(Grid):
         return []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Push messages and return the replies in the same order.
-
-        Parameters
-        ----------
-        messages : iterable of Message
-            The messages to send.
-        timeout : float, optional
-            Seconds that **each node** has for its messages, since the nodes of a real federation work side by side.
-            A node cannot be interrupted here: a later reply is dropped, with a warning.
-        """
-        used = dict.fromkeys(self._contexts, 0.0)  # seconds, by node
-        replies = []
-        for message_id in self.push_messages(messages):
-            started = time.monotonic()
-            (reply,) = self.pull_messages([message_id])
-            node_id = reply.metadata.src_node_id
-            used[node_id] += time.monotonic() - started
-            if timeout is None or used[node_id] < timeout:
-                replies.append(reply)
-            else:
-                logger.warning("node %d took %.1f s: its reply came after %s s", node_id, used[node_id], timeout)
-        return replies
+        """Push messages and return the replies in the same order, whatever the ``timeout``; `RoundGrid` has one."""
+        return [self._handle(self._waiting.pop(message_id)) for message_id in self.push_messages(messages)]
 
     def _handle(self, message: Message) -> Message:
         """Let the node of ``message`` handle it; an exception or an unusable reply becomes an error reply."""
@@ -178,18 +156,9 @@ class LocalGrid(Grid):
 
 def run_server(server_app: ServerApp, grid: Grid, run_config: Mapping[str, UserConfigValue]) -> Context:
     """Run a ServerApp on a grid, as Flower's own server process does, and return the server's context after the run."""
-    context = Context(grid.run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), _flat(run_config, "run_config"))
+    context = Context(grid.run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config))
     server_app(grid, context)
     return context
-
-
-def _flat(config: Mapping[str, UserConfigValue], name: str) -> UserConfig:
-    """Return a copy of ``config`` if a deployment could carry it too: flat, of text, numbers and booleans."""
-    for key, value in config.items():
-        if not isinstance(value, get_args(UserConfigValue)):
-            kind = type(value).__name__
-            raise ConfigError(f"{name}: {key}={value!r} is of type {kind}; Flower takes bool, float, int and str")
-    return dict(config)
 
 
 def _assume_server_identity(run_id: int) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from fedgen.config.settings import DEVICES, Config
 from fedgen.data.encoders import differences
@@ -20,7 +18,6 @@ from fedgen.errors import ConfigError, DataError, FedgenError, choose, require, 
 from fedgen.models.settings import GRANULARITIES
 from fedgen.node.secure import OWN_KEY, fewest
 from fedgen.node.settings import own_settings
-from fedgen.report.tables import PlainTable
 from fedgen.task import use_hardware
 
 # The entries of a node configuration: their types, and their meaning.
@@ -40,53 +37,42 @@ KEYS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One check: the value, or what is wrong and how to fix it."""
+def check_node(file: Path, config: Config, joins: bool = False) -> list[str]:
+    """Check the node configuration in ``file``; where the node ``joins`` the run of ``config``, its encoder too.
 
-    subject: str
-    found: str
-    sound: bool
+    Returns
+    -------
+    list of str
+        A line for each thing that was checked.
 
-
-def check_node(file: Path, config: Config, joins: bool = False) -> list[Finding]:
-    """Check the node configuration in ``file``; where the node ``joins`` the run of ``config``, its encoder too."""
-    facts, problem = read_node_config(file)
-    facts = {"device": config.device, **facts}
-    checks: dict[str, Callable[[], str]] = {}
-    checks |= {name: partial(entry, facts, name) for name in ("partition-id", "store", *facts)}
+    Raises
+    ------
+    ConfigError
+        With a line for each thing that is wrong.
+    """
+    facts = {"device": config.device, **read_node_config(file)}
+    checks = [partial(entry, facts, name) for name in dict.fromkeys(("partition-id", "store", *facts))]
     if isinstance(facts.get("store"), str):
-        checks["embeddings"] = partial(embeddings, facts, config if joins else None)
+        checks.append(partial(embeddings, facts, config if joins else None))
     if isinstance(facts.get("state"), str):
-        checks["state folder"] = partial(writable, Path(facts["state"]))
-    findings = [Finding("node configuration", problem, False)] if problem else []
-    for subject, check in checks.items():
+        checks.append(partial(writable, Path(facts["state"])))
+    sound, wrong = [], []
+    for check in checks:
         try:
-            findings.append(Finding(subject, check(), True))
+            sound.append(check())
         except (FedgenError, OSError) as error:
-            findings.append(Finding(subject, str(error), False))
-    return findings
+            wrong.append(str(error))
+    require(not wrong, "\n".join([f"this node is not ready: {len(wrong)} to mend", *wrong]))
+    return sound
 
 
-def findings_table(findings: list[Finding]) -> Table:
-    """Return one line for each finding."""
-    wrong = sum(not finding.sound for finding in findings)
-    table = PlainTable(title="this node is ready" if not wrong else f"this node is not ready: {wrong} to mend")
-    for name in ("what", "is", "found"):
-        table.add_column(name, overflow="fold")
-    for finding in findings:
-        table.add_row(finding.subject, "sound" if finding.sound else "WRONG", finding.found)
-    return table
-
-
-def read_node_config(file: Path) -> tuple[dict[str, Any], str | None]:
-    """Return the entries of a node configuration; and why Flower cannot read it, if it cannot."""
-    if file.suffix != ".toml":
-        return {}, f"--node-config={file} must end in .toml: any other text is `key=value` for Flower"
+def read_node_config(file: Path) -> dict[str, Any]:
+    """Return the entries of a node configuration; `ConfigError` if Flower cannot read it."""
+    require(file.suffix == ".toml", f"--node-config={file} must end in .toml: any other text is `key=value` for Flower")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8")), None
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        return {}, f"--node-config={file} cannot be read: {error}"
+        raise ConfigError(f"--node-config={file} cannot be read: {error}") from error
 
 
 def entry(facts: Mapping[str, Any], key: str) -> str:
@@ -102,7 +88,7 @@ def entry(facts: Mapping[str, Any], key: str) -> str:
     if key == OWN_KEY:
         fewest(value)
     own_settings({key: value})
-    return f"device={value}: {use_hardware(Config(device=value))}" if key == "device" else str(value)
+    return f"{key}={value}" + (f": {use_hardware(Config(device=value))}" if key == "device" else "")
 
 
 def embeddings(facts: Mapping[str, Any], config: Config | None) -> str:
@@ -128,4 +114,4 @@ def writable(folder: Path) -> str:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     good = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     require(good, f"{there} cannot be written to: let the user of the SuperNode own it")
-    return str(folder)
+    return f"state folder {folder}"

@@ -50,7 +50,7 @@ def run_reference(config: Config) -> dict[str, Any]:
         kept = weights[0] if len(nodes) == 1 else {}
         recorder.round(phase, report, scores, kept or None)
         tensors = {f"node{number}": own for number, own in weights.items()}
-        folder.states.save(RunState(round_number, tensors, recorder.state()))
+        folder.save_state(RunState(round_number, tensors, recorder.state()))
     return recorder.finish()
 
 

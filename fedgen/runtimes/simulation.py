@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from typing import Any
 
 from fedgen.config.settings import Config
 from fedgen.data.progress import RoundsBar, leave_log, quiet
-from fedgen.errors import ConfigError, FedgenError, choose, require
+from fedgen.errors import FedgenError, require
 from fedgen.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -105,13 +104,13 @@ def submit(connection: str, overrides: list[str], app: Path | None = None) -> No
     Raises
     ------
     ConfigError
-        There is no such connection, or no such app.
+        There is no such app.
     FedgenError
-        Flower starts no run, or the run ends as anything but ``finished:completed``.
+        Flower knows no such connection or starts no run, or the run ends as anything but ``finished:completed``.
     """
     home = Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser().absolute()
+    home.mkdir(parents=True, exist_ok=True)
     with app_folder(app) as folder, tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as settings:
-        choose(connection, _connections(home / "config.toml"), "CONNECTION")
         settings.write(run_config_toml(overrides))  # only in a file may a value have any character
         settings.flush()
         run = _ask_flower(home, "run", str(folder), connection, "--run-config", settings.name)["run-id"]
@@ -153,15 +152,6 @@ def run_config_toml(overrides: list[str]) -> str:
     """
     text = json.dumps(shlex.join(overrides), ensure_ascii=False)  # TOML's escapes, but for one character
     return f"overrides = {text}\n".replace("\x7f", "\\u007f")
-
-
-def _connections(file: Path) -> list[str]:
-    """Return the names of the SuperLinks in Flower's configuration."""
-    try:
-        entries = tomllib.loads(file.read_text(encoding="utf-8")).get("superlink", {})
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no connection to a SuperLink can be read from {file}: {error}") from error
-    return [name for name, entry in entries.items() if isinstance(entry, dict)]
 
 
 def _command(home: Path, *words: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import tempfile
@@ -50,7 +49,7 @@ def failures() -> Iterator[Path]:
 
 def _summary(file: Path) -> str:
     """Return the failed jobs in one line; empty if there are none."""
-    lines = [": ".join(json.loads(line)) for line in sorted(file.read_text(encoding="utf-8").splitlines())]
+    lines = sorted(file.read_text(encoding="utf-8").splitlines())
     return f"{len(lines)} job{'s' * (len(lines) > 1)} of the sweep failed: {'; '.join(lines)}" if lines else ""
 
 
@@ -84,7 +83,7 @@ def objective(values: DictConfig, hydra: HydraConf, failed: Path) -> float:
             raise
         logger.error("%s", line, exc_info=unknown)
         with failed.open("a", encoding="utf-8") as file:  # a line this short is appended whole
-            file.write(json.dumps([folder, said(reason, MAX_REASON)]) + "\n")
+            file.write(f"{said(folder)}: {said(reason, MAX_REASON)}\n")
         return 0.0 if "optuna" in str(getattr(hydra.sweeper, "_target_", "")) else math.nan
 
 

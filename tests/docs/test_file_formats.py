@@ -158,7 +158,7 @@ def test_configuration(run: Path) -> None:
     hold(patterns(PAGE, "config.yaml", "key"), yaml.safe_load((run / "config.yaml").read_text()))
 
 
-@pytest.mark.parametrize("file", ["partition.json", "results.json", "evaluation.json", "audit.json", "samples.json"])
+@pytest.mark.parametrize("file", ["partition.json", "results.json", "evaluation.json", "audit.json"])
 def test_json_files(file: str, runs: Path, run: Path) -> None:
     files = [folder / file for folder in (run, runs / "private", runs / "shared") if (folder / file).is_file()]
     hold(patterns(PAGE, file, "key"), keys_of(*files))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from flwr.app import Context, Message
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -21,11 +22,13 @@ from fedgen.cli import main
 from fedgen.client_app import app as client_app
 from fedgen.config.compose import load_config, to_yaml
 from fedgen.errors import AggregationError, ConfigError
+from fedgen.evaluation.features import Records
+from fedgen.evaluation.quality import Site
 from fedgen.models.settings import GranularitySettings
 from fedgen.node.settings import node_home
 from fedgen.render.pictures import folder_name
 from fedgen.report.page import write_report
-from fedgen.report.plots import confusion_axes, draw_run, draw_samples, partition_axes
+from fedgen.report.plots import confusion_axes, draw_run, partition_axes, samples_figure
 from fedgen.report.tables import PlainTable, show
 from fedgen.runs.checkpoint import generator_file
 from fedgen.runs.folder import RunFolder
@@ -299,8 +302,8 @@ def test_pictures_take_names_as_they_are(tmp_path: Path) -> None:
     history = [{"round": 1, "accuracy": 1.0}]
     results = {"classes": names, "history": history, "nodes": {"0": {}}, "confusion": np.eye(4, dtype=int).tolist()}
     assert len(draw_run(results, tmp_path)) == 3
-    kinds = {"synthetic": [[0.0, 1.0]], "training": [], "held_out": []}
-    draw_samples({"classes": dict.fromkeys(names, kinds)}, tmp_path / "samples.png")
+    records = Records(torch.eye(4)[:, None], torch.arange(4))
+    samples_figure(Site(records, records, records), names).savefig(tmp_path / "samples.png")
 
 
 def test_tables_take_cells_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

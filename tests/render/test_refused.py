@@ -23,7 +23,7 @@ from fedgen.config.settings import Config
 from fedgen.errors import ConfigError, DataError
 from fedgen.render import pictures
 from fedgen.render.pictures import folder_name, render
-from fedgen.render.pipelines import KINDS, ImagePipeline, PipelineFiles, Sampling
+from fedgen.render.pipelines import KINDS, ImagePipeline, PipelineFiles
 from fedgen.render.settings import RenderSettings
 from fedgen.report.saved_run import SavedRun
 from fedgen.runs.folder import RunFolder
@@ -190,11 +190,11 @@ def test_what_an_error_says_to_fetch_is_all_that_is_needed(
         PipelineFiles(target, "organisation/other").refuse_unless_it_fits({})
     folder = downloaded(whole, str(caught.value), tmp_path / "copied")
     files = PipelineFiles(target, str(folder))
-    sampling = Sampling(1, 3.0, (16, 16), "float32", torch.device("cpu"))
-    assert (ImagePipeline(files, sampling).pipeline.text_encoder is not None) == (target == "sd")
+    settings, cpu = RenderSettings(steps=1, guidance=3.0, size=[16, 16], precision="float32"), torch.device("cpu")
+    assert (ImagePipeline(files, settings, cpu).pipeline.text_encoder is not None) == (target == "sd")
     (folder / kind.part / "diffusion_pytorch_model.safetensors.index.json").unlink()
     with pytest.raises(DataError, match=rf"{kind.denoiser} cannot be loaded"):
-        ImagePipeline(files, sampling)
+        ImagePipeline(files, settings, cpu)
 
 
 def test_the_right_kind_is_made_sure_of_before_weights_are_fetched(

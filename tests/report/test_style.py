@@ -15,7 +15,6 @@ LIGHT, DARK = (dict(re.findall(r"--(\w+): #(\w{6});", block)) for block in re.fi
 THEMES = {"light": LIGHT, "dark": {**LIGHT, **DARK}}
 LEGIBLE = 4.5  # WCAG 2 AA, of text that is not large
 WORDS = ["ink", "soft", "good", "bad", "open", "c0"]
-CELL = "background: color-mix(in srgb, var(--heat) calc(var(--share) * 100%), transparent)"
 
 
 def levels(colour: str) -> list[int]:
@@ -32,19 +31,6 @@ def luminance(colour: Sequence[float]) -> float:
     shares = [level / 255 for level in colour]
     red, green, blue = (x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in shares)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-@pytest.mark.parametrize("theme", THEMES)
-def test_every_cell_of_the_confusion_matrix_can_be_read(theme: str) -> None:
-    """Whatever its share, in hundredths as the page gives it: the figure has the page's ink on the cell's colour."""
-    rules = re.findall(r"([^{}]*\.cell[^{}]*)\{([^{}]*)\}", STYLE)
-    assert CELL in {selector.strip(): rule for selector, rule in rules}[".cell"]
-    assert not any(re.search(r"(?<![-\w])color:", rule) for _, rule in rules)
-    ink, paper, heat = (levels(THEMES[theme][name]) for name in ("ink", "paper", "heat"))
-    for share in range(101):
-        cell = [(share * h + (100 - share) * p) / 100 for h, p in zip(heat, paper, strict=True)]
-        assert contrast(ink, cell) >= LEGIBLE, f"{share} %"
-    assert contrast(heat, paper) >= 2.5  # or no share could be told from another
 
 
 @pytest.mark.parametrize("theme", THEMES)

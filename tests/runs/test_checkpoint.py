@@ -165,16 +165,6 @@ class TestMetadata:
             path.name: path.stat().st_size for path in tmp_path.glob("*/*.safetensors")
         }
 
-    def test_a_single_file_tells_what_it_is(self, tmp_path: Path) -> None:
-        save_bank(tmp_path, "vae", 2, bank(), METADATA)
-        (folder,) = checkpoints(tmp_path)
-        entry = json.loads((folder / "manifest.json").read_text())
-        part = entry.pop("files")["vae_node2_class_train.safetensors"]
-        del part["bytes"], part["sha256"]
-        _, header = load_tensors(folder / "vae_node2_class_train.safetensors")
-        assert header == entry | part
-        assert (header["key"], header["node"], header["metadata"]["target"]) == ("train", 2, "sd")
-
     @pytest.mark.parametrize("metadata", [{}, {"round": "3"}, {"round": None}])
     def test_a_checkpoint_without_a_round_is_not_saved(self, tmp_path: Path, metadata: dict[str, object]) -> None:
         with pytest.raises(CheckpointError, match="has no round"):

@@ -44,8 +44,6 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ours": ({}, {}),
         "kind": ({"kind": "gaussian"}, {}),
         "size": ({"latents": 5}, {}),
-        "encoder": ({}, {"encoder": {"name": "patches", "stride": 16}}),
-        "target": ({}, {"target": "flux"}),
         "earlier": ({"seed": 1}, {"round": 2}),
     }
     for name, (settings, metadata) in others.items():
@@ -116,30 +114,22 @@ class TestOneBadFileOfFifteen:
         assert f"{SEVENTH} is missing" in refused(ours.parent, before, check=check)
 
     @pytest.mark.parametrize(
-        ("other", "file", "says"),
+        ("other", "file"),
         [
-            ("ours", "vae_node0_class_class7.safetensors", "key is class7, the manifest has class6"),
-            ("kind", SEVENTH, "kind is gaussian, the manifest has vae"),
-            ("granularity", "vae_node0.safetensors", "granularity is unified, the manifest has per_class"),
-            ("encoder", SEVENTH, "encoder is {'name': 'patches', 'stride': 16}, the manifest has"),
-            ("target", SEVENTH, "target is flux, the manifest has sd"),
-            ("size", SEVENTH, "'latents': 5"),
-            ("earlier", SEVENTH, "round is 2, the manifest has 3"),
+            ("ours", "vae_node0_class_class7.safetensors"),
+            ("kind", SEVENTH),
+            ("granularity", "vae_node0.safetensors"),
+            ("size", SEVENTH),
+            ("earlier", SEVENTH),
         ],
     )
-    @pytest.mark.parametrize("forged", [False, True], ids=["", "with its checksum in the manifest"])
     def test_of_another_checkpoint(
-        self, ours: Path, originals: Path, before: Any, check: str, other: str, file: str, says: str, forged: bool
+        self, ours: Path, originals: Path, before: Any, check: str, other: str, file: str
     ) -> None:
         (found,) = (originals / other).glob(f"*/{file}")
-        content = found.read_bytes()
-        if forged:
-            forge(ours, SEVENTH, content)
-        else:
-            (ours / SEVENTH).write_bytes(content)
+        (ours / SEVENTH).write_bytes(found.read_bytes())
         told = refused(ours.parent, before, check=check)
-        assert f"{SEVENTH} is" in told
-        assert says in told
+        assert f"{SEVENTH} is damaged or another file" in told
 
     def test_with_values_that_are_not_finite(self, ours: Path, before: Any, check: str) -> None:
         tensors, header = load_tensors(ours / SEVENTH)

@@ -113,7 +113,7 @@ def test_checkpoints(name: str, crafted: bytes, copy: Path, tiny: Tiny, federate
 def test_the_state_of_a_run(name: str, crafted: bytes, copy: Path) -> None:
     (copy / "state" / "server" / "round_2" / name).write_bytes(crafted)
     with pytest.raises(CheckpointError, match=name):
-        RunFolder(copy).states.latest()
+        RunFolder(copy).state()
 
 
 READERS: dict[str, Callable[[NodeState], Any]] = {

@@ -108,10 +108,8 @@ def test_what_is_not_there_is_refused(tmp_path: Path, app: Path, monkeypatch: py
     with pytest.raises(ConfigError, match=r"holds no pyproject\.toml"):
         submit("hospitals", [], app=tmp_path)
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
-    with pytest.raises(ConfigError, match="no connection to a SuperLink can be read from"):
-        submit("hospitals", [], app=app)
     (tmp_path / "config.toml").write_text('[superlink]\ndefault = "x"\n[superlink.hospital]\naddress = "a:1"\n')
-    with pytest.raises(ConfigError, match=r"CONNECTION='hospitals' is not one of hospital\."):
+    with pytest.raises(FedgenError, match=r"`flwr run` failed: .*'hospitals' not found in the Flower configuration"):
         submit("hospitals", [], app=app)
 
 

@@ -35,7 +35,7 @@ def shared(tiny: Tiny, scheme: str, *overrides: str) -> Config:
 
 def server_state(folder: Path) -> dict[str, Tensor]:
     """The shared generators as the server keeps them."""
-    return RunFolder(folder).states.latest().tensors["shared"]  # type: ignore[union-attr]
+    return RunFolder(folder).state().tensors["shared"]  # type: ignore[union-attr]
 
 
 class Listener:
