@@ -177,12 +177,14 @@ def submit(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def compare(options: argparse.Namespace, rest: list[str]) -> None:
     """Print one table of several runs, best first; seeds of one setting as one."""
-    from fedgen.report.comparison import compared
+    from fedgen.report.comparison import compared, unsure
     from fedgen.report.tables import comparison_table, show, terminal_width
     from fedgen.runs.folder import run_folders
 
     folders = run_folders(options.folders, finished=True)
     show(comparison_table(compared(folders, options.over.split(",")), terminal_width()))
+    for warning in unsure(folders):
+        logger.warning(warning)
 
 
 def info(options: argparse.Namespace, rest: list[str]) -> None:

@@ -64,6 +64,20 @@ def compared(folders: Sequence[RunFolder], over: Sequence[str] = ("seed",)) -> d
     return with_differences({name: (row.settings, row.results) for name, row in rows.items()})
 
 
+def unsure(folders: Sequence[RunFolder]) -> list[str]:
+    """Return a line for each verdict of the gate but ``passed``: its runs, and the summary of the first."""
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for folder in folders:
+        gate = (folder.results().get("evaluation") or {}).get("gate")
+        if gate and gate["verdict"] != PASSED:
+            found[gate["verdict"]].append((str(folder.path), gate["summary"]))
+    return [
+        f"privacy {verdict} in {len(runs)} of {len(folders)} runs ({', '.join(n for n, _ in runs[:3])}"
+        f"{', ...' if len(runs) > 3 else ''}): {runs[0][1]}"
+        for verdict, runs in found.items()
+    ]
+
+
 def with_differences(runs: Mapping[str, tuple[Mapping[str, str], Results]]) -> dict[str, Results]:
     """Return results by name, the most accurate first, each with the ``settings`` in which runs differ.
 

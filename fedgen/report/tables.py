@@ -10,12 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedgen.errors import visible
-from fedgen.privacy.gate import FAILED, PASSED, UNKNOWN
 
 WIDEST = 1000  # characters of a line where nothing limits it
 MAX_SETTINGS, MAX_VALUE_CHARS = 6, 40  # of a run in a table
 ROOM, BORDER = 32, 3  # characters for runs and settings on a narrow terminal, and beside a column
-MARKS = {PASSED: "", UNKNOWN: "?", FAILED: "!"}  # behind an attack's AUC
 LEAST = 3  # figures that every terminal shows
 
 
@@ -121,11 +119,11 @@ def _figures(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _attack(result: Mapping[str, Any]) -> str:
-    """Return the AUC of the strongest attack, with a mark if the gate could not judge it or did not pass it."""
+    """Return the AUC of the strongest attack, with a question mark if the gate could not judge it."""
     gate = (result.get("evaluation") or {}).get("gate") or {}
     if gate.get("auc") is None:
         return "·"
-    return f"{gate['auc']:.2f}{MARKS[gate['verdict']]}"
+    return f"{gate['auc']:.2f}{'?' if gate['verdict'] == 'not judged' else ''}"
 
 
 def quality_table(evaluation: Mapping[str, Any]) -> Table:
