@@ -99,6 +99,7 @@ def _parser() -> _Parser:
     option("--node-config", type=Path, required=True, metavar="FILE.toml", help="the node's configuration")
     option = add(migrate)
     option("old", type=Path, metavar="OLD.json")
+    option("--experiment", metavar="NAME", help="print an experiment file instead of a command")
     return parser
 
 
@@ -268,11 +269,15 @@ def node(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def migrate(options: argparse.Namespace, rest: list[str]) -> None:
     """Translate a JSON configuration of the predecessor, FedA2V."""
-    from fedgen.config.migrate import command, overrides, report, translate
+    from fedgen.config.migrate import command, experiment, overrides, report, translate
 
     result = translate(options.old)
     report(result)
-    print(command(overrides(result.finished(str(options.old)))))
+    settings = result.finished(str(options.old))
+    if options.experiment:
+        print(experiment(settings, options.experiment, options.old.name).rstrip())
+    else:
+        print(command(overrides(settings)))
 
 
 def _log_to_terminal() -> None:

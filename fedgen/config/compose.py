@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
 from operator import attrgetter, getitem
@@ -149,6 +149,14 @@ def from_yaml(text: str, where: str = "the configuration") -> Config:
 def to_yaml(config: Config) -> str:
     """Return the resolved configuration as YAML text."""
     return str(yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000))
+
+
+def nested_yaml(values: Mapping[str, Any]) -> str:
+    """Return values by dotted key as YAML text, as Hydra reads it."""
+    sections = OmegaConf.create()
+    for key, value in values.items():
+        OmegaConf.update(sections, key, value, force_add=True)
+    return OmegaConf.to_yaml(sections)
 
 
 class _Dumper(yaml.SafeDumper):

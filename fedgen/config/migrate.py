@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from fedgen.config.compose import choices, known_keys, load_config, quoted
+from fedgen.config.compose import choices, known_keys, load_config, nested_yaml, quoted
 from fedgen.config.migrate_table import LENGTH, NULLS, TABLE, Remark
 from fedgen.config.phases import MODES, Generators, Mode
 from fedgen.config.settings import Config
@@ -309,10 +309,19 @@ def decide_training(result: Translation) -> None:
 
 
 def decide_files(result: Translation) -> None:
-    """Say that a folder of clips needs a data set."""
-    if not result.given("dataset", "dataset.name"):
+    """Split the old path of generator files; find the data set and, where no node lists its classes, its partition."""
+    for entry in result.given("generator_checkpoint_path"):
+        path = PurePath(entry.new)
+        result.set("checkpoint.dir", str(path.parent), entry)
+        result.set("checkpoint.base_name", path.stem, entry)
+    for entry in result.given("esc50_path"):
+        result.set("data", "esc50", entry)
+        result.set("data.root", entry.new, entry)
+    if not result.given("dataset", "dataset.name", "esc50_path"):
         text = "add data=esc50 or data=folder: the default, data=sounds, reads no files"
-        result.changed += [(entry, text) for entry in result.given("dataset.path", "dataset_path", "esc50_path")]
+        result.changed += [(entry, text) for entry in result.given("dataset.path", "dataset_path")]
+    for entry in result.given("dataset.partition"):
+        result.set("partition", entry.new, entry, unless=bool(_listing(result)))
 
 
 def decide_fold(result: Translation) -> None:
@@ -339,29 +348,29 @@ def decide_fold(result: Translation) -> None:
 
 def decide_classes(result: Translation) -> None:
     """Find the classes of the run and of each node; only these are scored."""
-    wanted = result.get("selected_classes")
+    listing, excluded, wanted = _listing(result), result.given("excluded_classes"), _classes(result, None)
     if wanted:
-        result.set("data.classes", wanted, *result.given("selected_classes"))
-    nodes = range(result.get("nodes") or 0)
-    listing = [entry for node in nodes for entry in result.given("selected_classes", node=node)]
-    if not listing:
-        return
-    assignment = [result.get("selected_classes", node) for node in nodes]
-    if missing := ", ".join(str(node) for node, classes in enumerate(assignment) if not classes):
-        text = "list the classes of every node, as selected_classes (partition.assignment)"
-        result.problems.append(f"{joined(listing)} leave nodes {missing} without classes: {text}")
-        return
-    result.set("partition", "explicit", *listing)
-    result.set("partition.assignment", assignment, *listing)
-    if not wanted:
-        result.set("data.classes", list(dict.fromkeys(name for names in assignment for name in names)), *listing)
+        result.set("data.classes", wanted, *result.given("selected_classes"), *excluded)
+    elif excluded and not listing:
+        result.problems.append(f"{joined(excluded)}: list the classes that remain, as selected_classes (data.classes)")
+    if listing:
+        assignment = [_classes(result, node) for node in range(result.get("nodes") or 0)]
+        sources = [*listing, *excluded]
+        if missing := ", ".join(str(node) for node, classes in enumerate(assignment) if not classes):
+            text = "list the classes of every node, as selected_classes (partition.assignment)"
+            result.problems.append(f"{joined(sources)} leave nodes {missing} without classes: {text}")
+            return
+        result.set("partition", "explicit", *sources)
+        result.set("partition.assignment", assignment, *sources)
+        if not wanted:
+            result.set("data.classes", list(dict.fromkeys(name for names in assignment for name in names)), *sources)
 
 
 def decide_groups(result: Translation) -> None:
     """Give a node that names one group a group of that name with all of its classes."""
     for node in result.read:
         granularity = result.get("generator_granularity", node) or result.get("generator_granularity")
-        classes = [] if node is None else result.get("selected_classes", node) or []
+        classes = [] if node is None else _classes(result, node)
         for entry in result.given("generator_class_group", node=node):
             unused = node is None or granularity != "per_group"
             if classes or unused:
@@ -374,6 +383,19 @@ DECISIONS = (decide_mode, decide_aggregation, decide_generator, decide_training,
              decide_classes, decide_groups)  # fmt: skip
 
 
+def _listing(result: Translation) -> list[Entry]:
+    """Return the entries of nodes that list classes, included or excluded."""
+    names = ("selected_classes", "excluded_classes")
+    return [entry for node in result.read if node is not None for entry in result.given(*names, node=node)]
+
+
+def _classes(result: Translation, node: int | None) -> list[str]:
+    """Return the classes that a node lists and does not exclude, or (None) that are listed for all."""
+    excludes = result.given("excluded_classes", node=node)
+    without = result.get("excluded_classes", node if excludes else None) or []
+    return [name for name in result.get("selected_classes", node) or [] if name not in without]
+
+
 def joined(entries: Iterable[Entry]) -> str:
     """Return the entries as text."""
     return ", ".join(map(str, entries))
@@ -381,15 +403,31 @@ def joined(entries: Iterable[Entry]) -> str:
 
 def overrides(settings: Mapping[str, Any]) -> list[str]:
     """Return ``settings`` as overrides: groups first, then keys, both in the configuration's own order."""
-    groups, known = choices(), known_keys()
-    order = [*(key for key in known if key in groups), *known]
-    keys = sorted(settings, key=lambda key: (order.index(key if key in order else key.split(".")[0]), key))
-    return [f"{key}={written(settings[key])}" for key in keys]
+    return [f"{key}={written(settings[key])}" for key in ordered(settings)]
 
 
 def command(texts: Sequence[str]) -> str:
     """Return the command line that runs with these overrides, quoted for a shell."""
     return shlex.join(["fedgen", "run", *texts])
+
+
+def experiment(settings: Mapping[str, Any], name: str, origin: str) -> str:
+    """Return the text of an experiment file ``name.yaml`` with the ``settings`` from a file ``origin``."""
+    groups = choices()
+    lines = ["# @package _global_", f"# fedgen run experiment={name}", f"# Translated from {origin}.", "defaults:"]
+    lines += [f"  - override /{key}: {settings[key]}" for key in ordered(settings) if key in groups]
+    keys = {key: settings[key] for key in ordered(settings) if key not in groups}
+    return "\n".join([*lines, "", nested_yaml(keys) if keys else ""]).rstrip() + "\n"
+
+
+def ordered(settings: Mapping[str, Any]) -> list[str]:
+    """Return the keys: groups before keys within them, both in the configuration's own order."""
+    order, groups = known_keys(), choices()
+
+    def place(key: str) -> tuple[bool, int, str]:
+        return key not in groups, order.index(key if key in order else key.split(".")[0]), key
+
+    return sorted(settings, key=place)
 
 
 def written(value: Any) -> str:
@@ -407,10 +445,9 @@ def written(value: Any) -> str:
 def report(result: Translation) -> None:
     """Print on standard error what became of each key, in sections; none is left out."""
     open_keys = [key for key in DECISIVE if key not in result.settings]
-    texts = overrides(result.settings)
-    sources = [joined(result.sources[text.partition("=")[0]]) or "nothing in the file" for text in texts]
+    sources = [joined(result.sources[key]) or "nothing in the file" for key in ordered(result.settings)]
     sections: dict[str, Iterable[tuple[Entry | str, str]]] = {
-        "Translated": zip(texts, (f"from {text}" for text in sources), strict=True),
+        "Translated": zip(overrides(result.settings), (f"from {text}" for text in sources), strict=True),
         "Changed in meaning": result.changed,
         "Without effect here": result.dropped,
         "Unknown, left out": result.unknown,

@@ -85,13 +85,6 @@ def names(value: Any) -> list[str] | Remark:
     return list(dict.fromkeys(map(text, value)))
 
 
-def excluded(value: Any) -> Remark:
-    """Refuse names of classes, if there are any."""
-    if value != []:
-        raise ValueError("has no counterpart: list the classes that remain, as selected_classes")
-    return Remark("an empty list is as good as no key", changed=False)
-
-
 def groups(value: Any) -> dict[str, Any]:
     """Return the classes of each named group."""
     if not isinstance(value, Mapping) or [] in value.values():
@@ -135,7 +128,7 @@ LENGTH = "samples had the training length; here they get the encoder's, unless g
 FEDA2V = "FedA2V is what fedgen does; strategy= chooses the aggregation"
 
 READERS: dict[str, Reader] = {
-    reader.__name__: reader for reader in (flag, whole, number, text, names, excluded, groups, seed, device)
+    reader.__name__: reader for reader in (flag, whole, number, text, names, groups, seed, device)
 } | {
     "": lambda value: value,
     "folds": lambda value: [whole(item) for item in (value if isinstance(value, list) else [value])],

@@ -34,11 +34,25 @@ def test_nodes_as_a_list(gathered: Migrate) -> None:
     assert said(gathered(nodes_tasks=nodes)) == as_mapping
 
 
-def test_every_node_has_to_list_classes_if_one_does(gathered: Migrate) -> None:
-    (problem,) = gathered(nodes=[{"selected_classes": ["dog"]}, {}]).problems
+def test_classes_that_a_node_excludes(gathered: Migrate) -> None:
+    nodes = [{"selected_classes": ["dog", "cow"], "excluded_classes": ["cow"]}, {"selected_classes": ["hen"]}]
+    assert gathered(nodes=nodes).settings.get("partition.assignment") == [["dog"], ["hen"]]
+    nodes[0].pop("excluded_classes")
+    assert gathered(nodes=nodes, excluded_classes=["dog"]).settings.get("partition.assignment") == [["cow"], ["hen"]]
+
+
+@pytest.mark.parametrize("own", [{}, {"excluded_classes": ["dog"]}])
+def test_every_node_has_to_list_classes_if_one_does(own: dict[str, Any], gathered: Migrate) -> None:
+    (problem,) = gathered(nodes=[{"selected_classes": ["dog"]}, own]).problems
     assert 'nodes.0.selected_classes=["dog"]' in problem
     assert "leave nodes 1 without classes" in problem
     assert "(partition.assignment)" in problem
+
+
+def test_what_nodes_list_counts_more_than_how_the_data_was_to_be_dealt(gathered: Migrate) -> None:
+    result = gathered({"dataset": {"partition": "dir"}}, nodes=[{"selected_classes": ["dog"]}])
+    assert result.settings.get("partition") == "explicit"
+    assert [str(entry) for entry, _ in result.dropped] == ['dataset.partition="dir"']
 
 
 def test_what_a_node_does_otherwise(migrated: Migrate) -> None:

@@ -39,6 +39,13 @@ def test_the_command_alone_is_on_standard_output(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.usefixtures("old")
+def test_an_experiment_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["migrate", "old.json", "--experiment", "mine"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# @package _global_\n# fedgen run experiment=mine\n")
+
+
+@pytest.mark.usefixtures("old")
 def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["migrate", "old.json", "--outt"]) == 1
     assert "unknown arguments: --outt" in capsys.readouterr().err
@@ -96,14 +103,19 @@ def write_esc50(folder: Path, classes: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_every_documented_command_works(folder: Path) -> None:
+def test_every_documented_command_works(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("old.json").write_text(BLOCKS[0])
     write_esc50(Path("data/ESC-50"), ["dog", "cow", "rain", "crickets"])
     small = ["rounds=1", "encoder.stride=16", "generator.training.epochs=2", "adapter.training.epochs=1", "threads=1"]
     small += ["adapter.width=16", "adapter.heads=2", "adapter.hidden=32", "generator.width=16", "generator.latents=4"]
     commands = [line for text in BLOCKS for line in text.splitlines() if line.startswith("fedgen ")]
-    assert [line.split()[1] for line in commands] == ["migrate", "run"]
+    assert [line.split()[1] for line in commands] == ["migrate", "run", "migrate", "run"]
     for number, line in enumerate(commands):
-        name, *arguments = shlex.split(line)[1:]
+        words, _, target = line.partition(" > ")
+        name, *arguments = shlex.split(words)[1:]
+        capsys.readouterr()
         assert main([name, *arguments, *([*small, f"hydra.run.dir=run{number}"] if name == "run" else [])]) == 0
-    assert len(list(folder.glob("run*/results.json"))) == 1
+        if target:
+            Path(target).parent.mkdir()
+            Path(target).write_text(capsys.readouterr().out)
+    assert len(list(folder.glob("run*/results.json"))) == 2

@@ -1,10 +1,11 @@
-"""What is printed: any text gets through the shell and Hydra as it is."""
+"""What is printed: any text gets through the shell, Hydra and YAML as it is."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from fedgen.config.compose import load_config
-from fedgen.config.migrate import command, overrides
+from fedgen.config.migrate import command, experiment, overrides
 from fedgen.config.settings import Config
 
 WORDS = [
@@ -45,8 +46,35 @@ def test_the_command_composes() -> None:
     check(load_config(texts))
 
 
+def test_the_experiment_composes_to_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text(experiment(SETTINGS, "mine", "old.json"), encoding="utf-8")
+    check(load_config([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]))
+
+
 def test_groups_come_first_and_plain_words_have_no_quotes() -> None:
     settings = {"seed": 1, "data.root": "a/b", "generator": "vae", "checkpoint.save": False, "checkpoint.dir": "a b"}
     assert command(overrides(settings)) == (
         "fedgen run generator=vae data.root=a/b checkpoint.save=false 'checkpoint.dir=\"a b\"' seed=1"
     )
+
+
+def test_how_an_experiment_looks() -> None:
+    settings = {"mode": "generate", "generator.training.lr": 0.1, "seed": 1, "granularity.groups": {"a b": ["dog"]}}
+    assert experiment(settings, "mine", "old.json").splitlines() == [
+        "# @package _global_",
+        "# fedgen run experiment=mine",
+        "# Translated from old.json.",
+        "defaults:",
+        "  - override /mode: generate",
+        "",
+        "generator:",
+        "  training:",
+        "    lr: 0.1",
+        "granularity:",
+        "  groups:",
+        "    a b:",
+        "    - dog",
+        "seed: 1",
+    ]
