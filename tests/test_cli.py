@@ -204,6 +204,36 @@ def test_evaluate_on_another_fold(fedgen: Fedgen, done: Path, capsys: pytest.Cap
     assert "data.test_fold=8" in last_line(capsys)
 
 
+@pytest.fixture(scope="module")
+def generators(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that has trained generators."""
+    folder = tmp_path_factory.mktemp("done") / "generators"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        patch.setattr(sys, "argv", ["fedgen"])
+        patch.setattr("fedgen.report.recorder.draw_run", lambda results, folder: [])
+        assert main(["run", *tiny_overrides, "mode=train_generators", "rounds=1", f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+def test_checkpoints_of_a_run(fedgen: Fedgen, generators: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedgen("checkpoints", str(generators)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    nodes = [line for line in lines if "vae_unified_node" in line]
+    expected = [f"vae_unified_node{number}_round_1" for number in range(3)]
+    assert [line.split("│")[1].strip() for line in nodes] == expected
+    assert all(word in nodes[0] for word in ("gaussian", "unified", "dog, cow", "patches", "small"))
+    assert fedgen("checkpoints", str(generators / "checkpoints"), "vae_unified_node1") == 0
+    assert "vae_unified_node0" not in capsys.readouterr().out
+
+
+def test_checkpoints_where_there_are_none(fedgen: Fedgen, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedgen("checkpoints", str(done)) == 1
+    assert "federate holds no checkpoints of generators" in last_line(capsys)
+    assert fedgen("checkpoints", "nowhere") == 1
+    assert last_line(capsys) == "error: there is no folder nowhere"
+
+
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["run", "sed=1"], ["run", "mode=onee_shot"], ["rnu"]])
 def test_nothing_heavy_is_imported_for_help_and_typing_errors(words: list[str]) -> None:
     """A second of CPU is double what it takes; with torch it would be three."""
