@@ -194,9 +194,10 @@ def compare(options: argparse.Namespace, rest: list[str]) -> None:
 def info(options: argparse.Namespace, rest: list[str]) -> None:
     """Print versions, the device, and every configuration group with its choices."""
     from fedgen.report.tables import show
-    from fedgen.runtimes.info import installed
+    from fedgen.runtimes.info import groups, versions
 
-    show(installed())
+    show(versions())
+    show(groups())
 
 
 def evaluate(options: argparse.Namespace, rest: list[str]) -> None:

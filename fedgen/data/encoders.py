@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedgen.data import sfx
 from fedgen.data.audio import Encoder
 from fedgen.data.batching import in_batches
 from fedgen.data.patches import PatchEncoder
@@ -21,6 +22,7 @@ from fedgen.data.pretrained import (
     USUAL_REVISION,
     WEIGHTS,
     at_hub,
+    cached,
     content,
     digest_of,
     find,
@@ -177,6 +179,18 @@ ENCODER_CLASSES: dict[str, Callable[[EncoderSettings, torch.device | str], Encod
 def open_encoder(settings: EncoderSettings, device: torch.device | str = "cpu") -> Encoder:
     """Return the encoder that ``settings`` name, computing on ``device``; files are read when they are needed."""
     return ENCODER_CLASSES[settings.name](settings, device)
+
+
+def missing(name: str) -> str:
+    """Return what the encoder ``name`` needs before it works on this machine; empty if nothing. Fetches nothing."""
+    kind = ENCODER_CLASSES[name]
+    if kind is SfxEncoder:
+        return "" if (sfx.own_folder() / sfx.WEIGHTS).is_file() else "fetch it with: fedgen get sfx"
+    if not (isinstance(kind, type) and issubclass(kind, FrozenEncoder)):
+        return ""
+    if not find_spec("transformers"):
+        return "needs: pip install 'fedgen[encoders]'"
+    return "" if cached(kind.default, FILES) else f"{kind.default} is fetched from Hugging Face at first use"
 
 
 def differences(settings: EncoderSettings, identity: dict[str, Any]) -> dict[str, Any]:

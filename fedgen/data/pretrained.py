@@ -72,14 +72,22 @@ def find(
     return folder
 
 
-def _fetched(model: str, revision: str | None, files: list[str]) -> Path:
+def cached(model: str, files: Sequence[str], revision: str | None = None) -> Path | None:
+    """Return the folder of a model in Hugging Face's cache; None where not all ``files`` are there."""
     import huggingface_hub as hub
 
     with suppress(Exception):  # not in the cache, or not all of it
-        there = hub.snapshot_download(model, revision=revision, allow_patterns=files, local_files_only=True)
+        there = hub.snapshot_download(model, revision=revision, allow_patterns=list(files), local_files_only=True)
         if not _missing(Path(there), files):
             return Path(there)
-    return Path(hub.snapshot_download(model, revision=revision, allow_patterns=files))
+    return None
+
+
+def _fetched(model: str, revision: str | None, files: list[str]) -> Path:
+    import huggingface_hub as hub
+
+    there = cached(model, files, revision)
+    return there or Path(hub.snapshot_download(model, revision=revision, allow_patterns=files))
 
 
 def _missing(folder: Path, files: Sequence[str]) -> list[str]:
