@@ -119,7 +119,9 @@ class Task:
         """Return freshly initialised adapters on the device."""
         shapes = {name: tuple(value.shape[1:]) for name, value in self.targets.heads.items()}
         seed = self.seed("adapters")
-        return build_adapters(self.store.shape, shapes, self.config.adapter, seed).to(self.device)
+        return build_adapters(self.store.shape, shapes, self.config.adapter, seed, self.config.encoder.bands).to(
+            self.device
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must agree on to serve this task."""

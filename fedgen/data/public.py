@@ -13,10 +13,11 @@ from fedgen.data.datasets import Dataset, read_folder
 from fedgen.data.files import digest
 from fedgen.data.settings import DataSettings
 from fedgen.data.sounds import RATE, SOUNDS, recipe_sound, synthesise
-from fedgen.data.tokens import TensorTokens, TokenSource
+from fedgen.data.tokens import TensorTokens, TokenSource, batches
 from fedgen.errors import DataError, FedgenError
 
 VERSION = 3  # of the recipes: another one makes another codec
+HELD = 10**8  # numbers up to which tokens are held: a pretrained encoder takes minutes for each pass over the sounds
 CLIPS = 4  # of each class
 CLASSES = 100  # by recipes; more of them are worth more than more clips of each
 SEED = 400_891_233  # of the built-in voices: other takes of them than any data set has
@@ -27,7 +28,7 @@ class PublicTokens:
     """A `TokenSource` of synthesised sounds, the same for every node and drawn from no one's data.
 
     ``classes`` random recipes and the built-in voices (`fedgen.data.sounds`), ``clips`` of each. The sounds are held,
-    160 kB each; every batch is encoded anew by the nodes' ``encoder``, as all tokens would take a gigabyte. An encoder
+    160 kB each; every batch is encoded anew by the nodes' ``encoder``: all tokens would take a gigabyte. An encoder
     of a higher sampling rate than the sounds' hears every other one faster, so that it hears high frequencies too.
     """
 
@@ -55,7 +56,10 @@ class PublicTokens:
 def open_public(encoder: Encoder, folder: str | None) -> TokenSource:
     """Return the tokens of the public sounds: of ``folder`` (``class/clip.wav``), or of the synthesised ones."""
     if folder is None:
-        return PublicTokens(encoder)
+        sounds = PublicTokens(encoder)
+        if len(sounds) * sounds.shape[0] * sounds.shape[1] > HELD:
+            return sounds
+        return TensorTokens(torch.cat(list(batches(sounds, 32))), sounds.labels)
     dataset = _folder(folder)
     try:
         tokens = [encoder([resample(*dataset.load(clip), encoder.sample_rate)]) for clip in dataset.clips]

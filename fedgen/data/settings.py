@@ -15,6 +15,7 @@ PRETRAINED = ("ast", "clap")  # the encoders of these that are models of Hugging
 TOKENS = ("all", "cls")
 STRIDE, PATCH = 10, 16  # step and side of a patch of AST, in mel bins and frames
 SECONDS, LEAST_SECONDS = 5.0, 0.2  # of a clip of `sfx`
+BANDS = {"sfx": 12}  # see `EncoderSettings.bands`
 TARGETS = ("sd", "flux", "small")
 SOURCES = ("words", "clip_t5")
 PRECISIONS = ("float32", "bfloat16")
@@ -93,6 +94,14 @@ class EncoderSettings:
             require(model is None, f"encoder.model={model} means nothing: encoder={self.name} has no model")
             require(self.revision is None, f"encoder.revision={self.revision} needs {needed}")
             require(self.tokens == "all", f"encoder.tokens={self.tokens} needs {needed}")
+
+    @property
+    def bands(self) -> int:
+        """Rows of the encoder's map, one a band of frequency, where clips have a summary; 0: adapters use none.
+
+        See `fedgen.data.tokens.summarise`.
+        """
+        return BANDS.get(self.name, 0)
 
 
 @dataclass(frozen=True)

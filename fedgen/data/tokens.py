@@ -40,12 +40,13 @@ class FactoredTokens:
     channels: Tensor  # (P, D, C): a basis of the token width for each origin
     cores: Tensor  # (B, A, C)
     origins: Tensor  # (B,), int64: the origin of each sequence
+    summary: Tensor | None = None  # (B, D), of the clips themselves: see `summarise`
 
     @classmethod
-    def alike(cls, positions: Tensor, channels: Tensor, cores: Tensor) -> FactoredTokens:
+    def alike(cls, positions: Tensor, channels: Tensor, cores: Tensor, summary: Tensor | None = None) -> FactoredTokens:
         """Return sequences ``cores`` ``(B, A, C)`` of one origin, with bases ``(S, A)`` and ``(D, C)``."""
         origins = torch.zeros(len(cores), dtype=torch.long, device=cores.device)
-        return cls(positions[None], channels[None], cores, origins)
+        return cls(positions[None], channels[None], cores, origins, summary)
 
     def project(self, weight: Tensor) -> Tensor:
         """Return the tokens mapped by ``weight`` ``(w, D)``: ``(B, S, w)``."""
@@ -57,6 +58,19 @@ class FactoredTokens:
     def dense(self) -> Tensor:
         """Return the tokens ``(B, S, D)``."""
         return self.positions[self.origins] @ (self.cores @ self.channels[self.origins].transpose(1, 2))
+
+
+def summarise(tokens: Tensor, bands: int) -> Tensor:
+    """Return the summary of clips ``(B, D)``: the mean over bands of frequency, then the maximum over time.
+
+    ``tokens`` ``(B, S, D)`` are the rows of a map, a row a band, behind tokens that stand for the clip (the rest of S
+    over ``bands``). Networks for sounds pool their last map so (Kong et al., 2020, 1912.10211). Without bands there is
+    none: ``(B, 0)``.
+    """
+    if not bands:
+        return tokens[:, 0, :0]
+    rows = tokens[:, tokens.shape[1] % bands :].unflatten(1, (bands, -1))
+    return rows.mean(dim=1).amax(dim=1)
 
 
 @runtime_checkable

@@ -87,7 +87,7 @@ def _candidates(task: Task, clips: Mapping[int, Clips]) -> Candidates:
     held_out = task.store.test_indices(task.config.data.test_fold)
     others = task.space.codec.encode_all(task.tokens(held_out)).cpu() if len(held_out) else None
     return Candidates(
-        latents=task.space.codec.of_cores(cores),
+        latents=task.space.codec.of_features(cores),
         labels=torch.from_numpy(task.store.labels[indices]),
         nodes=torch.tensor(nodes),
         members=torch.tensor(members),

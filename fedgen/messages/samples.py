@@ -86,7 +86,7 @@ def samples_from_record(
     scale = _read(record, "latent-scale", np.float32, (codec.size,))
     samples = SyntheticTokens(codec, torch.from_numpy(latents), labels, seed, device, torch.from_numpy(scale))
     for rows in torch.arange(len(samples)).split(4096):  # finite values may still decode to infinity
-        cores = samples.codec.cores(samples.latents_at(rows))
+        cores = samples.codec.features(samples.latents_at(rows))
         peak = float(cores.abs().max()) if cores.numel() else 0.0
         if not peak <= MAX_CORE:
             raise PayloadError(f"samples: latents decode to a core value of {peak:g}, expected at most {MAX_CORE:g}")

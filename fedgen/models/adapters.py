@@ -1,5 +1,7 @@
 """Adapters: from a token sequence to the text-conditioning space of a diffusion model.
 
+Where the encoder's map has bands of frequency, every head also reads the clip's summary (`summarise`).
+
 Every target has one head. A head pools the sequence with as many attention queries as its target has tokens *before*
 its wide layers, and the token-wise work (one narrow projection and the attention scores) is shared or narrow, so the
 cost of a long sequence stays small while the output may be as wide as ``(17, 4096)``.
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedgen.data.tokens import FactoredTokens
+from fedgen.data.tokens import FactoredTokens, summarise
 from fedgen.models.settings import AdapterSettings
 
 WIDE = 1024  # channels
@@ -54,7 +56,7 @@ def cosine_basis(length: int, width: int) -> Tensor:
 class TargetHead(nn.Module):
     """Attention pooling to the target's tokens, then a two-layer perceptron shared by them."""
 
-    def __init__(self, shape: tuple[int, ...], settings: AdapterSettings) -> None:
+    def __init__(self, shape: tuple[int, ...], settings: AdapterSettings, summary: int = 0) -> None:
         super().__init__()
         self.shape = shape  # (d,) or (T, d)
         self.queries = shape[0] if len(shape) == 2 else 1
@@ -63,16 +65,20 @@ class TargetHead(nn.Module):
         self.norm = nn.LayerNorm(settings.heads * settings.width)
         hidden = min(settings.hidden, settings.wide_hidden) if shape[-1] > WIDE else settings.hidden
         self.inner = nn.Linear(settings.heads * settings.width, hidden)
+        self.inner_summary = nn.Linear(summary, hidden, bias=False) if summary else None
         self.query_bias = nn.Parameter(torch.zeros(self.queries, hidden))
         self.outer = nn.Linear(hidden, shape[-1])
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, narrow: Tensor) -> Tensor:
-        """Map narrow tokens ``(B, S, w)`` to the target's shape ``(B, d)`` or ``(B, T, d)``."""
+    def forward(self, narrow: Tensor, summary: Tensor | None = None) -> Tensor:
+        """Map narrow tokens ``(B, S, w)``, and summaries ``(B, D)``, to the target's ``(B, d)`` or ``(B, T, d)``."""
         attention = self.score(narrow).softmax(dim=1)  # (B, S, T * h)
         pooled = attention.transpose(1, 2) @ narrow  # (B, T * h, w)
         pooled = self.dropout(self.norm(pooled.reshape(len(narrow), self.queries, -1)))  # (B, T, h * w)
-        hidden = self.dropout(F.gelu(self.inner(pooled) + self.query_bias))  # (B, T, hidden)
+        inner = self.inner(pooled) + self.query_bias  # (B, T, hidden)
+        if self.inner_summary is not None and summary is not None:
+            inner = inner + self.inner_summary(self.dropout(summary))[:, None]
+        hidden = self.dropout(F.gelu(inner))
         return self.outer(hidden).reshape(len(narrow), *self.shape)
 
 
@@ -86,23 +92,44 @@ class Adapters(nn.Module):
     targets : dict[str, tuple[int, ...]]
         Shape of each target without the batch: ``(d,)`` or ``(T, d)``.
     settings : AdapterSettings
+    bands : int
+        Bands of the summary; 0: none.
     """
 
-    def __init__(self, tokens: tuple[int, int], targets: dict[str, tuple[int, ...]], settings: AdapterSettings) -> None:
+    def __init__(
+        self,
+        tokens: tuple[int, int],
+        targets: dict[str, tuple[int, ...]],
+        settings: AdapterSettings,
+        bands: int = 0,
+    ) -> None:
         super().__init__()
-        self.tokens = TokenProjection(*tokens, settings.width)
-        self.heads = nn.ModuleDict({name: TargetHead(tuple(shape), settings) for name, shape in targets.items()})
+        self.tokens, self.bands, summary = TokenProjection(*tokens, settings.width), bands, tokens[1] if bands else 0
+        self.heads = nn.ModuleDict(
+            {name: TargetHead(tuple(shape), settings, summary) for name, shape in targets.items()}
+        )
+        self.norm = nn.LayerNorm(summary) if bands else None
 
     def forward(self, tokens: Tensor | FactoredTokens) -> dict[str, Tensor]:
         """Map ``(B, S, D)`` to ``{head: (B, *target shape)}``."""
         narrow = self.tokens(tokens)
-        return {name: head(narrow) for name, head in self.heads.items()}
+        summary = None if self.norm is None else self.norm(self._summary(tokens))
+        return {name: head(narrow, summary) for name, head in self.heads.items()}
+
+    def _summary(self, tokens: Tensor | FactoredTokens) -> Tensor:
+        if isinstance(tokens, FactoredTokens):
+            return summarise(tokens.dense(), self.bands) if tokens.summary is None else tokens.summary
+        return summarise(tokens, self.bands)
 
 
 def build_adapters(
-    tokens: tuple[int, int], targets: dict[str, tuple[int, ...]], settings: AdapterSettings, seed: int
+    tokens: tuple[int, int],
+    targets: dict[str, tuple[int, ...]],
+    settings: AdapterSettings,
+    seed: int,
+    bands: int = 0,
 ) -> Adapters:
     """Build freshly initialised adapters: the same for the same seed, whatever torch's global generator is at."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Adapters(tokens, targets, settings)
+        return Adapters(tokens, targets, settings, bands)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fedgen.data.tokens import summarise
 from fedgen.models.moments import Moments
 from fedgen.models.settings import CodecSettings, Lengths
 
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 
 LARGEST_FACTOR = 16  # above this a sample is little more than a few repeated tokens
 RIDGE = 1e-6  # share of the mean energy below which a direction says nothing about how to up-sample
+SUMMARY = 9.0  # energy of the summary in a codec over that of the cores
 MODES = {"linear": "bilinear", "nearest": "nearest", "cubic": "bicubic"}  # torch's names for images
 
 
@@ -67,9 +69,28 @@ def learned(moments: Tensor, training: int, output: int) -> Tensor:
 class Bases:
     """Bases that a codec projects sequences on and decodes them with."""
 
-    def __init__(self, positions: Tensor, channels: Tensor, analysis: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        positions: Tensor,
+        channels: Tensor,
+        analysis: Tensor | None = None,
+        bands: Tensor | None = None,
+        spread: Tensor | None = None,
+    ) -> None:
         self.positions, self.channels = positions, channels  # (O, A), to decode with, and orthonormal (D, B)
         self.analysis = positions if analysis is None else analysis  # (S, A), to project the encoder's sequences on
+        # of clips with a summary: its bands (1,), and what its values are divided by (D,)
+        self.bands, self.spread = bands, spread
+
+    @property
+    def core(self) -> tuple[int, int]:
+        """``(A, B)`` of a core."""
+        return self.positions.shape[1], self.channels.shape[1]
+
+    @property
+    def summary_size(self) -> int:
+        """Numbers of a clip's summary behind its core: ``D``, or 0."""
+        return 0 if self.spread is None else len(self.spread)
 
     @classmethod
     def from_moments(cls, moments: Moments, settings: CodecSettings, lengths: Lengths) -> Bases:
@@ -84,13 +105,36 @@ class Bases:
         return cls((up @ kept).float().to(device), channels, (down.T @ kept).float().to(device))
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Return the cores ``(B, n)`` of ``tokens`` ``(B, S, D)``."""
-        return (self.analysis.T @ (tokens @ self.channels)).flatten(1)
+        """Return the features ``(B, n)`` of ``tokens`` ``(B, S, D)``: their cores, then what there is of a summary."""
+        cores = (self.analysis.T @ (tokens @ self.channels)).flatten(1)
+        return cores if self.bands is None else self.joined(cores, summarise(tokens, int(self.bands)))
+
+    def joined(self, cores: Tensor, summaries: Tensor) -> Tensor:
+        """Return features ``(B, n)``: ``cores`` ``(B, A * B')`` and, where there is one, the summary ``(B, D)``, scaled."""
+        return cores if self.spread is None else torch.cat([cores, summaries / self.spread], dim=1)
+
+    def with_summary(self, bands: int, cores: Tensor, summaries: Tensor) -> Bases:
+        """Return the bases with a summary; its values get `SUMMARY` times the energy of the cores.
+
+        ``cores`` ``(N, n)`` and ``summaries`` ``(N, D)`` of the clips decide by what the values are divided.
+        """
+        least = torch.finfo(torch.float32).tiny
+        energy = cores.double().var(dim=0, correction=0).sum().clamp(min=least)
+        deviation = summaries.double().std(dim=0, correction=0)
+        deviation = deviation + (RIDGE * deviation.mean()).clamp(min=least)
+        spread = deviation * (len(deviation) / (SUMMARY * energy)).sqrt()
+        count = torch.tensor([bands], device=cores.device)
+        return Bases(self.positions, self.channels, self._analysis, count, spread.float())
+
+    @property
+    def _analysis(self) -> Tensor | None:
+        return None if self.analysis is self.positions else self.analysis
 
     def state(self) -> dict[str, Tensor]:
         """Return the bases by name; ``analysis`` only where it is not ``positions``."""
-        both = {"channels": self.channels, "positions": self.positions}
-        return both if self.analysis is self.positions else both | {"analysis": self.analysis}
+        parts = {"channels": self.channels, "positions": self.positions}
+        others = {"analysis": self._analysis, "bands": self.bands, "spread": self.spread}
+        return parts | {name: value for name, value in others.items() if value is not None}
 
 
 def signed(vectors: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedgen.data.tokens import TokenSource, batches
+from fedgen.data.tokens import FactoredTokens, TokenSource, batches, summarise
 from fedgen.errors import DataError
 from fedgen.models.bases import Bases, signed
 from fedgen.models.moments import Moments
@@ -28,6 +28,9 @@ class Codec:
     their mean variance is 1 and the leading ones stay larger. Decoding inverts this and, given a random generator,
     adds the rest of the core as noise of the stored deviation.
 
+    A codec of ``bands`` appends a clip's summary (`fedgen.data.tokens.summarise`) to its core, so that the latents tell
+    of maxima, too, which no core of low rank holds.
+
     Where lengths differ (see `Lengths`), sequences are projected on ``analysis`` and made of ``positions``, which hold
     the shortening ``P`` and the up-sampling ``U``: ``analysis = P' V`` and ``positions = U V``, ``V`` being the basis
     of the shortened sequences ``P X``. Latents do not depend on ``U``.
@@ -38,6 +41,7 @@ class Codec:
     """
 
     NAMES: ClassVar = ("channels", "positions", "mean", "components", "scale", "residual")
+    OPTIONAL: ClassVar = ("analysis", "bands", "spread")  # of the bases
 
     bases: Bases  # orthonormal channels (D, B), positions (O, A) and, where they differ, analysis (S, A)
     mean: Tensor  # mean core (A * B,)
@@ -53,7 +57,12 @@ class Codec:
 
     @classmethod
     def fit(
-        cls, source: TokenSource, settings: CodecSettings, lengths: Lengths = NATIVE, batch_size: int = 64
+        cls,
+        source: TokenSource,
+        settings: CodecSettings,
+        lengths: Lengths = NATIVE,
+        batch_size: int = 64,
+        bands: int = 0,
     ) -> tuple[Codec, Tensor]:
         """Fit to the clips of ``source``, streaming over them twice (bases, then cores); return their latents too.
 
@@ -64,12 +73,15 @@ class Codec:
         if len(source) == 0:
             raise DataError("a codec needs at least 1 clip, got none")
         bases = Bases.from_moments(Moments.measure(source, batch_size), settings, lengths)
-        cores = torch.cat([bases.project(tokens) for tokens in batches(source, batch_size)])  # (N, A * B)
+        parts = [(bases.project(tokens), summarise(tokens, bands)) for tokens in batches(source, batch_size)]
+        cores, summaries = (torch.cat(part) for part in zip(*parts, strict=True))  # (N, A * B), (N, D or 0)
+        bases = bases.with_summary(bands, cores, summaries) if bands else bases
+        cores = bases.joined(cores, summaries)
         mean = cores.mean(dim=0)
         components, deviation, residual = principal(cores - mean, settings.components)
         scale = (deviation * deviation.mean()).sqrt()
         codec = cls(bases, mean, scale, components, residual if settings.noise else residual * 0)
-        return codec, codec.of_cores(cores)
+        return codec, codec.of_features(cores)
 
     def truncated(self, components: int, noise: bool = True) -> Codec:
         """Return the codec of the leading ``components`` alone: as if it had been fitted with so many."""
@@ -83,11 +95,11 @@ class Codec:
         expected = (len(self.bases.analysis), self.shape[1])
         if tuple(tokens.shape[1:]) != expected:
             raise DataError(f"the codec encodes sequences {expected}, got {tuple(tokens.shape[1:])}")
-        return self.of_cores(self.bases.project(tokens))
+        return self.of_features(self.bases.project(tokens))
 
-    def of_cores(self, cores: Tensor) -> Tensor:
-        """Return latents ``(B, k)`` of ``cores`` ``(B, A, B')``: the inverse of `cores`."""
-        return (cores.flatten(1) - self.mean) @ self.components.T / self.scale
+    def of_features(self, features: Tensor) -> Tensor:
+        """Return latents ``(B, k)`` of ``features`` ``(B, n)``: the inverse of `features`."""
+        return (features - self.mean) @ self.components.T / self.scale
 
     def encode_all(self, source: TokenSource, batch_size: int = 64) -> Tensor:
         """Return latents ``(N, k)`` of every clip of ``source``, on the source's device."""
@@ -97,12 +109,25 @@ class Codec:
             latents.append(codec.encode(tokens))
         return torch.cat(latents)
 
+    def features(self, latents: Tensor, noise: torch.Generator | None = None) -> Tensor:
+        """Return the features ``(B, n)`` of ``latents`` ``(B, k)``: `Bases.project` of their tokens."""
+        found = torch.addmm(self.mean, latents * self.scale, self.components)
+        if noise is not None:
+            found = found + torch.randn(found.shape, generator=noise, device=found.device) * self.residual
+        return found
+
     def cores(self, latents: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Return cores ``(B, A, B')`` of ``latents`` ``(B, k)``: the tokens are ``positions @ core @ channels.T``."""
-        cores = torch.addmm(self.mean, latents * self.scale, self.components)
-        if noise is not None:
-            cores = cores + torch.randn(cores.shape, generator=noise, device=cores.device) * self.residual
-        return cores.view(len(latents), self.positions.shape[1], self.channels.shape[1])
+        features = self.features(latents, noise)
+        return features[:, : features.shape[1] - self.bases.summary_size].unflatten(1, self.bases.core)
+
+    def factors(self, latents: Tensor, noise: torch.Generator | None = None) -> FactoredTokens:
+        """Return tokens of ``latents`` ``(B, k)`` as factors, with their summary where the codec has one."""
+        features = self.features(latents, noise)
+        split = features.shape[1] - self.bases.summary_size
+        cores = features[:, :split].unflatten(1, self.bases.core)
+        summary = None if self.bases.spread is None else features[:, split:] * self.bases.spread
+        return FactoredTokens.alike(self.positions, self.channels, cores, summary)
 
     def decode(self, latents: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Return tokens ``(B, O, D)``, float32, of ``latents`` ``(B, k)`` on the codec's device.
@@ -125,22 +150,23 @@ class Codec:
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Codec:
         """Rebuild a codec from `state`, in float32; `DataError` names a missing, unknown or misshapen tensor."""
-        if set(state) - {"analysis"} != set(cls.NAMES):
+        if set(state) - set(cls.OPTIONAL) != set(cls.NAMES) or ("bands" in state) != ("spread" in state):
             raise DataError(
                 f"a codec's state holds {', '.join(cls.NAMES)}, got {', '.join(sorted(state)) or 'nothing'}"
             )
         parts = {name: value.float() for name, value in state.items()}
-        bases = Bases(parts["positions"], parts["channels"], parts.get("analysis"))
+        bases = Bases(parts["positions"], parts["channels"], *(parts.get(name) for name in cls.OPTIONAL))
         return cls(bases, parts["mean"], parts["scale"], parts["components"], parts["residual"])
 
     def _check(self) -> None:
         bases = self.bases.state()
         for name, value in bases.items():
-            if value.dim() != 2:
-                raise DataError(f"codec.{name} has shape {tuple(value.shape)}, not 2 dimensions")
+            if value.dim() != (1 if name in ("bands", "spread") else 2):
+                raise DataError(f"codec.{name} has shape {tuple(value.shape)}, which is not its number of dimensions")
         (length, rank), (width, channels) = bases["positions"].shape, bases["channels"].shape
-        core, analysis = rank * channels, (len(self.bases.analysis), rank)
+        core, analysis = rank * channels + self.bases.summary_size, (len(self.bases.analysis), rank)
         shapes = {"positions": (length, rank), "channels": (width, channels), "analysis": analysis, "mean": (core,)}
+        shapes |= {"bands": (1,), "spread": (width,)}
         shapes |= {"residual": (core,), "scale": (self.size,), "components": (self.size, core)}
         parts = self.state()
         check_tensors(join({"codec": parts}), {f"codec.{name}": shapes[name] for name in parts})

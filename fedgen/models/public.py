@@ -41,9 +41,9 @@ class PublicSpace:
     labels: Tensor
 
     @classmethod
-    def of(cls, public: TokenSource, settings: CodecSettings, lengths: Lengths = NATIVE) -> PublicSpace:
+    def of(cls, public: TokenSource, settings: CodecSettings, lengths: Lengths = NATIVE, bands: int = 0) -> PublicSpace:
         """Fit a codec to ``public`` sounds."""
-        codec, latents = Codec.fit(public, settings, lengths)
+        codec, latents = Codec.fit(public, settings, lengths, bands=bands)
         return cls(codec, latents.cpu(), public.labels)
 
     def truncated(self, components: int, noise: bool = True) -> PublicSpace:
@@ -146,7 +146,7 @@ def public_space(
                 logger.warning("%s is made anew: %s", file, error)
         logger.info("fitting the codec to public sounds (%s): once on this machine", identity["public"])
         most = replace(settings, components=settings.channels * settings.positions, noise=True)
-        space = PublicSpace.of(open_public(chosen, settings.public), most, lengths)
+        space = PublicSpace.of(open_public(chosen, settings.public), most, lengths, encoder.bands)
         state = dict(sorted(space.state().items()))
         save_tensors(file, state, identity | {"sha256": exact_digest(state)})
     return space.truncated(wanted, noise)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedgen.data.seeds import seeded
-from fedgen.data.tokens import FactoredTokens, TokenSource, batches
+from fedgen.data.tokens import FactoredTokens, TokenSource, batches, summarise
 from fedgen.errors import DataError
 from fedgen.models.bases import Bases
 from fedgen.models.codec import Codec
@@ -71,8 +71,7 @@ class SyntheticTokens:
 
     def factors(self, indices: Tensor) -> FactoredTokens:
         """Return the samples at ``indices`` ``(B,)`` as factors, which training multiplies by its weights first."""
-        cores = self.codec.cores(self.latents_at(indices), self._noise)
-        return FactoredTokens.alike(self.positions, self.channels, cores)
+        return self.codec.factors(self.latents_at(indices), self._noise)
 
     def to(self, device: torch.device | str) -> SyntheticTokens:
         """Return the samples on ``device``, with their noise from its start."""
@@ -151,12 +150,16 @@ class PooledTokens:
         origins = torch.bucketize(indices, self._starts[1:], right=True)  # (B,)
         device = self._positions.device
         cores = torch.zeros(len(indices), self._positions.shape[2], self._channels.shape[2], device=device)  # (B, A, C)
+        summary: Tensor | None = None
         for number, part in enumerate(self.parts):
             rows = (origins == number).nonzero().squeeze(1)
             if len(rows):
-                own = part.factors(indices[rows] - self._starts[number]).cores
-                cores[rows.to(device), : own.shape[1], : own.shape[2]] = own
-        return FactoredTokens(self._positions, self._channels, cores, self._basis_of[origins].to(device))
+                found, rows = part.factors(indices[rows] - self._starts[number]), rows.to(device)
+                cores[rows, : found.cores.shape[1], : found.cores.shape[2]] = found.cores
+                if found.summary is not None:
+                    summary = found.summary.new_zeros(len(indices), self.shape[1]) if summary is None else summary
+                    summary[rows] = found.summary
+        return FactoredTokens(self._positions, self._channels, cores, self._basis_of[origins].to(device), summary)
 
     def counts(self) -> dict[int, int]:
         """Return the number of samples of each class id."""
@@ -192,19 +195,22 @@ class ProjectedTokens:
     bases: Bases  # as long as the clips
     cores: Tensor  # (N, A, C), on the bases' device
     labels: Tensor  # global class ids (N,), int64, on the CPU
+    summary: Tensor | None = None  # (N, D), where clips have one
 
     def __post_init__(self) -> None:
         self.positions, self.channels = self.bases.positions, self.bases.channels
         self.shape = (len(self.positions), len(self.channels))
 
     @classmethod
-    def of(cls, source: TokenSource, settings: ProjectionSettings, batch_size: int = 64) -> ProjectedTokens:
+    def of(
+        cls, source: TokenSource, settings: ProjectionSettings, bands: int = 0, batch_size: int = 64
+    ) -> ProjectedTokens:
         """Project every clip of ``source`` on the leading eigenvectors of their second moments, in two passes."""
         sizes = CodecSettings(positions=settings.positions, channels=settings.channels)
         bases = Bases.from_moments(Moments.measure(source, batch_size), sizes, Lengths())
-        size = bases.positions.shape[1], bases.channels.shape[1]
-        cores = torch.cat([bases.project(tokens) for tokens in batches(source, batch_size)])
-        return cls(bases, cores.reshape(-1, *size), source.labels)
+        parts = [(bases.project(tokens), summarise(tokens, bands)) for tokens in batches(source, batch_size)]
+        cores, summaries = (torch.cat(part) for part in zip(*parts, strict=True))
+        return cls(bases, cores.unflatten(1, bases.core), source.labels, summaries if bands else None)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -220,4 +226,6 @@ class ProjectedTokens:
 
     def factors(self, indices: Tensor) -> FactoredTokens:
         """Return the clips at ``indices`` ``(B,)`` as factors."""
-        return FactoredTokens.alike(self.positions, self.channels, self.cores[indices.to(self.cores.device)])
+        rows = indices.to(self.cores.device)
+        summary = None if self.summary is None else self.summary[rows]
+        return FactoredTokens.alike(self.positions, self.channels, self.cores[rows], summary)

@@ -268,5 +268,6 @@ class Teachers:
 def _rows(tokens: Tensor | FactoredTokens, rows: Tensor) -> Tensor | FactoredTokens:
     if isinstance(tokens, FactoredTokens):
         rows = rows.to(tokens.cores.device)
-        return FactoredTokens(tokens.positions, tokens.channels, tokens.cores[rows], tokens.origins[rows])
+        summary = None if tokens.summary is None else tokens.summary[rows]
+        return FactoredTokens(tokens.positions, tokens.channels, tokens.cores[rows], tokens.origins[rows], summary)
     return tokens[rows.to(tokens.device)]

@@ -101,7 +101,9 @@ class NodeData:
     def projected(self) -> ProjectedTokens:
         """The node's own clips in bases of their own, on the device."""
         settings = self.config.adapter.projection
-        return cached((*self._key, settings), lambda: ProjectedTokens.of(self.source, settings))
+        return cached(
+            (*self._key, settings), lambda: ProjectedTokens.of(self.source, settings, self.config.encoder.bands)
+        )
 
     def latents(self) -> Tensor:
         """Return the latents of the node's clips in the public codec, ``(N, k)``."""

@@ -130,7 +130,9 @@ def _mapped(codec: Codec, latents: Tensor, mean: Tensor, low: Tensor, step: Tens
         place = (values - low[:, None]).div_(step.clamp(min=TINY)[:, None])
         piece = place.floor_().clamp_(-1, POINTS - 1).add_(1).long()
         new = torch.addcmul(starts.gather(1, piece), slopes.gather(1, piece), values)
-        found.append(codec.of_cores(centre + inverse @ new.view(len(new), len(part), -1).permute(1, 2, 0)))
+        cores = centre + inverse @ new.view(len(new), len(part), -1).permute(1, 2, 0)
+        rest = codec.features(part)[:, cores[0].numel() :]  # of the summary
+        found.append(codec.of_features(torch.cat([cores.flatten(1), rest], dim=1)))
     return torch.cat(found)
 
 
