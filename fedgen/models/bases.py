@@ -110,7 +110,7 @@ class Bases:
         return cores if self.bands is None else self.joined(cores, summarise(tokens, int(self.bands)))
 
     def joined(self, cores: Tensor, summaries: Tensor) -> Tensor:
-        """Return features ``(B, n)``: ``cores`` ``(B, A * B')`` and, where there is one, the summary ``(B, D)``, scaled."""
+        """Return features ``(B, n)`` of ``cores`` ``(B, A * B')`` and summaries ``(B, D)``, where there are any."""
         return cores if self.spread is None else torch.cat([cores, summaries / self.spread], dim=1)
 
     def with_summary(self, bands: int, cores: Tensor, summaries: Tensor) -> Bases:
