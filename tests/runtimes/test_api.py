@@ -100,18 +100,17 @@ def test_runs_are_one_over_other_settings_too(seeds: list[Path], capsys: pytest.
     assert main(["compare", *map(str, seeds[2:]), "--over", "seed,rounds"]) == 0
     assert "±" in capsys.readouterr().out
     assert main(["compare", *map(str, seeds), "--over", "data.fold"]) == 1
-    assert "--over data.fold='fold' is not one of" in capsys.readouterr().err
+    assert "--over data.fold: unknown configuration key. Did you mean 'data." in capsys.readouterr().err
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
     assert fedgen.__version__ in shown
-    assert "gaussian*" in shown
-    assert "by_class*, dirichlet" in shown
+    assert "by_class, dirichlet" in shown
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in shown.splitlines() if "│" in line}
     for group, choice, package in (
         ("hydra/launcher", "joblib", "hydra_plugins.hydra_joblib_launcher"),
         ("hydra/sweeper", "optuna", "hydra_plugins.hydra_optuna_sweeper"),
     ):
-        assert rows[group] == (f"basic*, {choice}" if find_spec("hydra_plugins") and find_spec(package) else "basic*")
+        assert rows[group] == (f"basic, {choice}" if find_spec("hydra_plugins") and find_spec(package) else "basic")
