@@ -107,10 +107,13 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
     assert fedgen.__version__ in shown
-    assert "by_class, dirichlet" in shown
+    assert "gaussian*" in shown
+    assert "by_class*, dirichlet" in shown
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in shown.splitlines() if "│" in line}
+    assert rows["encoder=patches"] == "ready"
+    assert rows["encoder=sfx"] == "fetch it with: fedgen get sfx"
     for group, choice, package in (
         ("hydra/launcher", "joblib", "hydra_plugins.hydra_joblib_launcher"),
         ("hydra/sweeper", "optuna", "hydra_plugins.hydra_optuna_sweeper"),
     ):
-        assert rows[group] == (f"basic, {choice}" if find_spec("hydra_plugins") and find_spec(package) else "basic")
+        assert rows[group] == (f"basic*, {choice}" if find_spec("hydra_plugins") and find_spec(package) else "basic*")
