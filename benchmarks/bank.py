@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, kind: str, way: str, device: str, epochs:
     started = time.perf_counter()
     generators = [open_generator(settings, size, conditions if KINDS[kind].conditioned else None) for _ in parts]
     for generator, part in zip(generators, parts, strict=True):
-        generator.fit(*part)
+        generator.fit(part)
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MOST_LINES = 17_850  # of the package's Python files, with comments and docstrings
+MOST_LINES = 18_000  # of the package's Python files, with comments and docstrings
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ class TargetCache:
         found = [self._load(prompt) for prompt in prompts]
         if any(maker != found[0][0] for maker, _ in found):
             raise DataError(f"{self.folder} holds targets of several text encoders: delete it and use {PREPARE}")
-        return {head: torch.stack([tensors[head] for _, tensors in found]) for head in found[0][1]}
+        return {head: torch.stack([tensors[head] for _, tensors in found]) for head in sorted(found[0][1])}
 
     def missing(self, prompts: list[str], encoders: TextEncoders) -> tuple[list[str], dict[str, Any]]:
         """Return the prompts whose targets are missing or damaged, and the maker of their targets.
