@@ -24,6 +24,7 @@ LISTED = {  # by regular expression: which test does the same
     r"fedgen run tracking=wandb .*": "tests/report/test_trackers.py",
     r"fedgen migrate .*": "tests/config/migrate/test_migrate_command.py",
     r"fedgen (submit|node check|prepare data=folder data.root=/srv/sounds) .*": "tests/whole/test_deployment.py",
+    r"fedgen get sfx": "tests/data/test_sfx.py",
     r"fedgen render .*": "tests/render/test_rendering_page.py",
     r'python -c "': "test_what_epsilon_means",
 }
