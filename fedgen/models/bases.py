@@ -81,6 +81,7 @@ class Bases:
         self.analysis = positions if analysis is None else analysis  # (S, A), to project the encoder's sequences on
         # of clips with a summary: its bands (1,), and what its values are divided by (D,)
         self.bands, self.spread = bands, spread
+        self._rows = 0 if bands is None else int(bands.flatten()[0])  # read once: on a GPU it is a host synchronisation
 
     @property
     def core(self) -> tuple[int, int]:
@@ -107,7 +108,7 @@ class Bases:
     def project(self, tokens: Tensor) -> Tensor:
         """Return the features ``(B, n)`` of ``tokens`` ``(B, S, D)``: their cores, then what there is of a summary."""
         cores = (self.analysis.T @ (tokens @ self.channels)).flatten(1)
-        return cores if self.bands is None else self.joined(cores, summarise(tokens, int(self.bands)))
+        return self.joined(cores, summarise(tokens, self._rows))
 
     def joined(self, cores: Tensor, summaries: Tensor) -> Tensor:
         """Return features ``(B, n)`` of ``cores`` ``(B, A * B')`` and summaries ``(B, D)``, where there are any."""
