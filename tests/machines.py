@@ -65,8 +65,13 @@ class Machines:
         """Start a run and leave it to itself."""
         settings = self.link / "run.toml"
         settings.write_text(run_config_toml(overrides), encoding="utf-8")
-        started = self._flwr("run", str(CHECKOUT), CONNECTION, "--run-config", str(settings), "--format", "json")
-        self.run_id = str(json.loads(started)["run-id"])
+        words = ["run", str(CHECKOUT), CONNECTION, "--run-config", str(settings), "--format", "json"]
+
+        def started() -> str:  # a SuperLink whose port is open may not take runs yet: then there is no id
+            self.run_id = str(json.loads(self._flwr(*words)).get("run-id", ""))
+            return self.run_id
+
+        self.until(started, "the SuperLink takes the run")
 
     def signal(self, home: Path, number: signal.Signals, only: str = "") -> None:
         """Send a signal to all processes of a Flower home, or to those whose command has ``only`` in it."""
