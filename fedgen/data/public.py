@@ -16,7 +16,7 @@ from fedgen.data.sounds import RATE, SOUNDS, recipe_sound, synthesise
 from fedgen.data.tokens import TensorTokens, TokenSource, batches
 from fedgen.errors import DataError, FedgenError
 
-VERSION = 3  # of the recipes: another one makes another codec
+VERSION = 4  # of the sounds as they are heard: another one makes another codec
 HELD = 10**8  # numbers up to which tokens are held: a pretrained encoder takes minutes for each pass over the sounds
 CLIPS = 4  # of each class
 CLASSES = 100  # by recipes; more of them are worth more than more clips of each
