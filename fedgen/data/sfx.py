@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
 import zipfile
-from functools import cached_property
+from functools import cache, cached_property
 from io import BytesIO
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch.nn import functional
 from fedgen.data.batching import in_batches
 from fedgen.data.files import digest, home, write_atomically
 from fedgen.data.settings import EncoderSettings
-from fedgen.data.tensors import load_tensors, save_tensors
+from fedgen.data.tensors import exact_digest, load_tensors, save_tensors
 from fedgen.errors import CheckpointError, DataError, said
 
 SAMPLE_RATE = 44_100
@@ -84,11 +83,7 @@ class SfxEncoder:
 
     def identity(self) -> dict[str, str | int | float]:
         """Return the encoder's name, its length, the version of its recipe and a digest of the weights."""
-        content = (f"{name} {hashlib.sha256(value.numpy().tobytes()).hexdigest()}\n" for name, value in self._named())
-        return {**self.asked(), "digest": digest("".join(content))[:16]}
-
-    def _named(self) -> list[tuple[str, Tensor]]:
-        return sorted(self._weights.items())
+        return {**self.asked(), "digest": exact_digest(dict(sorted(self._weights.items())))[:16]}
 
     @cached_property
     def _weights(self) -> dict[str, Tensor]:
@@ -108,6 +103,7 @@ def log_mel(samples: Tensor) -> Tensor:
     return (_mel_filters().to(samples.device) @ power * SCALE + 1).log10().transpose(1, 2) / CEILING
 
 
+@cache
 def _mel_filters() -> Tensor:
     """Return triangular filters of unit sum, even on HTK's mel scale from 0 to 22,050 Hz, ``(96, 1025)``."""
     top = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)

@@ -118,8 +118,7 @@ class Codec:
 
     def cores(self, latents: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Return cores ``(B, A, B')`` of ``latents`` ``(B, k)``: the tokens are ``positions @ core @ channels.T``."""
-        features = self.features(latents, noise)
-        return features[:, : features.shape[1] - self.bases.summary_size].unflatten(1, self.bases.core)
+        return self.factors(latents, noise).cores
 
     def factors(self, latents: Tensor, noise: torch.Generator | None = None) -> FactoredTokens:
         """Return tokens of ``latents`` ``(B, k)`` as factors, with their summary where the codec has one."""
