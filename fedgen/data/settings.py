@@ -14,7 +14,7 @@ ENCODERS = ("patches", "sfx", "ast", "clap")  # classes in `fedgen.data.encoders
 PRETRAINED = ("ast", "clap")  # the encoders of these that are models of Hugging Face
 TOKENS = ("all", "cls")
 STRIDE, PATCH = 10, 16  # step and side of a patch of AST, in mel bins and frames
-SECONDS, LEAST_SECONDS = 5.0, 0.2  # of a clip of `sfx`
+SECONDS, LEAST_SECONDS, MOST_SECONDS = 5.0, 0.2, 60  # of a clip of `sfx`: 60 s are 3,876 tokens
 BANDS = {"sfx": 12}  # see `EncoderSettings.bands`
 TARGETS = ("sd", "flux", "small")
 SOURCES = ("words", "clip_t5")
@@ -86,6 +86,7 @@ class EncoderSettings:
         if self.name == "sfx":
             good = LEAST_SECONDS <= self.seconds < float("inf")
             require(good, f"encoder.seconds={self.seconds} is not a length of at least {LEAST_SECONDS} s")
+            require(self.seconds <= MOST_SECONDS, f"encoder.seconds={self.seconds} is above {MOST_SECONDS} s")
         else:
             reason = f"is for encoder=sfx: {self.name} has its own length"
             require(self.seconds == SECONDS, f"encoder.seconds={self.seconds} {reason}")

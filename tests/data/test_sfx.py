@@ -111,6 +111,7 @@ def test_the_identity_says_length_and_weights(folder: Path, tmp_path: Path) -> N
     ("bad", "message"),
     [
         ({"name": "sfx", "seconds": 0.1}, r"encoder\.seconds=0\.1 is not a length of at least 0\.2 s"),
+        ({"name": "sfx", "seconds": 1e9}, r"encoder\.seconds=1000000000\.0 is above 60 s"),
         ({"name": "sfx", "seconds": float("nan")}, r"encoder\.seconds=nan"),
         ({"name": "sfx", "seconds": float("inf")}, r"encoder\.seconds=inf"),
         ({"name": "sfx", "revision": "main"}, r"encoder\.revision=main needs encoder=ast or clap"),
