@@ -17,7 +17,7 @@ from fedgen.config.phases import MODES, Phase, plan, uses_samples
 from fedgen.config.settings import Config
 from fedgen.data.files import home
 from fedgen.data.progress import show_lines, show_step
-from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError, require
+from fedgen.errors import AggregationError, CheckpointError, ConfigError, DataError
 from fedgen.evaluation.assessment import Assessment, assess
 from fedgen.evaluation.audit import Sent
 from fedgen.evaluation.zero_shot import Scores, zero_shot
@@ -79,7 +79,6 @@ class Server:
 
     def __init__(self, grid: Grid, task: Task, folder: RunFolder, state: RunState | None = None) -> None:
         self.task, self.config, self.folder, self.state = task, task.config, folder, state
-        check_lengths(task)
         self.adapters = task.adapters()
         self.recorder = Recorder(folder, task)
         self.federation = Federation(grid, task.config, self._note_nodes)
@@ -89,7 +88,7 @@ class Server:
         if state is not None:
             self._load_state(state)
         self.seen: tuple[ArrayRecord, dict[int, ArrayRecord]] = ArrayRecord(), {}  # last adapters sent, and received
-        self.test = task.test_tokens() if len(task.store) else None
+        self.test = task.summaries(task.test_indices) if len(task.store) else None
         self.counts: dict[int, dict[int, int]] = {}  # clips of each class id on each node, as noted last
 
     def run(self) -> dict[str, Any]:
@@ -222,15 +221,3 @@ class Server:
             raise CheckpointError(f"checkpoint.load={chosen.load}: the adapters do not fit: {error}") from error
         self.adapters.load_state_dict(weights)
         return finished
-
-
-def check_lengths(task: Task) -> None:
-    """Refuse samples of another length than the clips that nodes train on beside them."""
-    fill, made, length = task.config.synthesis.fill, task.config.generator.output_length, task.store.shape[0]
-    modes = [MODES[phase.mode] for phase in task.config.phase_list]
-    fills = fill and any(mode.trains_adapters and mode.synthesizes for mode in modes)
-    require(
-        not fills or made in (None, length),
-        f"synthesis.fill={fill}: samples of generator.output_length={made} tokens cannot stand beside clips of "
-        f"{length} tokens: set synthesis.fill=0",
-    )

@@ -23,7 +23,7 @@ from fedgen.data.partition import Labels, partition
 from fedgen.data.seeds import seeded
 from fedgen.data.store import Store, identity_of, open_store, prepare, store_folder, without_clips
 from fedgen.data.targets import Targets, check_targets, open_targets, prepare_targets
-from fedgen.data.tokens import MappedTokens, TensorTokens, TokenSource, held_as
+from fedgen.data.tokens import MappedTokens, Summaries, TensorTokens, TokenSource, held_as
 from fedgen.errors import ConfigError, DataError, require
 from fedgen.models.adapters import Adapters, build_adapters
 from fedgen.models.generators.bank import Bank
@@ -45,6 +45,11 @@ class Task:
     def classes(self) -> list[str]:
         """Class names; a class's index is its global id."""
         return self.store.classes
+
+    @property
+    def bands(self) -> int:
+        """Bands of frequency in the encoder's map."""
+        return self.config.encoder.bands(self.store.shape[0])
 
     @property
     def train_indices(self) -> np.ndarray:
@@ -109,19 +114,23 @@ class Task:
         tokens = self.store.tokens(indices, precision)
         return TensorTokens(tokens, torch.from_numpy(self.store.labels[indices]), self.device)
 
-    def test_tokens(self) -> TokenSource:
-        """Return the held-out clips, as `tokens` does; `DataError` where this machine has none."""
+    def summaries(self, indices: np.ndarray) -> Summaries:
+        """Return the summaries of the clips at ``indices`` of the store, on the device."""
+        return Summaries.of(self.tokens(indices), self.bands)
+
+    @property
+    def test_indices(self) -> np.ndarray:
+        """Held-out clips of the store, ``(N,)``; `DataError` where this machine has none."""
         if not len(self.store):
             raise DataError("data=nodes: this machine has no clips; what the nodes measured is in results.json")
-        return self.tokens(self.store.test_indices(self.config.data.test_fold))
+        return self.store.test_indices(self.config.data.test_fold)
 
     def adapters(self) -> Adapters:
         """Return freshly initialised adapters on the device."""
         shapes = {name: tuple(value.shape[1:]) for name, value in self.targets.heads.items()}
         seed = self.seed("adapters")
-        return build_adapters(self.store.shape, shapes, self.config.adapter, seed, self.config.encoder.bands).to(
-            self.device
-        )
+        width, bands = self.store.shape[1], self.bands
+        return build_adapters(width, shapes, self.config.adapter, seed, bands).to(self.device)
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must agree on to serve this task."""

@@ -24,13 +24,8 @@ def rules(config: Config) -> Rules:
 
 
 def _phases(config: Config, modes: list[Mode]) -> Rules:
-    fill, nodes, remote = config.synthesis.fill, config.partition.nodes, config.data.on_nodes
+    nodes, remote = config.partition.nodes, config.data.on_nodes
     reference = next((f"mode={mode.name}" for mode in modes if not mode.federated), "")
-    yield (
-        not fill or config.adapter.projection.used,
-        f"synthesis.fill={fill} needs adapter.projection: set synthesis.fill=0, or both of "
-        "adapter.projection.positions and adapter.projection.channels above 0",
-    )
     yield not reference or len(modes) == 1, f"{reference} is a reference: it cannot be one of several phases"
     yield not (remote and reference), f"{reference} needs everyone's clips: not data=nodes"
     yield (

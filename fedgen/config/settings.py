@@ -18,7 +18,6 @@ from fedgen.models.settings import (
     GeneratorSettings,
     GlobalTrainingSettings,
     GranularitySettings,
-    ProjectionSettings,
     TrainingSettings,
     check_ranges,
 )
@@ -61,7 +60,6 @@ class AdapterConfig(AdapterSettings):
     """Size of the adapters and how nodes train them."""
 
     training: TrainingSettings = field(default_factory=TrainingSettings)
-    projection: ProjectionSettings = field(default_factory=ProjectionSettings)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from fedgen.data.batching import in_batches
 from fedgen.data.seeds import stream
-from fedgen.data.settings import PATCH, EncoderSettings
+from fedgen.data.settings import MELS, PATCH, EncoderSettings
 
 SAMPLE_RATE = 16_000
 FRAME, HOP, FFT = 400, 160, 512  # 25 ms, 10 ms
-FRAMES, MELS = 1024, 128
+FRAMES = 1024
 PREEMPHASIS = 0.97
 MEL_FLOOR = 1.192092955078125e-07
 MEAN, DEVIATION = -4.2677393, 4.5689974  # of AudioSet's log-mel features, as AST's extractor has them

@@ -15,7 +15,8 @@ PRETRAINED = ("ast", "clap")  # the encoders of these that are models of Hugging
 TOKENS = ("all", "cls")
 STRIDE, PATCH = 10, 16  # step and side of a patch of AST, in mel bins and frames
 SECONDS, LEAST_SECONDS, MOST_SECONDS = 5.0, 0.2, 60  # of a clip of `sfx`: 60 s are 3,876 tokens
-BANDS = {"sfx": 12}  # see `EncoderSettings.bands`
+MELS = 128  # rows of the picture that patches and AST cut into patches
+BANDS = {"sfx": 12, "clap": 2}  # rows of the last map of networks
 TARGETS = ("sd", "flux", "small")
 SOURCES = ("words", "clip_t5")
 PRECISIONS = ("float32", "bfloat16")
@@ -96,13 +97,10 @@ class EncoderSettings:
             require(self.revision is None, f"encoder.revision={self.revision} needs {needed}")
             require(self.tokens == "all", f"encoder.tokens={self.tokens} needs {needed}")
 
-    @property
-    def bands(self) -> int:
-        """Rows of the encoder's map, one a band of frequency, where clips have a summary; 0: adapters use none.
-
-        See `fedgen.data.tokens.summarise`.
-        """
-        return BANDS.get(self.name, 0)
+    def bands(self, length: int) -> int:
+        """Return the bands of frequency, a row each, of the encoder's map of ``length`` tokens; 1 if it has no map."""
+        rows = BANDS.get(self.name, (MELS - PATCH) // self.stride + 1)
+        return rows if length >= rows else 1
 
 
 @dataclass(frozen=True)

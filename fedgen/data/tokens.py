@@ -1,18 +1,21 @@
-"""Labelled token sequences as training reads them: on the device, batch by batch."""
+"""Labelled token sequences, and their summaries, as training reads them: on the device, batch by batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, runtime_checkable
+from functools import cache, cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from fedgen.data.seeds import stream
 from fedgen.data.store import Store
 
+NARROW = 16  # directions in which a summary tells what is in which band
 FLOAT_LIMIT = 4 * 2**30  # bytes up to which the CPU keeps tokens in float32: converting costs more than a training step
 
 
@@ -29,57 +32,70 @@ class TokenSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class FactoredTokens:
-    """A batch of token sequences of low rank, ``positions @ core @ channels.T``, never multiplied out.
+class SummarySource(Protocol):
+    """Labelled summaries of clips, real or synthetic, read in batches: what adapters train on."""
 
-    A linear map of the tokens (`project`) costs a small share of the map of dense ones.
-    """
+    labels: Tensor  # global class ids (N,), int64, on the CPU
 
-    positions: Tensor  # (P, S, A): a basis of the sequence for each of P origins
-    channels: Tensor  # (P, D, C): a basis of the token width for each origin
-    cores: Tensor  # (B, A, C)
-    origins: Tensor  # (B,), int64: the origin of each sequence
-    summary: Tensor | None = None  # (B, D), of the clips themselves: see `summarise`
+    def __len__(self) -> int: ...
+
+    def summaries(self, indices: Tensor) -> Tensor:
+        """Return summaries ``(B, F)``, float32, on the source's device, for ``indices`` ``(B,)`` (int64, CPU)."""
+        ...
+
+
+@dataclass(eq=False)
+class Summaries:
+    """The summaries of clips, held in one tensor on the device that trains on them."""
+
+    values: Tensor  # (N, F), float32
+    labels: Tensor  # global class ids (N,), int64, on the CPU
 
     @classmethod
-    def alike(cls, positions: Tensor, channels: Tensor, cores: Tensor, summary: Tensor | None = None) -> FactoredTokens:
-        """Return sequences ``cores`` ``(B, A, C)`` of one origin, with bases ``(S, A)`` and ``(D, C)``."""
-        origins = torch.zeros(len(cores), dtype=torch.long, device=cores.device)
-        return cls(positions[None], channels[None], cores, origins, summary)
+    def of(cls, source: TokenSource, bands: int, rows: int = 64) -> Summaries:
+        """Summarise every clip of ``source``, reading ``rows`` at once."""
+        return cls(torch.cat([summarise(tokens, bands) for tokens in batches(source, rows)]), source.labels)
 
-    def project(self, weight: Tensor) -> Tensor:
-        """Return the tokens mapped by ``weight`` ``(w, D)``: ``(B, S, w)``."""
-        narrow = (weight @ self.channels).transpose(1, 2)  # (P, C, w)
-        if len(self.positions) == 1:
-            return self.positions[0] @ (self.cores @ narrow[0])
-        return self.positions[self.origins] @ (self.cores @ narrow[self.origins])
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    def dense(self) -> Tensor:
-        """Return the tokens ``(B, S, D)``."""
-        return self.positions[self.origins] @ (self.cores @ self.channels[self.origins].transpose(1, 2))
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return self.values.nbytes
+
+    def summaries(self, indices: Tensor) -> Tensor:
+        """Return the summaries at ``indices`` ``(B,)``: ``(B, F)``."""
+        return self.values[indices.to(self.values.device)]
 
 
 def summarise(tokens: Tensor, bands: int) -> Tensor:
-    """Return the summary of clips ``(B, D)``: the mean over bands of frequency, then the maximum over time.
+    """Return the summary of clips ``(B, F)``, float32: all that adapters read of them.
 
-    ``tokens`` ``(B, S, D)`` are the rows of a map, a row a band, behind tokens that stand for the clip (the rest of S
-    over ``bands``). Networks for sounds pool their last map so (Kong et al., 2020, 1912.10211). Without bands there is
-    none: ``(B, 0)``.
+    ``tokens`` ``(B, S, D)`` are the rows of a map, a row a band of frequency, behind tokens that stand for the clip
+    (the rest of S over ``bands``). A summary has five parts: mean and maximum over all tokens, and the maximum over
+    time of the mean over bands (Kong et al., 2020, 1912.10211), ``(B, D)`` each; then mean and maximum over time in
+    each band of `NARROW` fixed random directions of the tokens. Each part is brought to mean 0 and deviation 1 within
+    the clip, so that a loud clip has the summary of a quiet one.
     """
-    if not bands:
-        return tokens[:, 0, :0]
-    rows = tokens[:, tokens.shape[1] % bands :].unflatten(1, (bands, -1))
-    return rows.mean(dim=1).amax(dim=1)
+    rows = tokens[:, tokens.shape[1] % bands :].unflatten(1, (bands, -1))  # (B, R, T, D)
+    narrow = rows @ directions(tokens.shape[2]).to(tokens)  # (B, R, T, NARROW)
+    means = rows.mean(dim=1)  # (B, T, D)
+    parts = [means.mean(dim=1), rows.amax(dim=(1, 2)), means.amax(dim=1)]
+    parts += [narrow.mean(dim=2).flatten(1), narrow.amax(dim=2).flatten(1)]
+    return torch.cat([functional.layer_norm(part.float(), part.shape[1:]) for part in parts], dim=1)
 
 
-@runtime_checkable
-class FactoredSource(Protocol):
-    """A token source that can also be read as factors."""
+def summary_size(width: int, bands: int) -> int:
+    """Return the numbers ``F`` of a summary of tokens of ``width`` D."""
+    return 3 * width + 2 * bands * min(NARROW, width)
 
-    def factors(self, indices: Tensor) -> FactoredTokens:
-        """Return the sequences at ``indices`` ``(B,)`` as factors."""
-        ...
+
+@cache
+def directions(width: int) -> Tensor:
+    """Return at most `NARROW` fixed random orthonormal directions of tokens ``(D, NARROW)``, float32."""
+    drawn = stream("directions of summaries", width).standard_normal((width, min(NARROW, width)))
+    return torch.from_numpy(np.linalg.qr(drawn)[0]).float()
 
 
 class TensorTokens:

@@ -14,7 +14,7 @@ from fedgen.errors import LeakError
 from fedgen.evaluation.audit import Clips, Sent, audit_run, verdict_of
 from fedgen.evaluation.features import Records, read_records
 from fedgen.evaluation.quality import AdapterTask, Site, fidelity_report, segments_of, utility_report
-from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.models.samples import PooledSummaries, SyntheticTokens
 from fedgen.privacy.gate import FAILED, UNKNOWN
 from fedgen.privacy.result import Report
 from fedgen.task import Task
@@ -93,13 +93,15 @@ def _is_here(task: Task, node: int, nodes: Counts) -> bool:
 
 def _quality(task: Task, pool: Mapping[int, SyntheticTokens], probes: Sequence[str]) -> tuple[Site, dict[str, Any]]:
     """Return the clips and samples as records, and their utility and fidelity."""
-    made = PooledTokens(list(pool.values()))
-    train, held_out = task.tokens(np.concatenate(task.parts)), task.test_tokens()
-    count = segments_of(train, made)
+    made = PooledSummaries(list(pool.values()))
+    clips, test = np.concatenate(task.parts), task.test_indices
+    train, held_out = task.tokens(clips), task.tokens(test)
+    count = segments_of(train, *pool.values())
     own = [read_records(samples, count) for samples in pool.values()]
     synthetic = Records(torch.cat([r.segments for r in own]), torch.cat([r.labels for r in own]))
     records = Site(read_records(train, count), read_records(held_out, count), synthetic)
     seed = task.seed("evaluation")
     probing = AdapterTask(task.targets.heads, task.adapters, task.config.adapter.training)
-    found = utility_report(records, task.classes, probes, (train, held_out, made), probing, seed)
+    sources = task.summaries(clips), task.summaries(test), made
+    found = utility_report(records, task.classes, probes, sources, probing, seed)
     return records, found | {"fidelity": fidelity_report(records, task.classes, seed)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedgen.data.tokens import FactoredSource, TokenSource, rows_at_once
+from fedgen.data.tokens import TokenSource, rows_at_once
+from fedgen.models.samples import SyntheticTokens
 
 SEGMENTS = 4  # of a sequence: enough to hear an order, few enough that noise on single tokens averages out
 
@@ -51,12 +52,7 @@ def read_records(source: TokenSource, segments: int = SEGMENTS, batch_size: int 
 
 
 def segment_means(source: TokenSource, indices: Tensor, segments: int) -> Tensor:
-    """Return ``(B, G, D)``; factors are never multiplied out, since a mean passes through their basis."""
-    if isinstance(source, FactoredSource):
-        factors = source.factors(indices)
-        return replace(factors, positions=_means(factors.positions, segments)).dense()
-    return _means(source.batch(indices), segments)
-
-
-def _means(sequence: Tensor, segments: int) -> Tensor:
-    return torch.stack([part.mean(dim=1) for part in sequence.tensor_split(segments, dim=1)], dim=1)
+    """Return ``(B, G, D)``."""
+    if isinstance(source, SyntheticTokens):
+        return source.segments(indices, segments)
+    return torch.stack([part.mean(dim=1) for part in source.batch(indices).tensor_split(segments, dim=1)], dim=1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import SummarySource
 from fedgen.evaluation.features import Records
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.models.adapters import Adapters
@@ -56,9 +56,9 @@ class AdapterTask:
 
 
 def adapter_probe(
-    train: TokenSource,
-    held_out: TokenSource,
-    synthetic: TokenSource,
+    train: SummarySource,
+    held_out: SummarySource,
+    synthetic: SummarySource,
     task: AdapterTask,
     classes: list[str],
     seed: int,

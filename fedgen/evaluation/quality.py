@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fedgen.data.seeds import seeded
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import SummarySource, TokenSource
 from fedgen.evaluation.features import SEGMENTS, Records
 from fedgen.evaluation.fidelity import measure_fidelity
 from fedgen.evaluation.probes import AdapterTask, Utility, adapter_probe, linear_probe
@@ -35,13 +35,13 @@ def utility_report(
     site: Site,
     classes: list[str],
     probes: Sequence[str],
-    sources: tuple[TokenSource, TokenSource, TokenSource],
+    sources: tuple[SummarySource, SummarySource, SummarySource],
     task: AdapterTask | None,
     seed: int,
 ) -> dict[str, Any]:
     """Return ``{"utility": {probe: {"tstr", "trtr", "per_class"}}}`` for the probes that can be done.
 
-    ``sources`` are training, held-out and synthetic tokens, which the adapter probe reads.
+    ``sources`` are training, held-out and synthetic summaries, which the adapter probe reads.
     """
     found: dict[str, Utility] = {}
     for probe in probes:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedgen.data.batching import in_batches
-from fedgen.data.tokens import TokenSource, rows_at_once
+from fedgen.data.tokens import SummarySource
 from fedgen.models.adapters import Adapters
 
 
@@ -27,21 +27,21 @@ class Scores:
 
 @torch.no_grad()
 def zero_shot(
-    adapters: Adapters, source: TokenSource, targets: dict[str, Tensor], classes: list[str], batch_size: int = 64
+    adapters: Adapters, source: SummarySource, targets: dict[str, Tensor], classes: list[str], batch_size: int = 64
 ) -> Scores:
-    """Evaluate ``adapters`` on every sample of ``source``.
+    """Evaluate ``adapters`` on every clip of ``source``.
 
     Parameters
     ----------
     adapters : Adapters
-    source : TokenSource
-        Held-out samples; `ValueError` if there is none.
+    source : SummarySource
+        Held-out clips; `ValueError` if there is none.
     targets : dict[str, Tensor]
         ``{head: (C, *shape)}``.
     classes : list[str]
         Names of the ``C`` classes by id.
     batch_size : int
-        Clips at once; fewer where memory is short or runs out.
+        Clips at once; fewer where memory runs out.
     """
     if not len(source):
         raise ValueError("zero-shot accuracy needs at least one held-out clip")
@@ -53,12 +53,12 @@ def zero_shot(
     def measure(indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines to every target ``(H, B, C)`` and the summed error of each head ``(H,)``."""
         labels = source.labels[indices].to(device)
-        outputs = {name: value.float().flatten(1) for name, value in adapters(source.batch(indices)).items()}
+        outputs = {name: value.float().flatten(1) for name, value in adapters(source.summaries(indices)).items()}
         cosines = [F.normalize(outputs[name], dim=1) @ unit[name].T for name in targets]
         errors = [(outputs[name] - targets[name].flatten(1)[labels]).square().mean(dim=1).sum() for name in targets]
         return torch.stack(cosines), torch.stack(errors)
 
-    parts = in_batches(torch.arange(len(source)), rows_at_once(source, batch_size), measure)
+    parts = in_batches(torch.arange(len(source)), batch_size, measure)
     similarity = torch.cat([cosines for cosines, _ in parts], dim=1).cpu()  # (H, N, C)
     errors = torch.stack([error for _, error in parts]).sum(dim=0) / len(source)  # (H,)
     return _scores(similarity, source.labels, dict(zip(targets, errors.tolist(), strict=True)), classes)

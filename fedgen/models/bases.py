@@ -79,9 +79,9 @@ class Bases:
     ) -> None:
         self.positions, self.channels = positions, channels  # (O, A), to decode with, and orthonormal (D, B)
         self.analysis = positions if analysis is None else analysis  # (S, A), to project the encoder's sequences on
-        # of clips with a summary: its bands (1,), and what its values are divided by (D,)
+        # of clips with a summary: its bands (1,), and what its values are divided by (F,)
         self.bands, self.spread = bands, spread
-        self._rows = 0 if bands is None else int(bands.flatten()[0])  # read once: on a GPU it is a host synchronisation
+        self.rows = 0 if bands is None else int(bands.flatten()[0])  # read once: on a GPU it is a host synchronisation
 
     @property
     def core(self) -> tuple[int, int]:
@@ -90,7 +90,7 @@ class Bases:
 
     @property
     def summary_size(self) -> int:
-        """Numbers of a clip's summary behind its core: ``D``, or 0."""
+        """Numbers of a clip's summary behind its core: ``F``, or 0."""
         return 0 if self.spread is None else len(self.spread)
 
     @classmethod
@@ -108,16 +108,16 @@ class Bases:
     def project(self, tokens: Tensor) -> Tensor:
         """Return the features ``(B, n)`` of ``tokens`` ``(B, S, D)``: their cores, then what there is of a summary."""
         cores = (self.analysis.T @ (tokens @ self.channels)).flatten(1)
-        return self.joined(cores, summarise(tokens, self._rows))
+        return cores if self.spread is None else self.joined(cores, summarise(tokens, self.rows))
 
     def joined(self, cores: Tensor, summaries: Tensor) -> Tensor:
-        """Return features ``(B, n)`` of ``cores`` ``(B, A * B')`` and summaries ``(B, D)``, where there are any."""
+        """Return features ``(B, n)`` of ``cores`` ``(B, A * B')`` and summaries ``(B, F)``, where there are any."""
         return cores if self.spread is None else torch.cat([cores, summaries / self.spread], dim=1)
 
     def with_summary(self, bands: int, cores: Tensor, summaries: Tensor) -> Bases:
         """Return the bases with a summary; its values get `SUMMARY` times the energy of the cores.
 
-        ``cores`` ``(N, n)`` and ``summaries`` ``(N, D)`` of the clips decide by what the values are divided.
+        ``cores`` ``(N, n)`` and ``summaries`` ``(N, F)`` of the clips decide by what the values are divided.
         """
         least = torch.finfo(torch.float32).tiny
         energy = cores.double().var(dim=0, correction=0).sum().clamp(min=least)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedgen.data.tokens import FactoredTokens, TokenSource, batches, summarise
+from fedgen.data.tokens import TokenSource, batches, summarise, summary_size
 from fedgen.errors import DataError
 from fedgen.models.bases import Bases, signed
 from fedgen.models.moments import Moments
@@ -28,8 +28,8 @@ class Codec:
     their mean variance is 1 and the leading ones stay larger. Decoding inverts this and, given a random generator,
     adds the rest of the core as noise of the stored deviation.
 
-    A codec of ``bands`` appends a clip's summary (`fedgen.data.tokens.summarise`) to its core, so that the latents tell
-    of maxima, too, which no core of low rank holds.
+    A codec of ``bands`` appends a clip's summary (`fedgen.data.tokens.summarise`) to its core, so that samples have
+    one, too: no core of low rank holds maxima.
 
     Where lengths differ (see `Lengths`), sequences are projected on ``analysis`` and made of ``positions``, which hold
     the shortening ``P`` and the up-sampling ``U``: ``analysis = P' V`` and ``positions = U V``, ``V`` being the basis
@@ -73,8 +73,9 @@ class Codec:
         if len(source) == 0:
             raise DataError("a codec needs at least 1 clip, got none")
         bases = Bases.from_moments(Moments.measure(source, batch_size), settings, lengths)
-        parts = [(bases.project(tokens), summarise(tokens, bands)) for tokens in batches(source, batch_size)]
-        cores, summaries = (torch.cat(part) for part in zip(*parts, strict=True))  # (N, A * B), (N, D or 0)
+        kept = (lambda tokens: summarise(tokens, bands)) if bands else (lambda tokens: tokens[:, 0, :0])
+        parts = [(bases.project(tokens), kept(tokens)) for tokens in batches(source, batch_size)]
+        cores, summaries = (torch.cat(part) for part in zip(*parts, strict=True))  # (N, A * B), (N, F or 0)
         bases = bases.with_summary(bands, cores, summaries) if bands else bases
         cores = bases.joined(cores, summaries)
         mean = cores.mean(dim=0)
@@ -118,15 +119,13 @@ class Codec:
 
     def cores(self, latents: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Return cores ``(B, A, B')`` of ``latents`` ``(B, k)``: the tokens are ``positions @ core @ channels.T``."""
-        return self.factors(latents, noise).cores
+        rank = self.bases.core
+        return self.features(latents, noise)[:, : rank[0] * rank[1]].unflatten(1, rank)
 
-    def factors(self, latents: Tensor, noise: torch.Generator | None = None) -> FactoredTokens:
-        """Return tokens of ``latents`` ``(B, k)`` as factors, with their summary where the codec has one."""
-        features = self.features(latents, noise)
-        split = features.shape[1] - self.bases.summary_size
-        cores = features[:, :split].unflatten(1, self.bases.core)
-        summary = None if self.bases.spread is None else features[:, split:] * self.bases.spread
-        return FactoredTokens.alike(self.positions, self.channels, cores, summary)
+    def summaries(self, latents: Tensor, noise: torch.Generator | None = None) -> Tensor:
+        """Return summaries ``(B, F)`` of ``latents`` ``(B, k)``, of a codec of bands."""
+        assert self.bases.spread is not None
+        return self.features(latents, noise)[:, -len(self.bases.spread) :] * self.bases.spread
 
     def decode(self, latents: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Return tokens ``(B, O, D)``, float32, of ``latents`` ``(B, k)`` on the codec's device.
@@ -165,7 +164,7 @@ class Codec:
         (length, rank), (width, channels) = bases["positions"].shape, bases["channels"].shape
         core, analysis = rank * channels + self.bases.summary_size, (len(self.bases.analysis), rank)
         shapes = {"positions": (length, rank), "channels": (width, channels), "analysis": analysis, "mean": (core,)}
-        shapes |= {"bands": (1,), "spread": (width,)}
+        shapes |= {"bands": (1,), "spread": (summary_size(width, self.bases.rows),)}
         shapes |= {"residual": (core,), "scale": (self.size,), "components": (self.size, core)}
         parts = self.state()
         check_tensors(join({"codec": parts}), {f"codec.{name}": shapes[name] for name in parts})

@@ -146,7 +146,7 @@ def public_space(
                 logger.warning("%s is made anew: %s", file, error)
         logger.info("fitting the codec to public sounds (%s): once on this machine", identity["public"])
         most = replace(settings, components=settings.channels * settings.positions, noise=True)
-        space = PublicSpace.of(open_public(chosen, settings.public), most, lengths, encoder.bands)
+        space = PublicSpace.of(open_public(chosen, settings.public), most, lengths, encoder.bands(chosen.shape[0]))
         state = dict(sorted(space.state().items()))
         save_tensors(file, state, identity | {"sha256": exact_digest(state)})
     return space.truncated(wanted, noise)

@@ -1,4 +1,4 @@
-"""Sources of token sequences in low-rank bases: synthetic samples, projected clips, and pools of both."""
+"""Synthetic samples as sources of token sequences and summaries, and pools of several sources."""
 
 from __future__ import annotations
 
@@ -7,23 +7,19 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fedgen.data.seeds import seeded
-from fedgen.data.tokens import FactoredTokens, TokenSource, batches, summarise
+from fedgen.data.tokens import SummarySource
 from fedgen.errors import DataError
-from fedgen.models.bases import Bases
 from fedgen.models.codec import Codec
-from fedgen.models.moments import Moments
-from fedgen.models.settings import CodecSettings, Lengths, ProjectionSettings
-from fedgen.models.states import check_tensors, exact_digest, length_of
+from fedgen.models.states import check_tensors, length_of
 
 DECODED = 64  # samples that are decoded at a time for statistics
 
 
 @dataclass(eq=False)
 class SyntheticTokens:
-    """A `TokenSource` of generated samples, decoded on ``device``."""
+    """A `TokenSource` and a `SummarySource` of generated samples, decoded on ``device``."""
 
     codec: Codec  # decoder of the latents
     values: Tensor  # latents (N, k); with a scale, whole numbers that it multiplies
@@ -52,16 +48,6 @@ class SyntheticTokens:
         """Return the samples at a mask or indices ``chosen``, with their noise from its start."""
         return replace(self, values=self.values[chosen.to(self.device)], labels=self.labels[chosen])
 
-    @property
-    def positions(self) -> Tensor:
-        """``(S, A)``, of the codec."""
-        return self.codec.positions
-
-    @property
-    def channels(self) -> Tensor:
-        """``(D, C)``, of the codec."""
-        return self.codec.channels
-
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -69,9 +55,17 @@ class SyntheticTokens:
         """Decode the samples at ``indices`` ``(B,)`` to ``(B, S, D)``, float32."""
         return self.codec.decode(self.latents_at(indices), self._noise)
 
-    def factors(self, indices: Tensor) -> FactoredTokens:
-        """Return the samples at ``indices`` ``(B,)`` as factors, which training multiplies by its weights first."""
-        return self.codec.factors(self.latents_at(indices), self._noise)
+    def summaries(self, indices: Tensor) -> Tensor:
+        """Return the summaries ``(B, F)`` of the samples at ``indices`` ``(B,)``: what adapters train on."""
+        return self.codec.summaries(self.latents_at(indices), self._noise)
+
+    def segments(self, indices: Tensor, count: int) -> Tensor:
+        """Return the mean tokens of ``count`` stretches of the samples at ``indices`` ``(B,)``: ``(B, count, D)``.
+
+        Samples are not decoded: a mean passes through the basis.
+        """
+        means = torch.stack([part.mean(dim=0) for part in self.codec.positions.tensor_split(count)])
+        return means @ (self.codec.cores(self.latents_at(indices), self._noise) @ self.codec.channels.T)
 
     def to(self, device: torch.device | str) -> SyntheticTokens:
         """Return the samples on ``device``, with their noise from its start."""
@@ -120,46 +114,24 @@ class SyntheticTokens:
         return {**dict(zip(("mean", "std", "min", "max"), values, strict=True)), "counts": self.counts()}
 
 
-class PooledTokens:
-    """Several sources of factored tokens, such as the samples of several nodes, as one."""
+class PooledSummaries:
+    """The summaries of several sources, such as the samples of several nodes, as one."""
 
-    def __init__(self, parts: Sequence[SyntheticTokens | ProjectedTokens]) -> None:
+    def __init__(self, parts: Sequence[SummarySource]) -> None:
         self.parts = [part for part in parts if len(part)]
-        shapes = {part.shape for part in self.parts}
-        if len(shapes) != 1:
-            raise ValueError(f"pooled token sources need one shape (S, D), got {sorted(shapes) or 'no samples'}")
-        self.shape = shapes.pop()
         self.labels = torch.cat([part.labels for part in self.parts])
         self._starts = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)  # (parts + 1,)
-        digests = [exact_digest({"positions": p.positions, "channels": p.channels}) for p in self.parts]
-        different = {digest: part for digest, part in zip(digests, self.parts, strict=True)}
-        places = {digest: place for place, digest in enumerate(different)}  # nodes that share a codec share their bases
-        self._basis_of = torch.tensor([places[digest] for digest in digests])
-        self._positions = _stack([part.positions for part in different.values()])  # (P, S, A)
-        self._channels = _stack([part.channels for part in different.values()])  # (P, D, C)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: Tensor) -> Tensor:
-        """Return tokens ``(B, S, D)`` at ``indices`` ``(B,)``."""
-        return self.factors(indices).dense()
-
-    def factors(self, indices: Tensor) -> FactoredTokens:
-        """Return the samples at ``indices`` ``(B,)`` as factors; each node's latents are decoded at once."""
+    def summaries(self, indices: Tensor) -> Tensor:
+        """Return the summaries ``(B, F)`` at ``indices`` ``(B,)``; each part's are read at once."""
         origins = torch.bucketize(indices, self._starts[1:], right=True)  # (B,)
-        device = self._positions.device
-        cores = torch.zeros(len(indices), self._positions.shape[2], self._channels.shape[2], device=device)  # (B, A, C)
-        summary: Tensor | None = None
-        for number, part in enumerate(self.parts):
-            rows = (origins == number).nonzero().squeeze(1)
-            if len(rows):
-                found, rows = part.factors(indices[rows] - self._starts[number]), rows.to(device)
-                cores[rows, : found.cores.shape[1], : found.cores.shape[2]] = found.cores
-                if found.summary is not None:
-                    summary = found.summary.new_zeros(len(indices), self.shape[1]) if summary is None else summary
-                    summary[rows] = found.summary
-        return FactoredTokens(self._positions, self._channels, cores, self._basis_of[origins].to(device), summary)
+        places = [(origins == number).nonzero().squeeze(1) for number in range(len(self.parts))]
+        pairs = zip(self.parts, places, self._starts.tolist(), strict=False)
+        found = torch.cat([part.summaries(indices[rows] - start) for part, rows, start in pairs if len(rows)])
+        return found[torch.cat(places).argsort().to(found.device)]
 
     def counts(self) -> dict[int, int]:
         """Return the number of samples of each class id."""
@@ -172,60 +144,7 @@ def _summary(tokens: Tensor) -> Tensor:
     return torch.stack([values.mean(), values.square().mean(), values.min(), values.max()])
 
 
-def _stack(bases: list[Tensor]) -> Tensor:
-    """Stack bases ``(rows, rank)``; where ranks differ, zeros fill up."""
-    widest = max(basis.shape[1] for basis in bases)
-    return torch.stack([functional.pad(basis, (0, widest - basis.shape[1])) for basis in bases])
-
-
 def class_counts(labels: Tensor) -> dict[int, int]:
     """Return how often each class id occurs in ``labels``."""
     classes, counts = labels.unique(return_counts=True)
     return dict(zip(classes.tolist(), counts.tolist(), strict=True))
-
-
-@dataclass(eq=False)
-class ProjectedTokens:
-    """A `TokenSource` of real clips, projected on bases of their own.
-
-    A linear layer on such tokens costs a small share of its cost on the tokens themselves (see `FactoredTokens`), and
-    all clips of a node fit into memory.
-    """
-
-    bases: Bases  # as long as the clips
-    cores: Tensor  # (N, A, C), on the bases' device
-    labels: Tensor  # global class ids (N,), int64, on the CPU
-    summary: Tensor | None = None  # (N, D), where clips have one
-
-    def __post_init__(self) -> None:
-        self.positions, self.channels = self.bases.positions, self.bases.channels
-        self.shape = (len(self.positions), len(self.channels))
-
-    @classmethod
-    def of(
-        cls, source: TokenSource, settings: ProjectionSettings, bands: int = 0, batch_size: int = 64
-    ) -> ProjectedTokens:
-        """Project every clip of ``source`` on the leading eigenvectors of their second moments, in two passes."""
-        sizes = CodecSettings(positions=settings.positions, channels=settings.channels)
-        bases = Bases.from_moments(Moments.measure(source, batch_size), sizes, Lengths())
-        parts = [(bases.project(tokens), summarise(tokens, bands)) for tokens in batches(source, batch_size)]
-        cores, summaries = (torch.cat(part) for part in zip(*parts, strict=True))
-        return cls(bases, cores.unflatten(1, bases.core), source.labels, summaries if bands else None)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the cores."""
-        return self.cores.nbytes
-
-    def batch(self, indices: Tensor) -> Tensor:
-        """Return tokens ``(B, S, D)`` at ``indices`` ``(B,)``."""
-        return self.factors(indices).dense()
-
-    def factors(self, indices: Tensor) -> FactoredTokens:
-        """Return the clips at ``indices`` ``(B,)`` as factors."""
-        rows = indices.to(self.cores.device)
-        summary = None if self.summary is None else self.summary[rows]
-        return FactoredTokens.alike(self.positions, self.channels, self.cores[rows], summary)

@@ -64,14 +64,12 @@ class OptimSettings:
 class AdapterSettings:
     """Size of the adapters."""
 
-    width: int = 64  # channels that a token is projected to before pooling
-    heads: int = 8  # attention maps for each query of a target; each map pools all channels with weights of its own
-    hidden: int = 512  # width of the layer between pooling and output
-    wide_hidden: int = 384  # upper limit of hidden for heads of more than 1024 channels, such as T5's
-    dropout: float = 0.1  # on the pooled vector and the hidden layer, in training only
+    width: int = 128  # numbers that a clip's summary is projected to
+    hidden: int = 256  # width of the layer between them and the output
+    dropout: float = 0.1  # on the summary and the hidden layer, in training only
 
     def __post_init__(self) -> None:
-        check_ranges(self, "adapter", dict.fromkeys(("width", "heads", "hidden", "wide_hidden"), 1), shares=["dropout"])
+        check_ranges(self, "adapter", dict.fromkeys(("width", "hidden"), 1), shares=["dropout"])
 
 
 @dataclass(frozen=True)
@@ -109,22 +107,6 @@ class GlobalTrainingSettings(TrainingSettings):
         weight = self.teacher_weight
         require(0 < weight <= 1, f"global_training.teacher_weight={weight} must be above 0 and at most 1")
         super().__post_init__()
-
-
-@dataclass(frozen=True)
-class ProjectionSettings:
-    """Size of the bases that clips are projected on before adapters train on them; 0: they train on the tokens."""
-
-    positions: int = 96  # basis vectors of the sequence, limited by the clips'
-    channels: int = 48  # basis vectors of a token, limited by the clips'
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "adapter.projection", {"positions": 0, "channels": 0})
-
-    @property
-    def used(self) -> bool:
-        """Whether clips are projected at all."""
-        return self.positions > 0 and self.channels > 0
 
 
 @dataclass(frozen=True)

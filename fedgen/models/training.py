@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from fedgen.data.tokens import FactoredSource, FactoredTokens, TokenSource, rows_at_once
+from fedgen.data.tokens import SummarySource
 from fedgen.models.adapters import Adapters
 from fedgen.models.memory import BatchLimit
 from fedgen.models.settings import Schedule, TrainingSettings
@@ -62,15 +62,15 @@ def target_losses(
 
 @torch.no_grad()
 def clip_losses(
-    adapters: Adapters, source: TokenSource, targets: dict[str, Tensor], settings: TrainingSettings, rows: int = 64
+    adapters: Adapters, source: SummarySource, targets: dict[str, Tensor], settings: TrainingSettings, rows: int = 64
 ) -> Tensor:
     """Return the loss of each clip of ``source`` ``(N,)``, summed over heads, on the CPU."""
     device = next(adapters.parameters()).device
     targets = {name: value.to(device) for name, value in targets.items()}
     adapters.eval()
     found = []
-    for indices in torch.arange(len(source)).split(rows_at_once(source, rows)):
-        labels, outputs = source.labels[indices].to(device), adapters(read(source, indices))
+    for indices in torch.arange(len(source)).split(rows):
+        labels, outputs = source.labels[indices].to(device), adapters(source.summaries(indices))
         found.append(torch.stack(list(sample_losses(outputs, targets, labels, settings).values())).sum(dim=0).cpu())
     return torch.cat(found)
 
@@ -99,7 +99,7 @@ class TrainingOptions:
 
 def train_adapters(
     adapters: Adapters,
-    source: TokenSource,
+    source: SummarySource,
     targets: dict[str, Tensor],
     settings: TrainingSettings,
     seed: int,
@@ -164,7 +164,7 @@ def train_adapters(
 
 def contribution(
     adapters: Adapters,
-    source: TokenSource,
+    source: SummarySource,
     targets: dict[str, Tensor],
     settings: TrainingSettings,
     teachers: Teachers | None,
@@ -176,20 +176,15 @@ def contribution(
     On a GPU the adapters compute in bfloat16, whose range is that of float32; losses are taken in float32.
     """
     device = next(adapters.parameters()).device
-    labels, tokens = source.labels[indices], read(source, indices)
+    labels, clips = source.labels[indices], source.summaries(indices)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        outputs = {name: value.float() for name, value in adapters(tokens).items()}
-        taught = teachers.losses(outputs, tokens, labels, targets) if teachers else None
+        outputs = {name: value.float() for name, value in adapters(clips).items()}
+        taught = teachers.losses(outputs, clips, labels, targets) if teachers else None
     heads = target_losses(outputs, targets, labels.to(device, non_blocking=True), settings)
     losses = torch.stack(list(heads.values()))  # (H,)
     if teachers and taught is not None:
         losses = torch.lerp(losses, taught, teachers.weight)
     return torch.cat([losses, losses.sum(dim=0, keepdim=True)]) * (len(indices) / count)
-
-
-def read(source: TokenSource, indices: Tensor) -> Tensor | FactoredTokens:
-    """Return a batch in the form that is cheapest to train on: factors where the source has them."""
-    return source.factors(indices) if isinstance(source, FactoredSource) else source.batch(indices)
 
 
 @torch.no_grad()
@@ -227,11 +222,11 @@ class Teachers:
         self.shares = shares / shares.sum(dim=0).clamp(min=1)
 
     @torch.no_grad()
-    def outputs(self, tokens: Tensor | FactoredTokens, labels: Tensor) -> dict[str, Tensor]:
+    def outputs(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the teachers' mean output for each sample, ``{head: (B, *shape)}``, float32.
 
-        It is NaN where no teacher has clips of the class. ``tokens`` ``(B, S, D)`` are on the adapters' device,
-        ``labels`` ``(B,)`` on the CPU.
+        It is NaN where no teacher has clips of the class. ``clips`` are summaries ``(B, F)`` on the adapters' device,
+        ``labels`` ``(B,)`` are on the CPU.
         """
         means: dict[str, Tensor] = {}
         weights = self.shares[:, labels]  # (T, B)
@@ -239,7 +234,7 @@ class Teachers:
             rows = own.nonzero().squeeze(1)
             if not len(rows):
                 continue
-            found: dict[str, Tensor] = functional_call(self.adapters, dict(state), (_rows(tokens, rows),))
+            found: dict[str, Tensor] = functional_call(self.adapters, dict(state), (clips[rows.to(clips.device)],))
             for name, output in found.items():
                 if name not in means:
                     means[name] = output.new_zeros((len(labels), *output.shape[1:]), dtype=torch.float32)
@@ -249,25 +244,15 @@ class Teachers:
             mean[(weights.sum(dim=0) == 0).to(mean.device)] = torch.nan
         return means
 
-    def losses(
-        self, outputs: dict[str, Tensor], tokens: Tensor | FactoredTokens, labels: Tensor, targets: dict[str, Tensor]
-    ) -> Tensor:
+    def losses(self, outputs: dict[str, Tensor], clips: Tensor, labels: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """Return each head's mean squared distance to its teachers, relative to the targets' mean square, ``(H,)``.
 
         Samples without a teacher count as 0.
         """
-        taught = self.outputs(tokens, labels)
+        taught = self.outputs(clips, labels)
         errors = []
         for name, output in outputs.items():
             wanted = taught[name] if name in taught else torch.full_like(output, torch.nan)
             error = (output - torch.where(wanted.isnan(), output.detach(), wanted)).square().mean()
             errors.append(error / targets[name].square().mean())
         return torch.stack(errors)
-
-
-def _rows(tokens: Tensor | FactoredTokens, rows: Tensor) -> Tensor | FactoredTokens:
-    if isinstance(tokens, FactoredTokens):
-        rows = rows.to(tokens.cores.device)
-        summary = None if tokens.summary is None else tokens.summary[rows]
-        return FactoredTokens(tokens.positions, tokens.channels, tokens.cores[rows], tokens.origins[rows], summary)
-    return tokens[rows.to(tokens.device)]

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from fedgen.config.settings import Config, NodeConfig
 from fedgen.data.plain import check_names
-from fedgen.data.tokens import LazyTokens, TokenSource
+from fedgen.data.tokens import LazyTokens, Summaries, TokenSource
 from fedgen.errors import DataError, choose
 from fedgen.models.generators.bank import slots
-from fedgen.models.samples import ProjectedTokens
 from fedgen.task import Task
 
-Value = TypeVar("Value", Tensor, ProjectedTokens)
+Value = TypeVar("Value", Tensor, Summaries)
 
 LIMIT = 2**29  # bytes that a process keeps
 _cache: dict[Hashable, Any] = {}  # in the order of use, the latest last
@@ -98,12 +97,10 @@ class NodeData:
         return LazyTokens(torch.from_numpy(task.store.labels[indices]), task.store.shape, lambda: task.tokens(indices))
 
     @property
-    def projected(self) -> ProjectedTokens:
-        """The node's own clips in bases of their own, on the device."""
-        settings = self.config.adapter.projection
-        return cached(
-            (*self._key, settings), lambda: ProjectedTokens.of(self.source, settings, self.config.encoder.bands)
-        )
+    def summaries(self) -> Summaries:
+        """The summaries of the node's own clips, on the device."""
+        bands = self.task.bands
+        return cached((*self._key, bands), lambda: Summaries.of(self.source, bands))
 
     def latents(self) -> Tensor:
         """Return the latents of the node's clips in the public codec, ``(N, k)``."""

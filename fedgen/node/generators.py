@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fedgen.config.phases import Generators, Phase, plan
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import SummarySource
 from fedgen.errors import CheckpointError
 from fedgen.messages.states import States
 from fedgen.models.generators.bank import Bank, History, last_losses
-from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.models.samples import PooledSummaries, SyntheticTokens
 from fedgen.node.data import NodeData
 from fedgen.node.state import PARTS, NodeState
 from fedgen.runs.checkpoint import checkpoint_name, has_bank, load_bank, save_bank
@@ -103,11 +103,9 @@ class FittedGenerators:
         self._fill(bank, self.state.latest("generators", before) or self.checkpoints)
         return bank
 
-    def training_tokens(self, round_number: int, others: Sequence[SyntheticTokens]) -> TokenSource:
+    def training_set(self, round_number: int, others: Sequence[SyntheticTokens]) -> SummarySource:
         """Return what adapters are trained on: the node's clips, and the samples of ``others``."""
-        if not self.data.config.adapter.projection.used:
-            return self.data.source
-        return PooledTokens([self.data.projected, *others]) if others else self.data.projected
+        return PooledSummaries([self.data.summaries, *others])
 
     def spent(self) -> dict[str, Any]:
         """Return what was spent of a privacy budget: there is none."""

@@ -103,7 +103,7 @@ class Node:
         adapters.load_state_dict(weights)
         losses, optimizer_state = train_adapters(
             adapters,
-            self.generators.training_tokens(round_number, self._others(round_number) if filled else []),
+            self.generators.training_set(round_number, self._others(round_number) if filled else []),
             self.task.targets.heads,
             self.config.adapter.training,
             seed=self.task.seed("train", round_number, self.partition_id),
@@ -147,7 +147,7 @@ class Node:
             raise DataError(f"node {self.partition_id} has no clip in data.test_fold={fold} to test on")
         adapters = self.task.adapters()
         adapters.load_state_dict(weights)
-        return asdict(zero_shot(adapters, self.task.tokens(held_out), self.task.targets.heads, self.task.classes))
+        return asdict(zero_shot(adapters, self.task.summaries(held_out), self.task.targets.heads, self.task.classes))
 
     def audit(self, round_number: int) -> dict[str, Any]:
         """Return what the node's samples of a round and its last adapters tell of its clips, as JSON values.

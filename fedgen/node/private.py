@@ -9,10 +9,10 @@ from typing import Any
 
 from fedgen.data.plain import mismatches
 from fedgen.data.seeds import seeded
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import SummarySource
 from fedgen.errors import CheckpointError
 from fedgen.models.generators.bank import Bank, History
-from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.models.samples import PooledSummaries, SyntheticTokens
 from fedgen.node.generators import FittedGenerators
 from fedgen.privacy.release import Release, release
 
@@ -75,12 +75,12 @@ class PrivateRelease(FittedGenerators):
             )
         return self._bank()
 
-    def training_tokens(self, round_number: int, others: Sequence[SyntheticTokens]) -> TokenSource:
+    def training_set(self, round_number: int, others: Sequence[SyntheticTokens]) -> SummarySource:
         """Return samples of the release, as many of each class as there are clips, and those of ``others``."""
         task, least = self.data.task, self.data.config.synthesis.fill
         counts = {label: max(count, least) for label, count in self.data.counts.items()}
         own = self._bank().sample(counts, task.seed("private", round_number, self.data.partition_id))
-        return PooledTokens([own.to(task.device), *others])
+        return PooledSummaries([own.to(task.device), *others])
 
     def spent(self) -> dict[str, Any]:
         """Return what the release has spent, as JSON values."""

@@ -228,7 +228,7 @@ def evaluate_again(path: Path, fold: int | None = None) -> tuple[dict[str, Any],
         config = replace(config, data=replace(config.data, test_fold=fold, leave_out=[]))
     run = SavedRun.open(folder, config)
     task, results = run.task, folder.results()
-    scores = asdict(zero_shot(run.adapters, task.test_tokens(), task.targets.heads, task.classes))
+    scores = asdict(zero_shot(run.adapters, task.summaries(task.test_indices), task.targets.heads, task.classes))
     same = fold in (None, own.data.test_fold)
     assessment = assess(task, run.sent(), run.pool, results["nodes"], PROBES) if same else None
     measured = {} if assessment is None else {"evaluation": assessment.results}

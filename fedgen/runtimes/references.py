@@ -10,7 +10,7 @@ from torch import Tensor
 from fedgen.config.phases import Phase, plan
 from fedgen.config.settings import Config
 from fedgen.data.progress import show_step
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import Summaries
 from fedgen.errors import ConfigError
 from fedgen.evaluation.zero_shot import Scores, mean_scores, zero_shot
 from fedgen.node.data import NodeData
@@ -44,7 +44,7 @@ def run_reference(config: Config) -> dict[str, Any]:
     if state is not None:
         weights = {node.partition_id: state.tensors[f"node{node.partition_id}"] for node in nodes}
         recorder.load(state.facts)
-    test = task.test_tokens()
+    test = task.summaries(task.test_indices)
     for round_number in range(state.round + 1 if state else 1, phase.rounds + 1):
         report, scores = _round(task, nodes, weights, test, phase, round_number)
         kept = weights[0] if len(nodes) == 1 else {}
@@ -58,7 +58,7 @@ def _round(
     task: Task,
     nodes: list[Node],
     weights: dict[int, dict[str, Tensor]],
-    test: TokenSource,
+    test: Summaries,
     phase: Phase,
     round_number: int,
 ) -> tuple[RoundReport, Scores]:

@@ -18,7 +18,7 @@ from fedgen.messages.checks import NodeInfo, check_records
 from fedgen.messages.samples import samples_from_record, samples_to_record
 from fedgen.models.codec import Codec
 from fedgen.models.memory import BatchLimit
-from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.models.samples import PooledSummaries, SyntheticTokens
 from fedgen.models.training import Teachers, TrainingOptions, train_adapters
 from fedgen.runs.folder import RunState, pool_from_state
 from fedgen.server.federation import Federation
@@ -26,7 +26,7 @@ from fedgen.task import Task
 
 MAX_SOURCES = 4  # nodes whose samples of a class one node gets
 
-Learn = Callable[[int, ArrayRecord, PooledTokens, Mapping[int, ArrayRecord]], tuple[ArrayRecord, dict[str, float]]]
+Learn = Callable[[int, ArrayRecord, PooledSummaries, Mapping[int, ArrayRecord]], tuple[ArrayRecord, dict[str, float]]]
 """``(round, adapters, samples, teachers) -> (adapters, losses)``; ``teachers``: the nodes' adapters by partition id."""
 
 
@@ -93,7 +93,7 @@ class SamplePool:
         arrays, federation.report.global_losses = self.learn(federation.report.round, arrays, samples, teachers)
         return arrays
 
-    def collect(self, federation: Federation) -> PooledTokens:
+    def collect(self, federation: Federation) -> PooledSummaries:
         """Ask the active nodes for samples, and return the whole pool, on the device.
 
         Raises
@@ -113,7 +113,7 @@ class SamplePool:
         for number in list(self.samples)[: -max(self.config.strategy.pool_nodes, len(active))]:
             del self.samples[number]
         # the noise of each part starts anew, so that samples of a node that is missing are decoded as after a restart
-        pool = PooledTokens([self.samples[number].to(self.device) for number in sorted(self.samples)])
+        pool = PooledSummaries([self.samples[number].to(self.device) for number in sorted(self.samples)])
         federation.report.samples = pool.counts()
         return pool
 
@@ -144,7 +144,7 @@ def train_on_pool(
     nodes: Mapping[int, NodeInfo],
     round_number: int,
     arrays: ArrayRecord,
-    pool: PooledTokens,
+    pool: PooledSummaries,
     teachers: Mapping[int, ArrayRecord],
 ) -> tuple[ArrayRecord, dict[str, float]]:
     """Train the averaged adapters on all synthetic samples, on the server's device.
