@@ -31,7 +31,7 @@ from fedgen.task import prepare_task
 
 logger = logging.getLogger(__name__)
 
-PUBLIC = ["generator.covariance=public", "generator.marginals=false"]
+PUBLIC = ["generator.covariance=public"]
 WAYS: dict[str, list[str]] = {
     "federate": ["mode=federate"],
     "default": [],

@@ -96,7 +96,7 @@ class SyntheticTokens:
         """Return the number of samples of each class id."""
         return class_counts(self.labels)
 
-    def statistics(self, per_class: int = 4) -> dict[str, float | dict[int, int]]:
+    def statistics(self, per_class: int = 1) -> dict[str, float | dict[int, int]]:
         """Return mean, std, min and max of decoded tokens, and ``counts``, the samples of each class id.
 
         The first ``per_class`` samples of each class are decoded for this alone; without samples there are only counts.

@@ -214,7 +214,6 @@ class GeneratorSettings:
     # of a class, for gaussian and gan; public: that of public sounds, as wide as the clips in a few bands
     covariance: str = "clips"
     shrinkage: float = 0.6  # with clips: share of the tied covariance in each class's, from 0 (own) to 1 (tied)
-    marginals: bool = True  # map samples to the distribution of single values in the clips, channel by channel
     conditions: list[str] = field(default_factory=list)  # of the target, for conditioned kinds, such as clip; []: all
     # tokens that the generator models, means of neighbours; the encoder's by default
     training_length: int | None = None

@@ -253,7 +253,7 @@ def _write(folder: Path, empty: Checkpoint, bank: Bank) -> None:
     folder.mkdir()
     files = {}
     for key in bank.generators:
-        state = bank.state(key)
+        state = bank.generators[key].state()
         numbers = sum(value.numel() for name, value in state.items() if not name.startswith("optimizer."))
         file = CheckpointFile(key, list(bank.classes[key]), numbers, [name for name in STATISTICS if name in state])
         content = serialise(state, {})
@@ -347,8 +347,7 @@ def load_bank(
         raise CheckpointError(f"{named}: {'; '.join(problems)}")
     for warning in warnings:
         logger.warning("%s: %s", named, warning)
-    bank.generators = {key: generator for key, (generator, _) in loaded.items()}
-    bank.marginals = {key: marginals for key, (_, marginals) in loaded.items() if marginals is not None}
+    bank.generators = loaded
     bank.classes = checkpoint.classes
     return checkpoint.metadata
 

@@ -15,12 +15,10 @@ from fedgen.data.tokens import TokenSource
 from fedgen.errors import ConfigError, DataError, choose, require
 from fedgen.models.codec import Codec
 from fedgen.models.generators import KINDS, Generator, Part, open_generator
-from fedgen.models.generators.marginals import Marginals
 from fedgen.models.memory import BatchLimit
 from fedgen.models.public import PublicSpace
 from fedgen.models.samples import SyntheticTokens
 from fedgen.models.settings import GeneratorSettings, GranularitySettings, Schedule
-from fedgen.models.states import exact_digest, join, part_of
 
 
 def slots(granularity: GranularitySettings, classes: list[str]) -> dict[str, list[str]]:
@@ -56,9 +54,6 @@ def generator_loss(history: History) -> dict[str, float]:
     return {"generator_loss": sum(last) / len(last)} if last else {}
 
 
-MARGINALS = "marginals"  # how the names of their tensors begin
-
-
 @dataclass(eq=False)
 class Bank:
     """The generators of one node.
@@ -79,7 +74,6 @@ class Bank:
     # returns the latents of all clips that the bank is fitted to (N, k); `Codec.encode_all` by default
     encode: Callable[[], Tensor] | None = None
     generators: dict[str, Generator] = field(default_factory=dict)
-    marginals: dict[str, Marginals] = field(default_factory=dict)  # of each generator, if the settings ask for them
     classes: dict[str, list[str]] = field(default_factory=dict)  # what each generator was fitted to
 
     def __post_init__(self) -> None:
@@ -96,23 +90,16 @@ class Bank:
         """Shape of each embedding that the generators are conditioned on, by name; empty for unconditioned kinds."""
         return self.conditions.sizes if self.conditions else {}
 
-    def state(self, key: str) -> dict[str, Tensor]:
-        """Return everything that defines a generator and the map of its samples, by name."""
-        marginals = self.marginals[key].state() if key in self.marginals else {}
-        return self.generators[key].state() | join({MARGINALS: marginals})
-
     @property
     def codec(self) -> Codec:
         """The public codec."""
         return self.space.codec
 
-    def of_state(self, state: Mapping[str, Tensor]) -> tuple[Generator, Marginals | None]:
-        """Rebuild from `state`; `DataError` if a tensor is missing, unknown, misshapen or not finite."""
-        rest = part_of(state, MARGINALS)
-        own = {name: value for name, value in state.items() if not name.startswith(f"{MARGINALS}.")}
+    def of_state(self, state: Mapping[str, Tensor]) -> Generator:
+        """Rebuild a generator; `DataError` if a tensor is missing, unknown, misshapen or not finite."""
         generator = self.new_generator()
-        generator.load_state(own)
-        return generator, Marginals.from_state(rest, self.codec) if rest else None
+        generator.load_state(dict(state))
+        return generator
 
     def new_generator(self) -> Generator:
         """Return an unfitted generator of the bank's settings."""
@@ -126,11 +113,7 @@ class Bank:
         """
         classes, parts = self._parts(source, seed)
         chosen = {key: self.generators.get(key) or self.new_generator() for key in classes}
-        before = {key: exact_digest(chosen[key].state()) for key in classes if key in self.marginals}
         losses = self._train(chosen, parts)
-        same = {key for key in before if exact_digest(chosen[key].state()) == before[key]}  # these keep their marginals
-        self.marginals = {key: value for key, value in self.marginals.items() if key in same or key not in parts}
-        self.marginals |= self._marginals(chosen, {key: part for key, part in parts.items() if key not in same})
         self.generators |= chosen
         self.classes |= classes
         return losses
@@ -166,7 +149,7 @@ class Bank:
         classes, parts = self._parts(source, seed)
         chosen = {key: self._shared(states.get(key), _slot_seed(init_seed, key)) for key in classes}
         losses = self._train(chosen, parts, schedule)
-        self.generators, self.classes, self.marginals = chosen, classes, {}
+        self.generators, self.classes = chosen, classes
         return losses
 
     def shared_states(self) -> dict[str, dict[str, Tensor]]:
@@ -186,7 +169,6 @@ class Bank:
         chosen = {key: self._shared(states[key], 0) for key in classes}
         for key, part in parts.items():
             chosen[key].finalize(part.latents, part.labels)
-        self.marginals = self._marginals(chosen, parts)
         self.generators, self.classes = chosen, classes
 
     def sample(
@@ -206,8 +188,7 @@ class Bank:
         drawn, labels = [torch.zeros(0, self.codec.size)], [torch.zeros(0, dtype=torch.long)]
         for label, count in sorted(counts.items()):
             key = self._owner(owners, label)
-            latents = self.generators[key].sample(label, count, seeded(seed, label), absent).cpu()
-            drawn.append(self.marginals[key].match(self.codec, label, latents) if key in self.marginals else latents)
+            drawn.append(self.generators[key].sample(label, count, seeded(seed, label), absent).cpu())
             labels.append(torch.full((count,), label))
         return SyntheticTokens(self.codec, torch.cat(drawn), torch.cat(labels), seed, device)
 
@@ -221,14 +202,6 @@ class Bank:
             seeds = _slot_seed(seed, key), _slot_seed(self.split_seed, key)
             parts[key] = Part(latents[rows.to(latents.device)], source.labels[rows], *seeds)
         return classes, parts
-
-    def _marginals(self, generators: Mapping[str, Generator], parts: Mapping[str, Part]) -> dict[str, Marginals]:
-        """Return the map of each generator's samples; none unless the settings ask for it."""
-        found = {}
-        for key, part in parts.items() if self.settings.marginals else ():
-            codec, draw = self.codec.to(part.latents.device), generators[key].sample
-            found[key] = Marginals.fit(codec, part.latents, part.labels, draw, part.seed)
-        return found
 
     def _train(
         self, generators: Mapping[str, Generator], parts: Mapping[str, Part], schedule: Schedule | None = None
