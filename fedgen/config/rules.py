@@ -32,6 +32,10 @@ def _phases(config: Config, modes: list[Mode]) -> Rules:
         not (config.privacy.used and reference),
         f"privacy=dp means nothing with {reference}: nothing leaves a node there",
     )
+    yield (
+        not any(mode.sums for mode in modes) or config.strategy.secure.used or config.privacy.used,
+        "mode=analytic needs strategy.secure.name=secagg or privacy=dp: a node's own sums tell each of its clips",
+    )
     for number in config.nodes:
         good = number.isdecimal() and int(number) < nodes
         yield good, f"nodes.{number} is no node: partition.nodes={nodes}, they are 0 to {nodes - 1}"
@@ -95,7 +99,9 @@ def _secure(config: Config, modes: list[Mode]) -> Rules:
 
 
 def _sends_adapters(config: Config, modes: list[Mode]) -> bool:
-    return config.strategy.send == "all" and any(mode.federated and mode.trains_adapters for mode in modes)
+    return config.strategy.send == "all" and any(
+        mode.federated and (mode.trains_adapters or mode.sums) for mode in modes
+    )
 
 
 def _distils(config: Config, modes: list[Mode]) -> bool:

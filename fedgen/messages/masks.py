@@ -20,19 +20,21 @@ from flwr.supercore.primitives.asymmetric import bytes_to_private_key, bytes_to_
 from fedgen.errors import DataError
 
 WORD = np.dtype("<u4")
+LONG = np.dtype("<u8")  # of sums that are whole numbers themselves, and are not rounded
+SUMS = "sums"  # the array of these
 
 
-def mask(seed: bytes, size: int) -> np.ndarray:
-    """Return ``size`` pseudo-random numbers (uint32): SHAKE-256 (FIPS 202) of ``seed``, as a stream."""
-    return np.frombuffer(shake_256(b"fedgen mask" + seed).digest(WORD.itemsize * size), WORD)
+def mask(seed: bytes, size: int, word: np.dtype = WORD) -> np.ndarray:
+    """Return ``size`` pseudo-random numbers (unsigned): SHAKE-256 (FIPS 202) of ``seed``, as a stream."""
+    return np.frombuffer(shake_256(b"fedgen mask" + seed).digest(word.itemsize * size), word)
 
 
-def pair_mask(secret: bytes, public: bytes, own: int, other: int, size: int) -> np.ndarray:
-    """Return the mask that node ``own`` adds for node ``other``, which adds its negative, ``(size,)`` uint32.
+def pair_mask(secret: bytes, public: bytes, own: int, other: int, size: int, word: np.dtype = WORD) -> np.ndarray:
+    """Return the mask that node ``own`` adds for node ``other``, which adds its negative, ``(size,)`` unsigned.
 
     ``secret`` is the private key of one of them, ``public`` the public key of the other one (PEM).
     """
-    values = mask(generate_shared_key(bytes_to_private_key(secret), bytes_to_public_key(public)), size)
+    values = mask(generate_shared_key(bytes_to_private_key(secret), bytes_to_public_key(public)), size, word)
     return values if own > other else np.negative(values)
 
 

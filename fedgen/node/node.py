@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from fedgen.config.phases import Phase
-from fedgen.errors import DataError
+from fedgen.errors import DataError, require
 from fedgen.evaluation.audit import Clips, Sent, audit_run, named, verdict_of
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.messages.states import States
+from fedgen.models.analytic import clip_sums
 from fedgen.models.generators.bank import History
 from fedgen.models.memory import BatchLimit
 from fedgen.models.samples import SyntheticTokens
@@ -115,6 +116,22 @@ class Node:
         self.state.save("optimizer", round_number, optimizer_state)
         self.state.save("adapters", round_number, join({"before": weights, "after": trained}))
         return trained, losses
+
+    def sums(self, round_number: int) -> Tensor:
+        """Return sums over the node's clips, or over samples of its private release, and keep them to be forgotten by.
+
+        Raises
+        ------
+        ConfigError
+            Neither secure aggregation nor differential privacy hides them.
+        """
+        hidden = self.config.strategy.secure.used or self.config.privacy.used
+        require(
+            hidden, f"node {self.partition_id} does not send its own sums in the clear: they tell each of its clips"
+        )
+        found = clip_sums(self.generators.training_set(round_number, []), len(self.task.classes))
+        self.state.save("sums", round_number, {"sums": found})
+        return found
 
     def synthesize(self, round_number: int) -> SyntheticTokens:
         """Draw samples of each of the node's classes from the generators that it had at the end of ``round_number``."""

@@ -19,7 +19,7 @@ from flwr.common.secure_aggregation.secaggplus_utils import share_keys_plaintext
 
 from fedgen.config.strategy import FEWEST, MODULUS, SecureSettings
 from fedgen.errors import PayloadError, require
-from fedgen.messages.masks import encode, mask, pair_mask
+from fedgen.messages.masks import LONG, SUMS, encode, mask, pair_mask
 
 MASKED = "masked"  # the array of a masked reply
 OWN_KEY = "secure-aggregation"  # in the node configuration: fewest nodes in a sum that this node is part of
@@ -117,11 +117,16 @@ def _mask(message: Message, context: Context, answer: Answer) -> Message:
     clips = reply.content.metric_records["metrics"]["num-examples"]
     share = float(str(clips)) / state.max_weight
     _demand(0 < share <= 1, f"a largest weight of {state.max_weight:g}, this node's is {clips}")
-    vector = encode(reply.content.array_records["arrays"], share, state.clipping_range, state.target_range)
-    vector = vector + mask(state.rd_seed, len(vector))
+    arrays = reply.content.array_records["arrays"]
+    if set(arrays) == {SUMS}:
+        vector = np.append(arrays[SUMS].numpy().astype("<i8").view(LONG), LONG.type(1))
+    else:
+        vector = encode(arrays, share, state.clipping_range, state.target_range)
+    word = vector.dtype
+    vector = vector + mask(state.rd_seed, len(vector), word)
     for other in others:
-        vector = vector + pair_mask(state.sk1, state.public_keys_dict[other][0], state.nid, other, len(vector))
-    reply.content["arrays"] = ArrayRecord({MASKED: Array(vector.astype(np.uint32))})
+        vector = vector + pair_mask(state.sk1, state.public_keys_dict[other][0], state.nid, other, len(vector), word)
+    reply.content["arrays"] = ArrayRecord({MASKED: Array(vector)})
     context.state.config_records[RECORD_KEY_STATE] = ConfigRecord(state.to_dict())
     return reply
 

@@ -29,6 +29,7 @@ class NodeState:
     ==================================  ===================================================
     ``optimizer/round_{n}.safetensors`` moments of the adapters' optimiser after round n
     ``adapters/round_{n}.safetensors``  the adapters that came in round n, and what training made of them
+    ``sums/round_{n}.safetensors``      sums over the node's clips, of mode=analytic
     ``generators/round_{n}/``           a checkpoint of the generators after round n
     ``others.safetensors``              samples of other nodes that the latest round trains on
     ``release.safetensors``             the private release of the node's clips, under ``privacy=dp``
@@ -43,7 +44,7 @@ class NodeState:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self, part: str, round_number: int, tensors: dict[str, Tensor]) -> None:
-        """Keep the ``optimizer`` or the ``adapters`` after ``round_number``."""
+        """Keep the ``optimizer``, the ``adapters`` or the ``sums`` after ``round_number``."""
         save_tensors(self._path(part, round_number), tensors, {"round": round_number})
         self.prune(part, round_number)
 

@@ -191,12 +191,12 @@ class RunFolder:
         It gets its name once it is whole, so that a process that dies at any moment leaves a whole one.
         """
         target, new = self.states / f"round_{state.round}", self.states / f"round_{state.round}.new"
-        shutil.rmtree(target, ignore_errors=True)
         shutil.rmtree(new, ignore_errors=True)
         for name, tensors in state.tensors.items():
             save_tensors(new / f"{name}.safetensors", tensors, {"round": state.round})
         content = {"format": FORMAT, "round": state.round, "tensors": sorted(state.tensors), "facts": state.facts}
         write_atomically(new / "state.json", json.dumps(content).encode())
+        shutil.rmtree(target, ignore_errors=True)
         os.replace(new, target)
         for path in self.states.iterdir():
             if path != target:

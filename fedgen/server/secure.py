@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.common.secure_aggregation.crypto.shamir import combine_shares
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key, Stage
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key
@@ -16,7 +16,7 @@ from flwr.supercore.primitives.asymmetric import bytes_to_public_key
 from fedgen.config.strategy import FEWEST, MODULUS, SecureSettings
 from fedgen.errors import AggregationError, PayloadError
 from fedgen.messages.checks import check_clips
-from fedgen.messages.masks import WORD, decode, mask, pair_mask, to_record
+from fedgen.messages.masks import LONG, SUMS, WORD, decode, mask, pair_mask, to_record
 from fedgen.messages.samples import read_array
 from fedgen.node.secure import MASKED
 from fedgen.server.federation import Federation
@@ -43,6 +43,7 @@ class Round:
     messages: list[Message]  # a strategy's, to the nodes
     settings: SecureSettings
     clips: Mapping[int, int]  # of each node of the federation, by Flower's id: its largest weight in the average
+    sums: int = 0  # numbers of sums over clips, where nodes send these in place of adapters
 
     def __post_init__(self) -> None:
         self.asked = {m.metadata.dst_node_id: m for m in self.messages if m.metadata.dst_node_id in self.clips}
@@ -50,12 +51,13 @@ class Round:
             raise AggregationError(f"secure aggregation needs at least {FEWEST} nodes, {len(self.asked)} are asked")
         self.most = max(self.clips[node] for node in self.asked)
         self.wanted = self.messages[0].content.array_records["arrays"]
-        self.size = sum(int(np.prod(array.shape)) for array in self.wanted.values()) + 1
+        self.size = (self.sums or sum(int(np.prod(array.shape)) for array in self.wanted.values())) + 1
+        self.word = LONG if self.sums else WORD
         self.threshold = self.settings.needed(len(self.asked))
         self.lost: dict[int, Message] = {}
         self.keys: dict[int, list[bytes]] = {}  # two public keys of each node
         self.letters: dict[int, dict[int, bytes]] = {}  # encrypted shares, by sender and receiver
-        self.total = np.zeros(self.size, WORD)
+        self.total = np.zeros(self.size, self.word)
         self.weight = 0.0
         self.replies: dict[int, Message] = {}  # of nodes whose adapters are in the sum
 
@@ -69,8 +71,11 @@ class Round:
         self._exchange("adapters", {node: self._training(node) for node in self.letters}, self._add)
         self._need("masked adapters", self.replies)
         self._unmask()
-        average = decode(self.total, self.weight, self.settings.clipping_range, self.settings.quantization)
-        arrays = to_record(average, self.wanted)
+        if self.sums:
+            arrays = ArrayRecord({SUMS: Array(self.total[:-1].view("<i8"))})
+        else:
+            average = decode(self.total, self.weight, self.settings.clipping_range, self.settings.quantization)
+            arrays = to_record(average, self.wanted)
         for reply in self.replies.values():
             reply.content["arrays"] = ArrayRecord(dict(arrays.items()))
         return [*self.replies.values(), *self.lost.values()]
@@ -152,7 +157,7 @@ class Round:
         metrics, record = reply.content.metric_records["metrics"], reply.content.array_records["arrays"]
         if set(record) != {MASKED}:
             raise PayloadError(f"arrays {sorted(record)}, expected masked ones")
-        vector = read_array(record[MASKED], MASKED, WORD, (self.size,))
+        vector = read_array(record[MASKED], MASKED, self.word, (self.size,))
         check_clips(self.clips[node], metrics)
         self.total = self.total + vector
         self.weight += int(str(metrics["num-examples"])) / self.most
@@ -188,17 +193,18 @@ class Round:
                 self._remove(node, combine_shares(shares[: self.threshold]), alive)
             except Exception as error:  # whatever nodes have made up
                 raise AggregationError(f"secure aggregation: shares do not give a secret back: {error}") from error
-        if int(self.total[-1]) != len(alive) or int(self.total.max()) > len(alive) * self.settings.quantization:
+        most = len(alive) * self.settings.quantization
+        if int(self.total[-1]) != len(alive) or (not self.sums and int(self.total.max()) > most):
             raise AggregationError(
                 "secure aggregation: masks are left in the sum: a node has sent something else than the protocol asks"
             )
 
     def _remove(self, node: int, secret: bytes, alive: set[int]) -> None:
         if node in alive:
-            self.total = self.total - mask(secret, self.size)
+            self.total = self.total - mask(secret, self.size, self.word)
             return
         for other in alive:
-            self.total = self.total + pair_mask(secret, self.keys[other][0], node, other, self.size)
+            self.total = self.total + pair_mask(secret, self.keys[other][0], node, other, self.size, self.word)
 
 
 def _said(reply: Message) -> ConfigRecord:
@@ -218,9 +224,9 @@ class SecureGrid(RoundGrid):
     what it would have made of the nodes' own. A node weighs as much as its clips.
     """
 
-    def __init__(self, federation: Federation) -> None:
+    def __init__(self, federation: Federation, sums: int = 0) -> None:
         super().__init__(federation.grid)
-        self.federation = federation
+        self.federation, self.sums = federation, sums
 
     def get_node_ids(self) -> list[int]:
         """Return the chosen nodes."""
@@ -239,4 +245,4 @@ class SecureGrid(RoundGrid):
             return iter(())  # Flower's loop asks no node to evaluate
         send = partial(self.grid.send_and_receive, timeout=timeout)
         clips = {node_id: node.clips for node_id, node in self.federation.nodes.items()}
-        return iter(Round(send, asked, rules.secure, clips).run())
+        return iter(Round(send, asked, rules.secure, clips, self.sums).run())
