@@ -23,7 +23,7 @@ STEPS = 2**16  # a value of a summary is rounded to so many parts of 1
 LARGEST = 2**21  # steps of a value: products of two of them are exact in float64, and sums of 1024 of these
 ROWS = 1024
 RIDGE = 0.1  # penalty over the squared length of a standardised summary, chosen on folds 1 to 4 of ESC-10
-SHIFT = 8.0  # moves scores to where GELU is the identity, to float32's precision
+SHIFT = 6.0  # moves scores to where GELU is the identity, to float32's precision
 
 
 def sums_size(features: int, classes: int) -> int:
@@ -67,7 +67,7 @@ def solve(sums: Tensor, features: int, classes: int) -> tuple[Tensor, Tensor]:
     rows, columns = _triangle(features + 1)
     gram[rows, columns] = gram[columns, rows] = sums[:split].double()
     by_class = sums[split:].view(features + 1, classes).double()
-    clips = gram[-1, -1]
+    clips = gram[-1, -1].clamp(min=1.0)
     mean, shares = gram[-1, :-1] / clips, by_class[-1] / clips
     scatter = gram[:-1, :-1] - clips * mean[:, None] * mean
     spread = (scatter.diagonal() / clips).sqrt().clamp(min=1.0)  # of a step at least

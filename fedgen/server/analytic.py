@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, Message
 from torch import Tensor
 
 from fedgen.messages.masks import SUMS
+from fedgen.models.adapters import Adapters
 from fedgen.models.analytic import set_adapters, solve, sums_size
 from fedgen.runs.folder import RunState
 from fedgen.task import Task
@@ -25,6 +26,9 @@ class Sums:
 
     task: Task
     parts: dict[str, Tensor] = field(default_factory=dict)  # int64
+
+    def __post_init__(self) -> None:
+        self._written(torch.zeros(self.size, dtype=torch.int64))  # what cannot be written is said before any exchange
 
     @property
     def size(self) -> int:
@@ -47,12 +51,13 @@ class Sums:
 
     def adapters(self) -> ArrayRecord:
         """Return the adapters of the sum of all parts."""
+        return ArrayRecord(self._written(torch.stack([*self.parts.values()]).sum(dim=0)).state_dict())
+
+    def _written(self, sums: Tensor) -> Adapters:
         adapters = self.task.adapters()
-        weights, offsets = solve(
-            torch.stack([*self.parts.values()]).sum(dim=0), adapters.narrow.in_features, len(self.task.classes)
-        )
+        weights, offsets = solve(sums, adapters.narrow.in_features, len(self.task.classes))
         set_adapters(adapters, weights, offsets, self.task.targets.heads)
-        return ArrayRecord(adapters.state_dict())
+        return adapters
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the sums."""
