@@ -32,9 +32,7 @@ MODES = {
 }
 KINDS = {kind: ["mode=combined", f"generator={kind}"] for kind in ("vae", "conditioned_vae", "multimodal_vae", "gan")}
 PARTS = {
-    "marginals": ["data.clips_per_class=24"],  # classes of few clips have none
-    "no marginals": ["generator.marginals=false"],
-    "public covariance": ["generator.covariance=public", "generator.marginals=false"],
+    "public covariance": ["generator.covariance=public"],
     "shared": ["sharing=shared", "generator=vae", "partition=iid"],
     "distilled": ["global_training=distil"],
     "private": ["privacy.name=dp", "privacy.epsilon=8", "privacy.delta=0.01", "privacy.seed=1"],
