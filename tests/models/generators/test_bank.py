@@ -10,7 +10,6 @@ from fedgen.data.targets import Conditions
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError
 from fedgen.models.generators.bank import Bank, slots
-from fedgen.models.public import PublicSpace
 from fedgen.models.settings import GRANULARITIES, GeneratorSettings, GeneratorTraining, GranularitySettings
 
 NAMES = ["cow", "dog", "rain", "wind", "siren"]
