@@ -37,7 +37,7 @@ PARTS = {
     "distilled": ["global_training=distil"],
     "private": ["privacy.name=dp", "privacy.epsilon=8", "privacy.delta=0.01", "privacy.seed=1"],
     "samples alone": ["strategy.send=samples"],
-    "longer": ["generator.output_length=12", "synthesis.fill=0"],
+    "longer": ["generator.output_length=12"],
 }
 BATCHES = ["adapter.training.batch_size=2", "adapter.training.epochs=2"]  # enough steps for a schedule
 TRAINING = {  # each option alone changes figures
