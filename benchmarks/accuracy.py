@@ -46,11 +46,10 @@ WAYS = {
     **{f"generate {kind}": [f"generator={kind}", GENERATE] for kind in KINDS},
     REFERENCE: ["mode=centralised"],
 }
-OPTIONS = {  # what the defaults of `combined` and of the reference are compared with
+OPTIONS = {  # what the defaults of `combined` are compared with
     "combined, fill=0": ["mode=combined", "synthesis.fill=0"],
     "combined, global_training=none": ["mode=combined", "global_training=none"],
     "combined, global_training=distil": ["mode=combined", "global_training=distil"],
-    f"{REFERENCE}, on tokens": ["mode=centralised", "adapter.projection.channels=0", "synthesis.fill=0"],
 }
 
 

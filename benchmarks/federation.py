@@ -35,7 +35,7 @@ from torch import Tensor
 from fedgen.config.compose import load_config
 from fedgen.config.phases import plan
 from fedgen.messages.checks import NodeInfo
-from fedgen.models.samples import PooledTokens
+from fedgen.models.samples import PooledSummaries
 from fedgen.models.settings import Schedule
 from fedgen.models.training import TrainingOptions, train_adapters
 from fedgen.node.data import NodeData
@@ -120,7 +120,7 @@ def plain(overrides: list[str], home: Path) -> list[float]:
         for drawn in pool.samples.values():
             drawn.statistics()
         chosen, schedule = task.config.global_training, Schedule(number - 1, phase.rounds)
-        samples, seed = PooledTokens(list(pool.samples.values())), task.seed("global", number)
+        samples, seed = PooledSummaries(list(pool.samples.values())), task.seed("global", number)
         train_adapters(adapters, samples, task.targets.heads, chosen, seed, options=TrainingOptions(schedule))
         seconds.append(time.perf_counter() - started)
     return seconds

@@ -32,6 +32,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from baselines import class_gaussian, interpolations, mixture, predecessor
 from comparison import REFERENCE, TARGET, summary, tables
 from figures import data, parser, save
@@ -41,13 +42,13 @@ from torch import Tensor
 from fedgen.config.compose import load_config
 from fedgen.config.settings import Config
 from fedgen.data.seeds import seeded
-from fedgen.data.tokens import TokenSource
-from fedgen.evaluation.features import read_records
+from fedgen.data.tokens import Summaries, TokenSource
+from fedgen.evaluation.features import Records, read_records
 from fedgen.evaluation.quality import AdapterTask, Site, fidelity_report, segments_of, utility_report
 from fedgen.models.generators import KINDS
 from fedgen.models.generators.bank import Bank
 from fedgen.models.public import PublicSpace
-from fedgen.models.samples import PooledTokens, SyntheticTokens, class_counts
+from fedgen.models.samples import PooledSummaries, SyntheticTokens, class_counts
 from fedgen.models.settings import GeneratorSettings
 from fedgen.task import Task, prepare_task
 
@@ -173,29 +174,30 @@ class Block:
     @cached_property
     def held_out(self) -> TokenSource:
         """The held-out clips."""
-        return self.task.test_tokens()
+        return self.task.tokens(self.task.test_indices)
 
     @cached_property
     def nodes(self) -> list[TokenSource]:
         """The training clips of each node."""
         return [self.task.tokens(part) for part in self.task.parts]
 
-    def samples(self, way: str, length: int) -> TokenSource:
-        """Return samples of all classes."""
+    def samples(self, way: str, length: int) -> list[TokenSource]:
+        """Return samples of all classes, those of each node or of all together."""
         given = self.benchmark.arguments
         if way in ("flat gaussian", "pooled gaussian"):
             shrinkage = self.benchmark.settings(REFERENCE, length).shrinkage
-            return class_gaussian(self.train, length, given.samples, shrinkage, self.seed)
+            return [class_gaussian(self.train, length, given.samples, shrinkage, self.seed)]
         if way == "interpolation":
-            return interpolations(self.train, given.samples, self.seed)
+            return [interpolations(self.train, given.samples, self.seed)]
         if way == "predecessor":
-            return predecessor(self.train, Recipe(length, given.epochs), given.samples, self.seed)
+            return [predecessor(self.train, Recipe(length, given.epochs), given.samples, self.seed)]
         return self._in_codec(way, length)
 
-    def _in_codec(self, way: str, length: int) -> PooledTokens:
+    def _in_codec(self, way: str, length: int) -> list[TokenSource]:
         """Return the samples of every node's own generators, or mixtures, in the public codec."""
         settings = self.benchmark.settings(way, length)
-        count, parts = self.benchmark.arguments.samples, []
+        count = self.benchmark.arguments.samples
+        parts: list[TokenSource] = []
         space = self._space(settings)
         for number, (node, latents) in enumerate(zip(self.nodes, self._encoded(length), strict=True)):
             seed = seeded(self.seed, "generators", number).initial_seed()
@@ -205,7 +207,7 @@ class Block:
             else:
                 bank = self._bank(settings, node, latents, seed)
                 parts.append(bank.sample(dict.fromkeys(class_counts(node.labels), count), seed, self.task.device))
-        return PooledTokens(parts)
+        return parts
 
     def _space(self, settings: GeneratorSettings) -> PublicSpace:
         """Return the public codec at the lengths of ``settings``."""
@@ -227,15 +229,23 @@ class Block:
             self.encoded[length] = [codec.encode_all(node) for node in self.nodes]
         return self.encoded[length]
 
-    def measure(self, made: TokenSource) -> dict[str, Any]:
+    def summaries(self, *sources: TokenSource) -> PooledSummaries:
+        """Return what adapters read of ``sources``: samples in the codec have summaries of their own."""
+        bands = self.task.bands
+        return PooledSummaries([s if isinstance(s, SyntheticTokens) else Summaries.of(s, bands) for s in sources])
+
+    def measure(self, made: list[TokenSource]) -> dict[str, Any]:
         """Return every measure of ``made``."""
         probes, probing = ["pooled", "segments"], None
         if self.benchmark.arguments.adapter:
             probes.append("adapter")
             training = self.task.config.adapter.training
             probing = AdapterTask(self.task.targets.heads, self.task.adapters, training)
-        sources, classes = (self.train, self.held_out, made), self.task.classes
-        site = Site(*(read_records(source, segments_of(*sources)) for source in sources))
+        classes, count = self.task.classes, segments_of(self.train, self.held_out, *made)
+        own = [read_records(part, count) for part in made]
+        synthetic = Records(torch.cat([r.segments for r in own]), torch.cat([r.labels for r in own]))
+        site = Site(read_records(self.train, count), read_records(self.held_out, count), synthetic)
+        sources = self.summaries(self.train), self.summaries(self.held_out), self.summaries(*made)
         found = utility_report(site, classes, probes, sources, probing, self.seed)
         return found | {"fidelity": fidelity_report(site, classes, self.seed)}
 

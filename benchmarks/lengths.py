@@ -59,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for _ in range(arguments.repeats):
         for row in rows:
             row.fit(public, train)
-    test, mean = task.test_tokens(), mean_clip(train)
+    test, mean = task.tokens(task.test_indices), mean_clip(train)
     results = [row.result(test, mean) for row in rows]
     cells = [[written(name, row[name], train.shape[0]) for name in COLUMNS] for row in results]
     show(f"{len(train)} clips of {train.shape[0]} x {train.shape[1]}", list(COLUMNS.values()), cells)

@@ -90,7 +90,7 @@ def settings(arguments: argparse.Namespace) -> list[str]:
     """Return the overrides of all runs: the work of a node is as small as it goes."""
     data = ["data=sounds", "data.classes=[dog, rain, siren]", "data.clips_per_class=4"]
     store = ["data.folds=2", "data.test_fold=2", "encoder.stride=16", "target=small"]
-    adapter = ["adapter.width=16", "adapter.heads=2", "adapter.hidden=32", "adapter.training.epochs=1"]
+    adapter = ["adapter.width=16", "adapter.hidden=32", "adapter.training.epochs=1"]
     codec = ["codec.channels=16", "codec.positions=8", "codec.components=16"]
     rest = ["global_training.epochs=1", "synthesis.samples_per_class=4", "synthesis.fill=4", "evaluation.quality=false"]
     run = ["mode=combined", f"rounds={arguments.rounds}", "partition=iid", "evaluation.gate=off", "threads=1"]

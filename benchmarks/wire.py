@@ -23,11 +23,11 @@ from flwr.app import ArrayRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from fedgen.config.compose import load_config
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import SummarySource
 from fedgen.evaluation.zero_shot import zero_shot
 from fedgen.messages.samples import samples_from_record, samples_to_record
 from fedgen.models.generators.bank import Bank
-from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.models.samples import PooledSummaries, SyntheticTokens
 from fedgen.models.training import train_adapters
 from fedgen.task import Task, prepare_task
 
@@ -44,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> None:
     everyone = fitted(task, np.concatenate(task.parts))
     drawn = everyone.sample(dict.fromkeys(own_labels(task, everyone), arguments.samples), seed=0)
     rows = [{"what": name, **found} for name, found in sizes(drawn).items()]
-    test = task.test_tokens()
+    test = task.summaries(task.test_indices)
     tasks = [replace(task, config=replace(task.config, seed=seed)) for seed in range(arguments.seeds)]
     accuracies = [accuracy(arguments, seeded, banks, test) for seeded in tasks]
     losses = mean_and_error([before - after for before, after in accuracies])
@@ -112,7 +112,7 @@ def message_bytes(record: ArrayRecord) -> int:
     return len(recorddict_to_proto(RecordDict({"samples": record})).SerializeToString())
 
 
-def accuracy(arguments: argparse.Namespace, task: Task, banks: list[Bank], test: TokenSource) -> tuple[float, float]:
+def accuracy(arguments: argparse.Namespace, task: Task, banks: list[Bank], test: SummarySource) -> tuple[float, float]:
     """Return the accuracy of adapters that learn from samples as they were drawn, and from what arrives of them."""
     drawn = [
         bank.sample(dict.fromkeys(own_labels(task, bank), arguments.samples), task.seed("wire", number))
@@ -127,11 +127,11 @@ def sent(samples: SyntheticTokens) -> SyntheticTokens:
     return samples_from_record(samples_to_record(samples), samples.codec, counts, max(counts.values()), samples.seed)
 
 
-def learnt(arguments: argparse.Namespace, task: Task, samples: list[SyntheticTokens], test: TokenSource) -> float:
+def learnt(arguments: argparse.Namespace, task: Task, samples: list[SyntheticTokens], test: SummarySource) -> float:
     """Return the accuracy on ``test`` of adapters that were trained on ``samples`` alone."""
     adapters, heads = task.adapters(), task.targets.heads
     settings = replace(task.config.global_training, epochs=arguments.epochs)
-    train_adapters(adapters, PooledTokens(samples), heads, settings, task.seed("train"))
+    train_adapters(adapters, PooledSummaries(samples), heads, settings, task.seed("train"))
     return zero_shot(adapters, test, heads, task.classes).accuracy
 
 

@@ -43,7 +43,6 @@ TINY = [
     "data.test_fold=3",
     "encoder.stride=16",
     "adapter.width=16",
-    "adapter.dropout=0.1",
     "adapter.hidden=32",
     "adapter.training.epochs=1",
     "adapter.training.batch_size=16",

@@ -21,7 +21,6 @@ SMALL = [
     "data.test_fold=3",
     "encoder.stride=16",
     "adapter.width=8",
-    "adapter.heads=1",
     "adapter.hidden=16",
     "adapter.training.epochs=1",
     "generator.width=16",

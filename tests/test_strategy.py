@@ -24,7 +24,7 @@ from fedgen.errors import AggregationError, ConfigError
 from fedgen.messages.checks import NodeInfo
 from fedgen.messages.samples import samples_from_record, samples_to_record
 from fedgen.models.codec import Codec
-from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.models.samples import PooledSummaries, SyntheticTokens
 from fedgen.models.settings import CodecSettings
 from fedgen.runtimes.local import LocalGrid
 from fedgen.server.aggregation import STRATEGY_CLASSES, open_strategy
@@ -161,7 +161,7 @@ def test_robust_strategies_stay_nearer_to_the_honest_average_than_fedavg(name: s
 @pytest.mark.parametrize("name", ["fedavg", "fedtrimmedavg", "fedmedian", "krum"])
 def test_the_nodes_adapters_can_teach_after_they_were_aggregated(name: str) -> None:
     def learn(
-        number: int, arrays: ArrayRecord, pool: PooledTokens, teachers: dict[int, ArrayRecord]
+        number: int, arrays: ArrayRecord, pool: PooledSummaries, teachers: dict[int, ArrayRecord]
     ) -> tuple[ArrayRecord, dict[str, float]]:
         for node, record in teachers.items():
             np.testing.assert_allclose(record["b"].numpy(), 1 + node)
@@ -203,10 +203,10 @@ def test_every_message_carries_the_round_and_the_settings() -> None:
 
 
 def test_samples_are_pooled_over_nodes_and_learned_from() -> None:
-    pools: list[PooledTokens] = []
+    pools: list[PooledSummaries] = []
 
     def learn(
-        number: int, arrays: ArrayRecord, pool: PooledTokens, teachers: dict[int, ArrayRecord]
+        number: int, arrays: ArrayRecord, pool: PooledSummaries, teachers: dict[int, ArrayRecord]
     ) -> tuple[ArrayRecord, dict[str, float]]:
         pools.append(pool)
         assert sorted(teachers) == [0, 1, 2]
@@ -215,7 +215,7 @@ def test_samples_are_pooled_over_nodes_and_learned_from() -> None:
 
     arrays, pooling = run(toy_nodes(), mode="combined", train_on_pool=learn)
     assert pools[0].counts() == pooling.federation.report.samples == dict.fromkeys(range(6), 3)
-    assert pools[0].batch(torch.arange(4)).shape == (4, *SHAPE)
+    assert [part.batch(torch.arange(2)).shape for part in pools[0].parts] == [(2, *SHAPE)] * 3
     np.testing.assert_allclose(arrays["b"].numpy(), 7.0)
     assert pooling.federation.report.global_losses == {"loss": 0.5}
 

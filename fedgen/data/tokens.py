@@ -15,6 +15,7 @@ from torch.nn import functional
 from fedgen.data.seeds import stream
 from fedgen.data.store import Store
 
+SUMMARY_VERSION = 1  # of what a summary is: another one makes another codec
 NARROW = 16  # directions in which a summary tells what is in which band
 FLOAT_LIMIT = 4 * 2**30  # bytes up to which the CPU keeps tokens in float32: converting costs more than a training step
 

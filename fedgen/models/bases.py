@@ -124,7 +124,7 @@ class Bases:
         deviation = summaries.double().std(dim=0, correction=0)
         deviation = deviation + (RIDGE * deviation.mean()).clamp(min=least)
         spread = deviation * (len(deviation) / (SUMMARY * energy)).sqrt()
-        count = torch.tensor([bands], device=cores.device)
+        count = torch.tensor([float(bands)], device=cores.device)  # as when it is loaded
         return Bases(self.positions, self.channels, self._analysis, count, spread.float())
 
     @property

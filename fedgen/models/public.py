@@ -19,7 +19,7 @@ from fedgen.data.public import open_public, public_identity
 from fedgen.data.seeds import stream
 from fedgen.data.settings import EncoderSettings
 from fedgen.data.tensors import load_tensors, save_tensors
-from fedgen.data.tokens import TokenSource
+from fedgen.data.tokens import SUMMARY_VERSION, TokenSource
 from fedgen.errors import CheckpointError, DataError
 from fedgen.models.codec import NATIVE, Codec
 from fedgen.models.moments import class_means
@@ -106,7 +106,8 @@ def codec_identity(encoder: dict[str, Any], settings: CodecSettings, lengths: Le
     """
     sizes = {name: getattr(settings, name) for name in ("channels", "positions", "components", "noise")}
     public = public_identity(settings.public)
-    return {"encoder": encoder, "public": public, **sizes, "training_length": lengths.training}
+    identity = {"encoder": encoder, "public": public, **sizes, "training_length": lengths.training}
+    return identity | {"summary": SUMMARY_VERSION}
 
 
 @lru_cache(maxsize=4)  # the nodes of one process share it

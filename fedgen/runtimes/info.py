@@ -50,7 +50,7 @@ def groups() -> Table:
         "group", "choices; the default has a star", title="configuration groups: fedgen run GROUP=CHOICE"
     )
     config = load_config([])
-    defaults = {group: getattr(config, group, None) for group in choices()} | {"adapter": "attention"}
+    defaults = {group: getattr(config, group, None) for group in choices()}
     for group, names in (choices() | launching()).items():
         chosen = defaults.get(group, "basic")
         default = chosen if isinstance(chosen, str) else getattr(chosen, "name", getattr(chosen, "kind", None))

@@ -120,7 +120,6 @@ def test_generators(modules: dict[str, Any], tmp_path: Path, capsys: pytest.Capt
         *SMALL,
         "generator.training.epochs=1",
         "codec.components=4",
-        "generator.marginals=false",
     ]
     sizes = ["--lengths", "4", "--samples", "6", "--epochs", "1", "--folds", "1", "--out", str(tmp_path)]
     benchmark([*words, *sizes, "--kinds", "gaussian", "vae"])

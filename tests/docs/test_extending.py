@@ -19,7 +19,6 @@ PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 CLASSES = ["dog", "cow", "rain", "crickets", "siren", "engine"]
 SMALL = [
     "adapter.width=16",
-    "adapter.heads=2",
     "adapter.hidden=32",
     "adapter.training.epochs=1",
     "global_training.epochs=1",

@@ -5,7 +5,7 @@ import torch
 from fedgen.data.tokens import TensorTokens
 from fedgen.evaluation.features import read_records
 from fedgen.models.codec import Codec
-from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.models.samples import SyntheticTokens
 from fedgen.models.settings import CodecSettings
 
 
@@ -17,16 +17,14 @@ def test_segments_are_means_of_stretches() -> None:
     assert records.at(records.labels == 1).flat.shape == (2, 8)
 
 
-def test_factors_give_what_multiplied_out_tokens_give() -> None:
+def test_samples_give_what_their_decoded_tokens_give() -> None:
     generator = torch.Generator().manual_seed(0)
     source = TensorTokens(torch.randn(20, 10, 6, generator=generator), torch.arange(20) % 2)
     codec = Codec.fit(source, CodecSettings(channels=4, positions=5, components=8))[0]
     samples = SyntheticTokens(codec, codec.encode_all(source), source.labels, seed=3)
-    pool = PooledTokens([samples.to("cpu"), samples.to("cpu")])
     dense = TensorTokens(samples.to("cpu").batch(torch.arange(20)), source.labels)
     expected = read_records(dense).segments
     assert torch.allclose(read_records(samples.to("cpu")).segments, expected, atol=1e-5)
-    assert torch.allclose(read_records(pool, batch_size=40).segments[:20], expected, atol=1e-5)
 
 
 def test_no_samples() -> None:

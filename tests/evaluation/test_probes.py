@@ -47,7 +47,7 @@ def test_one_class() -> None:
 
 def test_adapters_learn_from_real_clips_in_place_of_samples(task: Task, tiny: Callable[..., Config]) -> None:
     """The training clips themselves as samples: both ways are the same training."""
-    train, held_out = task.tokens(task.store.train_indices(3)), task.test_tokens()
+    train, held_out = (task.summaries(found) for found in (task.store.train_indices(3), task.test_indices))
     settings = tiny().adapter.training
     probing = AdapterTask(task.targets.heads, task.adapters, settings)
     found = adapter_probe(train, held_out, train, probing, task.classes, seed=0)

@@ -15,14 +15,12 @@ from fedgen.task import Task
 @pytest.mark.parametrize("probes", [("pooled", "segments", "adapter"), ("pooled",)])
 def test_real_clips_as_samples(task: Task, tiny: Callable[..., Config], probes: tuple[str, ...]) -> None:
     """What is handed out is the training set itself: as useful and as like as can be."""
-    sources = train, _, _ = (
-        task.tokens(task.store.train_indices(3)),
-        task.test_tokens(),
-        task.tokens(task.train_indices),
-    )
+    clips = task.store.train_indices(3), task.test_indices, task.train_indices
+    sources = train, _, _ = [task.tokens(indices) for indices in clips]
     site = Site(*(read_records(source, segments_of(*sources)) for source in sources))
+    summaries = [task.summaries(indices) for indices in clips]
     adapters = AdapterTask(task.targets.heads, task.adapters, tiny().adapter.training)
-    found = utility_report(site, task.classes, probes, sources, adapters, 0)
+    found = utility_report(site, task.classes, probes, summaries, adapters, 0)
     found |= {"fidelity": fidelity_report(site, task.classes, 0)}
     assert json.loads(json.dumps(found)) == found
     assert list(found["utility"]) == list(probes)

@@ -4,32 +4,32 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedgen.data.tokens import TensorTokens
+from fedgen.data.tokens import Summaries
 from fedgen.evaluation.zero_shot import mean_scores, zero_shot
 
 CLASSES = ["cow", "dog", "rain"]
 
 
-class FirstToken(nn.Module):
-    """Gives back the first token for every head, so that the tokens say what is predicted."""
+class Identity(nn.Module):
+    """Gives back the summary for every head, so that the summaries say what is predicted."""
 
     def __init__(self, scales: dict[str, float]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
         self.scales = scales
 
-    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
-        return {name: scale * tokens[:, 0] for name, scale in self.scales.items()}
+    def forward(self, clips: Tensor) -> dict[str, Tensor]:
+        return {name: scale * clips for name, scale in self.scales.items()}
 
 
-def source(predictions: list[int], labels: list[int]) -> TensorTokens:
-    return TensorTokens(torch.eye(3)[predictions][:, None], torch.tensor(labels))
+def source(predictions: list[int], labels: list[int]) -> Summaries:
+    return Summaries(torch.eye(3)[predictions], torch.tensor(labels))
 
 
 def test_constructed_case() -> None:
     # cow: 3 of 4 right, dog: 1 of 2, rain: never heard
     clips = source([0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 1, 1])
-    scores = zero_shot(FirstToken({"text": 2.0}), clips, {"text": torch.eye(3)}, CLASSES, batch_size=4)
+    scores = zero_shot(Identity({"text": 2.0}), clips, {"text": torch.eye(3)}, CLASSES, batch_size=4)
     assert scores.accuracy == pytest.approx(4 / 6)
     assert scores.balanced_accuracy == pytest.approx((3 / 4 + 1 / 2) / 2)
     assert scores.per_class == {"cow": 0.75, "dog": 0.5}
@@ -41,18 +41,18 @@ def test_constructed_case() -> None:
 
 def test_heads_vote_with_the_mean_of_their_cosines() -> None:
     targets = {"sure": torch.eye(3), "unsure": torch.tensor([[0.0, 1, 0], [0.6, 0.8, 0], [0, 0, 1]])}
-    # for the first token e0: cosines (1, 0, 0) and (0, 0.6, 0); the mean is nearest to cow
-    scores = zero_shot(FirstToken({"sure": 1.0, "unsure": 1.0}), source([0], [0]), targets, CLASSES)
+    # for the summary e0: cosines (1, 0, 0) and (0, 0.6, 0); the mean is nearest to cow
+    scores = zero_shot(Identity({"sure": 1.0, "unsure": 1.0}), source([0], [0]), targets, CLASSES)
     assert scores.accuracy == 1.0
     assert scores.heads["unsure"]["cosine"] == pytest.approx(0.0)
-    alone = zero_shot(FirstToken({"unsure": 1.0}), source([0], [0]), {"unsure": targets["unsure"]}, CLASSES)
+    alone = zero_shot(Identity({"unsure": 1.0}), source([0], [0]), {"unsure": targets["unsure"]}, CLASSES)
     assert alone.accuracy == 0.0
 
 
 def test_targets_of_several_tokens() -> None:
-    class Pairs(FirstToken):
-        def forward(self, tokens: Tensor) -> dict[str, Tensor]:
-            return {"clip": tokens[:, :1].expand(-1, 2, -1)}
+    class Pairs(Identity):
+        def forward(self, clips: Tensor) -> dict[str, Tensor]:
+            return {"clip": clips[:, None].expand(-1, 2, -1)}
 
     targets = {"clip": torch.eye(3)[:, None].expand(-1, 2, -1)}
     scores = zero_shot(Pairs({}), source([2, 1], [2, 0]), targets, CLASSES)
@@ -62,12 +62,12 @@ def test_targets_of_several_tokens() -> None:
 
 def test_batch_size_changes_nothing() -> None:
     clips = source([0, 1, 2, 2, 1], [0, 1, 2, 0, 2])
-    scores = [zero_shot(FirstToken({"text": 1.0}), clips, {"text": torch.eye(3)}, CLASSES, n) for n in (1, 2, 64)]
+    scores = [zero_shot(Identity({"text": 1.0}), clips, {"text": torch.eye(3)}, CLASSES, n) for n in (1, 2, 64)]
     assert scores[0] == scores[1] == scores[2]
 
 
 def test_adapters_are_evaluated_without_dropout_and_without_gradients() -> None:
-    model = FirstToken({"text": 1.0}).train()
+    model = Identity({"text": 1.0}).train()
     zero_shot(model, source([0], [0]), {"text": torch.eye(3)}, CLASSES)
     assert not model.training
     assert model.weight.grad is None
@@ -75,12 +75,12 @@ def test_adapters_are_evaluated_without_dropout_and_without_gradients() -> None:
 
 def test_no_clips_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one held-out clip"):
-        zero_shot(FirstToken({"text": 1.0}), source([], []), {"text": torch.eye(3)}, CLASSES)
+        zero_shot(Identity({"text": 1.0}), source([], []), {"text": torch.eye(3)}, CLASSES)
 
 
 def test_mean_of_several_models() -> None:
     scores = [
-        zero_shot(FirstToken({"text": 1.0}), source(predicted, [0, 1]), {"text": torch.eye(3)}, CLASSES)
+        zero_shot(Identity({"text": 1.0}), source(predicted, [0, 1]), {"text": torch.eye(3)}, CLASSES)
         for predicted in ([0, 1], [0, 0])
     ]
     mean = mean_scores(scores)

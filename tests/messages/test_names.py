@@ -40,7 +40,7 @@ from fedgen.task import prepare_task
 SECRET = "hush-8d1f"
 POISON = "${oc.env:NODE_SECRET}"
 SMALL = [
-    *("encoder.stride=16", "adapter.width=16", "adapter.heads=2", "adapter.hidden=32", "adapter.training.epochs=1"),
+    *("encoder.stride=16", "adapter.width=16", "adapter.hidden=32", "adapter.training.epochs=1"),
     *("generator.width=16", "generator.latents=4", "codec.channels=8", "codec.positions=6"),
     *("codec.components=16", "generator.training.epochs=3", "global_training.epochs=1", "threads=1"),
     *(

@@ -191,7 +191,8 @@ def test_nearest_is_what_the_accuracy_counts(recorded: Record) -> None:
     run_folder, _ = recorded("gaussian")
     folder = RunFolder(run_folder)
     saved = SavedRun.open(folder, folder.config())
-    scores = zero_shot(saved.adapters, saved.task.test_tokens(), saved.task.targets.heads, saved.classes)
+    test = saved.task.summaries(saved.task.test_indices)
+    scores = zero_shot(saved.adapters, test, saved.task.targets.heads, saved.classes)
     assert scores.accuracy == pytest.approx(folder.results()["accuracy"])
 
 

@@ -6,27 +6,28 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedgen.data.tokens import FactoredTokens, TensorTokens
+from fedgen.data.tokens import Summaries, summarise
 from fedgen.errors import ConfigError
 from fedgen.models.adapters import Adapters, build_adapters
 from fedgen.models.memory import BatchLimit
 from fedgen.models.settings import AdapterSettings, GlobalTrainingSettings, Schedule, TrainingSettings
 from fedgen.models.training import TrainingOptions, pull, target_losses, train_adapters
 
-ADAPTERS = AdapterSettings(width=8, heads=2, hidden=16, dropout=0.0)
+ADAPTERS = AdapterSettings(width=8, hidden=16, dropout=0.0)
 SETTINGS = TrainingSettings(epochs=1, lr=1e-2, batch_size=6)
 TARGETS = {"clip": torch.eye(3, 7), "t5": torch.stack([torch.eye(2, 5).roll(i, 1) for i in range(3)])}
 
 
-def source() -> TensorTokens:
+def source() -> Summaries:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(18) % 3
-    return TensorTokens(torch.randn(18, 9, 6, generator=generator) + 2 * torch.eye(3, 6)[labels][:, None], labels)
+    tokens = torch.randn(18, 9, 6, generator=generator) + 2 * torch.eye(3, 6)[labels][:, None]
+    return Summaries(summarise(tokens, bands=1), labels)
 
 
 def adapters(dropout: float = 0.0) -> Adapters:
     shapes = {name: tuple(value.shape[1:]) for name, value in TARGETS.items()}
-    return build_adapters((9, 6), shapes, replace(ADAPTERS, dropout=dropout), seed=0)
+    return build_adapters(6, shapes, replace(ADAPTERS, dropout=dropout), seed=0)
 
 
 def weights(model: Adapters) -> torch.Tensor:
@@ -74,7 +75,7 @@ def test_the_schedule_of_several_calls_is_that_of_one(calls: int) -> None:
 def test_training_on_from_the_moments_is_one_long_training() -> None:
     """With a single clip, where there is no order, two calls of one epoch are one call of two."""
     settings = replace(SETTINGS, warmup=0.0)
-    clip = TensorTokens(source().tokens[:1], source().labels[:1])
+    clip = Summaries(source().values[:1], source().labels[:1])
     whole, pieces, forgetful = adapters(), adapters(), adapters()
     _, long = train_adapters(whole, clip, TARGETS, replace(settings, epochs=2), seed=0)
     _, state = train_adapters(pieces, clip, TARGETS, settings, seed=0, options=TrainingOptions(Schedule(0, 2)))
@@ -91,10 +92,10 @@ def test_training_on_from_the_moments_is_one_long_training() -> None:
 def test_moments_have_names_and_count_on() -> None:
     model = adapters()
     _, state = train_adapters(model, source(), TARGETS, SETTINGS, seed=0)
-    assert float(state["step.tokens.position"]) == 3
+    assert float(state["step.narrow.weight"]) == 3
     assert set(state) == {f"{m}.{n}" for n, _ in model.named_parameters() for m in ("step", "exp_avg", "exp_avg_sq")}
     _, state = train_adapters(model, source(), TARGETS, SETTINGS, seed=1, optimizer_state=state)
-    assert float(state["step.tokens.position"]) == 6
+    assert float(state["step.narrow.weight"]) == 6
 
 
 def test_the_proximal_term_holds_the_weights_back() -> None:
@@ -126,7 +127,7 @@ def test_the_proximal_term_is_half_mu_times_the_squared_distance() -> None:
 
 def predictions(model: Adapters) -> torch.Tensor:
     with torch.no_grad():
-        return torch.cat([output.flatten(1) for output in model(source().tokens).values()], dim=1)
+        return torch.cat([output.flatten(1) for output in model(source().values).values()], dim=1)
 
 
 @pytest.mark.parametrize("mu", [0.0, 10.0])
@@ -143,13 +144,13 @@ def test_small_parts_of_a_batch_learn_what_the_whole_batch_learns(rows: int, mu:
     torch.testing.assert_close(predictions(parts), predictions(whole), rtol=1e-3, atol=1e-4)
 
 
-class Scarce(TensorTokens):
-    """Tokens on a device that has memory for two sequences at a time."""
+class Scarce(Summaries):
+    """Summaries on a device that has memory for two at a time."""
 
-    def batch(self, indices: torch.Tensor) -> torch.Tensor:
+    def summaries(self, indices: torch.Tensor) -> torch.Tensor:
         if len(indices) > 2:
             raise torch.OutOfMemoryError
-        return super().batch(indices)
+        return super().summaries(indices)
 
 
 def test_out_of_memory_halves_the_batch_and_repeats_the_step(caplog: pytest.LogCaptureFixture) -> None:
@@ -157,7 +158,7 @@ def test_out_of_memory_halves_the_batch_and_repeats_the_step(caplog: pytest.LogC
     expected, state = train_adapters(undisturbed, source(), TARGETS, SETTINGS, seed=0)
     limit = BatchLimit()
     with caplog.at_level(logging.WARNING):
-        scarce = Scarce(source().tokens, source().labels)
+        scarce = Scarce(source().values, source().labels)
         losses, moments = train_adapters(
             disturbed, scarce, TARGETS, SETTINGS, seed=0, options=TrainingOptions(limit=limit)
         )
@@ -168,16 +169,16 @@ def test_out_of_memory_halves_the_batch_and_repeats_the_step(caplog: pytest.LogC
     assert limit.rows == 1  # for the rest of the training too
     assert losses == pytest.approx(expected, rel=1e-4)
     torch.testing.assert_close(predictions(disturbed), predictions(undisturbed), rtol=1e-3, atol=1e-4)
-    assert moments["step.tokens.position"] == state["step.tokens.position"] == 3  # no step was taken twice
+    assert moments["step.narrow.weight"] == state["step.narrow.weight"] == 3  # no step was taken twice
 
 
 def test_what_does_not_fit_at_all_is_an_error() -> None:
-    class Full(TensorTokens):
-        def batch(self, indices: torch.Tensor) -> torch.Tensor:
+    class Full(Summaries):
+        def summaries(self, indices: torch.Tensor) -> torch.Tensor:
             raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        train_adapters(adapters(), Full(source().tokens, source().labels), TARGETS, SETTINGS, seed=0)
+        train_adapters(adapters(), Full(source().values, source().labels), TARGETS, SETTINGS, seed=0)
 
 
 def test_an_output_of_another_shape_is_refused() -> None:
@@ -198,21 +199,6 @@ def test_losses_by_hand() -> None:
     assert float(none) == pytest.approx(1.0)  # an output of zeros misses the whole mean square
     scaled = target_losses({"clip": torch.zeros(2, 7)}, {"clip": 9 * TARGETS["clip"]}, labels, squared)["clip"]
     assert float(scaled) == pytest.approx(1.0)
-
-
-def test_factored_sources_train_as_dense_ones() -> None:
-    class Factored(TensorTokens):
-        """Dense tokens as trivial factors."""
-
-        def factors(self, indices: torch.Tensor) -> FactoredTokens:
-            return FactoredTokens(
-                torch.eye(9)[None], torch.eye(6)[None], self.batch(indices), torch.zeros(len(indices), dtype=torch.long)
-            )
-
-    dense, factored = adapters(), adapters()
-    train_adapters(dense, source(), TARGETS, SETTINGS, seed=0)
-    train_adapters(factored, Factored(source().tokens, source().labels), TARGETS, SETTINGS, seed=0)
-    torch.testing.assert_close(weights(factored), weights(dense), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "lr", "clip", "temperature"])

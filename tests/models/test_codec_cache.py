@@ -138,13 +138,17 @@ def test_the_same_sounds_in_another_folder_are_the_same_codec(sizes: CodecSettin
     assert len(files(tmp_path)) == 2
 
 
-def test_into_how_many_tokens_it_decodes_is_not_part_of_the_identity(sizes: CodecSettings) -> None:
+def test_into_how_many_tokens_it_decodes_is_not_part_of_the_identity_and_what_a_summary_is_is(
+    sizes: CodecSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoder = open_encoder(ENCODER).identity()
     known = codec_identity(encoder, sizes, Lengths(8))
     assert known == codec_identity(encoder, sizes, Lengths(8, 30, "learned"))
     assert known != codec_identity(encoder, sizes, Lengths(9))
     assert str(known["public"]).startswith("sha256:")
     assert codec_identity(encoder, SIZES, Lengths())["public"] == f"synthesised, version {VERSION}"
+    monkeypatch.setattr("fedgen.models.public.SUMMARY_VERSION", 0)
+    assert known != codec_identity(encoder, sizes, Lengths(8))
 
 
 def opened(home: str, sizes: CodecSettings, barrier: "multiprocessing.synchronize.Barrier", told: Path) -> None:

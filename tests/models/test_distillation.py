@@ -10,7 +10,7 @@ from federations import Federate
 from torch import Tensor
 
 from fedgen.config.settings import Config
-from fedgen.data.tokens import FactoredTokens, TensorTokens
+from fedgen.data.tokens import Summaries, summarise
 from fedgen.errors import ConfigError
 from fedgen.models.adapters import Adapters, build_adapters
 from fedgen.models.settings import AdapterSettings, GlobalTrainingSettings
@@ -24,11 +24,11 @@ COUNTS = {0: {0: 30, 1: 10}, 3: {1: 30, 2: 5}}  # nobody has class 3
 
 
 def adapters(seed: int) -> Adapters:
-    return build_adapters((9, 6), SHAPES, AdapterSettings(width=8, heads=2, hidden=16, dropout=0.0), seed)
+    return build_adapters(6, SHAPES, AdapterSettings(width=8, hidden=16, dropout=0.0), seed)
 
 
-def tokens(count: int = 8) -> Tensor:
-    return torch.randn(count, 9, 6, generator=torch.Generator().manual_seed(1))
+def clips(count: int = 8) -> Tensor:
+    return summarise(torch.randn(count, 9, 6, generator=torch.Generator().manual_seed(1)), bands=1)
 
 
 def teachers(weight: float = 0.5) -> Teachers:
@@ -38,8 +38,8 @@ def teachers(weight: float = 0.5) -> Teachers:
 @torch.no_grad()
 def test_each_teacher_is_asked_about_its_own_classes_and_counts_by_its_clips() -> None:
     labels = torch.tensor([0, 1, 2, 3, 1, 0, 2, 3])
-    found = teachers().outputs(tokens(), labels)
-    first, second = adapters(1)(tokens()), adapters(2)(tokens())
+    found = teachers().outputs(clips(), labels)
+    first, second = adapters(1)(clips()), adapters(2)(clips())
     for name in SHAPES:
         torch.testing.assert_close(found[name][labels == 0], first[name][labels == 0])
         torch.testing.assert_close(found[name][labels == 2], second[name][labels == 2])
@@ -51,31 +51,22 @@ def test_each_teacher_is_asked_about_its_own_classes_and_counts_by_its_clips() -
 def test_a_sample_without_a_teacher_teaches_nothing() -> None:
     student = adapters(5)
     labels = torch.full((8,), 3)
-    losses = teachers().losses(student(tokens()), tokens(), labels, TARGETS)
+    losses = teachers().losses(student(clips()), clips(), labels, TARGETS)
     losses.sum().backward()
     assert losses.tolist() == [0, 0]
     assert all(p.grad is None or not p.grad.any() for p in student.parameters())
 
 
-def test_factored_tokens_are_taught_as_dense_ones() -> None:
-    generator = torch.Generator().manual_seed(4)
-    positions, channels = torch.randn(2, 9, 3, generator=generator), torch.randn(2, 6, 2, generator=generator)
-    factors = FactoredTokens(positions, channels, torch.randn(8, 3, 2, generator=generator), torch.arange(8) % 2)
-    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
-    for name, output in teachers().outputs(factors, labels).items():
-        torch.testing.assert_close(output, teachers().outputs(factors.dense(), labels)[name], atol=1e-5, rtol=1e-4)
-
-
 def test_a_student_of_one_teacher_becomes_like_it_and_the_teacher_stays() -> None:
     teacher = adapters(1)
     weights = {name: value.clone() for name, value in teacher.state_dict().items()}
-    source = TensorTokens(tokens(40), torch.arange(40) % 2)
+    source = Summaries(clips(40), torch.arange(40) % 2)
     settings = GlobalTrainingSettings(name="distil", epochs=60, lr=1e-2, batch_size=8, weight_decay=0)
     taught = Teachers(adapters(9), {0: weights}, {0: {0: 1, 1: 1}}, 4, weight=1.0)
 
     def distance(student: Adapters) -> float:
         with torch.no_grad():
-            return sum(float((student(tokens(40))[n] - teacher(tokens(40))[n]).square().mean()) for n in SHAPES)
+            return sum(float((student(clips(40))[n] - teacher(clips(40))[n]).square().mean()) for n in SHAPES)
 
     student = adapters(5)
     before = distance(student)
@@ -85,7 +76,7 @@ def test_a_student_of_one_teacher_becomes_like_it_and_the_teacher_stays() -> Non
 
 
 def test_its_weight_decides_between_teachers_and_targets() -> None:
-    source = TensorTokens(tokens(12), torch.arange(12) % 3)
+    source = Summaries(clips(12), torch.arange(12) % 3)
     settings = GlobalTrainingSettings(name="distil", epochs=1, lr=1e-9, batch_size=12)
 
     def loss(weight: float | None) -> float:

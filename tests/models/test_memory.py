@@ -84,7 +84,7 @@ def test_a_task_holds_or_reads_its_tokens_as_the_plan_says(tiny: Callable[..., C
     clips = high.parts[0]
     assert isinstance(high.tokens(clips), TensorTokens)
     assert isinstance(low.tokens(clips), MappedTokens)
-    assert isinstance(low.test_tokens(), MappedTokens)
+    assert isinstance(low.tokens(low.test_indices), MappedTokens)
     whole = torch.arange(len(clips))
     assert torch.equal(high.tokens(clips).batch(whole), low.tokens(clips).batch(whole))
 
@@ -102,12 +102,12 @@ def test_low_learns_what_high_learns(tiny: Callable[..., Config]) -> None:
         config = tiny(f"memory={level}", "adapter.dropout=0.0", "adapter.training.epochs=2")
         task = prepare_task(config)
         adapters = task.adapters()
-        source, heads = task.tokens(task.parts[0]), task.targets.heads
+        source, heads = task.summaries(task.parts[0]), task.targets.heads
         training = replace(config.adapter.training, batch_size=10)  # parts of 8 and 2
         losses[level], _ = train_adapters(
             adapters, source, heads, training, 0, options=TrainingOptions(limit=BatchLimit(task.memory.rows))
         )
-        scores[level] = zero_shot(adapters, task.test_tokens(), heads, task.classes)
+        scores[level] = zero_shot(adapters, task.summaries(task.test_indices), heads, task.classes)
     assert losses["low"] == pytest.approx(losses["high"], rel=1e-4)
     assert scores["low"].accuracy == scores["high"].accuracy
     for head, values in scores["high"].heads.items():

@@ -4,16 +4,17 @@ import pytest
 import torch
 
 from fedgen.data.seeds import seeded
-from fedgen.data.tokens import TensorTokens
+from fedgen.data.tokens import Summaries, TensorTokens, summary_size
 from fedgen.errors import DataError
 from fedgen.models.codec import Codec
-from fedgen.models.samples import PooledTokens, SyntheticTokens
+from fedgen.models.samples import PooledSummaries, SyntheticTokens
 from fedgen.models.settings import CodecSettings, Lengths
 
 
-def synthetic(count: int, seed: int = 0, noise: bool = True, length: int = 6, positions: int = 4) -> SyntheticTokens:
-    tokens = torch.randn(20, length, 5, generator=torch.Generator().manual_seed(seed))
-    codec = Codec.fit(TensorTokens(tokens, torch.zeros(20)), CodecSettings(4, positions, 3, noise=noise))[0]
+def synthetic(count: int, seed: int = 0, noise: bool = True, bands: int = 0) -> SyntheticTokens:
+    tokens = torch.randn(20, 6, 5, generator=torch.Generator().manual_seed(seed))
+    settings = CodecSettings(4, 4, 3, noise=noise)
+    codec = Codec.fit(TensorTokens(tokens, torch.zeros(20)), settings, bands=bands)[0]
     return SyntheticTokens(codec, torch.randn(count, codec.size), torch.arange(count) % 2, seed)
 
 
@@ -28,46 +29,38 @@ def test_batches_are_decoded_rows_with_seeded_noise() -> None:
     torch.testing.assert_close(silent.batch(indices), silent.codec.decode(silent.latents[indices]))
 
 
+@pytest.mark.parametrize("length", [4, 6, 20])
+def test_segments_are_means_of_decoded_tokens(length: int) -> None:
+    """Also where samples are of another length than the clips."""
+    source = TensorTokens(torch.randn(20, 9, 5, generator=torch.Generator().manual_seed(9)), torch.zeros(20))
+    codec = Codec.fit(source, CodecSettings(5, 3, 9), Lengths(3, length, "cubic"))[0]
+    samples = SyntheticTokens(codec, torch.randn(6, codec.size), torch.zeros(6), seed=2)
+    indices = torch.tensor([4, 0, 2])
+    tokens = samples.to("cpu").batch(indices)
+    expected = torch.stack([part.mean(dim=1) for part in tokens.tensor_split(4, dim=1)], dim=1)
+    torch.testing.assert_close(samples.segments(indices, 4), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_summaries_have_noise_of_their_own_that_starts_anew() -> None:
+    samples, rows = synthetic(6, bands=2), torch.tensor([3, 1, 1])
+    found = samples.summaries(rows)
+    assert found.shape == (3, summary_size(5, 2))
+    assert not torch.equal(found[1], found[2])
+    assert torch.equal(found, samples.to("cpu").summaries(rows))
+    silent = synthetic(6, noise=False, bands=2)
+    torch.testing.assert_close(silent.summaries(rows), silent.codec.summaries(silent.latents[rows]))
+
+
 def test_a_pool_returns_each_row_from_its_source() -> None:
-    parts = [
-        synthetic(3, seed=0, noise=False),
-        synthetic(1, seed=1, noise=False, positions=2),
-        synthetic(4, seed=2, noise=False),
-    ]
-    pool = PooledTokens(parts)
-    assert len(pool) == 8
-    indices = torch.tensor([7, 0, 3, 4, 2, 0])
-    whole = torch.cat([part.batch(torch.arange(len(part))) for part in parts])
-    torch.testing.assert_close(pool.batch(indices), whole[indices])
-    assert pool.labels.tolist() == torch.cat([part.labels for part in parts]).tolist()
-    assert pool.counts() == {0: 5, 1: 3}
-
-
-def test_factors_are_the_tokens_and_project_like_them() -> None:
-    weight = torch.randn(3, 5)
-    pool = PooledTokens([synthetic(3, seed=0, noise=False), synthetic(2, seed=1, noise=False)])
-    for source in (pool, pool.parts[0]):
-        indices = torch.tensor([1, 0, 2])
-        tokens = source.batch(indices)
-        torch.testing.assert_close(source.factors(indices).dense(), tokens)
-        torch.testing.assert_close(source.factors(indices).project(weight), tokens @ weight.T)
-
-
-def resampled(count: int) -> SyntheticTokens:
-    tokens = torch.randn(20, 9, 5, generator=torch.Generator().manual_seed(9))
-    settings = CodecSettings(5, 3, 15, noise=False)
-    codec = Codec.fit(TensorTokens(tokens, torch.zeros(20)), settings, Lengths(3, 6, "cubic"))[0]
-    return SyntheticTokens(codec, torch.randn(count, codec.size), torch.zeros(count))
-
-
-def test_samples_of_another_length_are_factors_too_and_pool_with_others() -> None:
-    parts = [resampled(3), synthetic(2, noise=False)]
-    pool, indices, weight = PooledTokens(parts), torch.tensor([4, 0, 2]), torch.randn(3, 5)
-    whole = torch.cat([part.batch(torch.arange(len(part))) for part in parts])
-    torch.testing.assert_close(pool.batch(indices), whole[indices])
-    for source in (pool, parts[0]):
-        tokens = source.batch(torch.tensor([2, 1]))
-        torch.testing.assert_close(source.factors(torch.tensor([2, 1])).project(weight), tokens @ weight.T)
+    parts = [synthetic(count, seed, noise=False, bands=2) for seed, count in enumerate((3, 0, 1, 4))]
+    clips = Summaries(torch.randn(2, summary_size(5, 2)), torch.tensor([1, 4]))
+    pool = PooledSummaries([*parts, clips])
+    assert len(pool) == 10
+    whole = torch.cat([part.summaries(torch.arange(len(part))) for part in (*parts, clips)])
+    for order in ([7, 0, 3, 9, 4, 2, 0, 8], list(range(10)), [5]):
+        torch.testing.assert_close(pool.summaries(torch.tensor(order)), whole[order])
+    assert pool.labels.tolist() == torch.cat([part.labels for part in (*parts, clips)]).tolist()
+    assert pool.counts() == {0: 5, 1: 4, 4: 1}
 
 
 def test_statistics_are_of_the_decoded_tokens() -> None:
@@ -87,14 +80,6 @@ def test_statistics_leave_the_samples_as_they_are() -> None:
     assert samples.statistics() == samples.statistics()
     assert torch.equal(samples.batch(torch.arange(10)), twin.batch(torch.arange(10)))
     assert synthetic(0).statistics() == {"counts": {}}
-
-
-def test_a_pool_needs_samples_of_one_shape() -> None:
-    short = synthetic(2, length=4)
-    assert len(PooledTokens([synthetic(0), short])) == 2
-    for parts in ([synthetic(0)], [synthetic(1), short]):
-        with pytest.raises(ValueError, match="one shape"):
-            PooledTokens(parts)
 
 
 def test_seeds_depend_on_the_whole_path() -> None:

@@ -226,7 +226,7 @@ def test_federated_averaging_is_private_too(
 
     monkeypatch.setattr("fedgen.node.node.train_adapters", spy)
     results = federate(private(tiny, "mode=federate"), tmp_path)
-    assert set(seen) == {"PooledTokens"}
+    assert set(seen) == {"PooledSummaries"}
     assert results["privacy"]["nodes"]
 
 

@@ -29,7 +29,7 @@ def test_standalone_is_the_mean_of_nodes_that_never_meet(
         for round_number in (1, 2):
             node = Node.open(NodeData(task, number), tmp_path / "alone")
             adapters.load_state_dict(node.train(adapters.state_dict(), round_number, phase)[0])
-        scores.append(zero_shot(adapters, task.test_tokens(), task.targets.heads, task.classes))
+        scores.append(zero_shot(adapters, task.summaries(task.test_indices), task.targets.heads, task.classes))
     assert results["accuracy"] == mean_scores(scores).accuracy
     assert results["heads"] == mean_scores(scores).heads
     assert [entry["round"] for entry in results["history"]] == [1, 2]

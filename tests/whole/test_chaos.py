@@ -117,9 +117,8 @@ def test_a_node_that_raises_and_one_that_sends_what_is_not_finite(
         made.start_link()
         for number in range(3):
             made.start_node(number, f'store="{damaged}"' if number == 2 else "")
-        tokens_themselves = ["adapter.projection.channels=0", "synthesis.fill=0"]
         rounds_of = ["mode=federate", "rounds=3", "strategy.wait=120", "strategy.min_nodes=1", f"run_dir={run}"]
-        made.submit([*tiny_overrides, *tokens_themselves, *rounds_of])
+        made.submit([*tiny_overrides, *rounds_of])
         made.until(lambda: 1 in rounds(run), "round 1 is finished")
         optimizer = made.home(1) / "state" / "run" / "state" / "node1" / "optimizer"
         while not optimizer.is_file():  # where a folder was: nothing can be saved from now on

@@ -16,7 +16,6 @@ EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*
 SMALL = [
     "encoder.stride=16",
     "adapter.width=16",
-    "adapter.heads=2",
     "adapter.hidden=32",
     "adapter.training.epochs=1",
     "generator.width=16",

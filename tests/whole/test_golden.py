@@ -32,14 +32,12 @@ MODES = {
 }
 KINDS = {kind: ["mode=combined", f"generator={kind}"] for kind in ("vae", "conditioned_vae", "multimodal_vae", "gan")}
 PARTS = {
-    "marginals": ["data.clips_per_class=24"],  # classes of few clips have none
-    "no marginals": ["generator.marginals=false"],
-    "public covariance": ["generator.covariance=public", "generator.marginals=false"],
+    "public covariance": ["generator.covariance=public"],
     "shared": ["sharing=shared", "generator=vae", "partition=iid"],
     "distilled": ["global_training=distil"],
     "private": ["privacy.name=dp", "privacy.epsilon=8", "privacy.delta=0.01", "privacy.seed=1"],
     "samples alone": ["strategy.send=samples"],
-    "longer": ["generator.output_length=12", "synthesis.fill=0"],
+    "longer": ["generator.output_length=12"],
 }
 BATCHES = ["adapter.training.batch_size=2", "adapter.training.epochs=2"]  # enough steps for a schedule
 TRAINING = {  # each option alone changes figures

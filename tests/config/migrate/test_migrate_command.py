@@ -107,7 +107,7 @@ def test_every_documented_command_works(folder: Path, capsys: pytest.CaptureFixt
     Path("old.json").write_text(BLOCKS[0])
     write_esc50(Path("data/ESC-50"), ["dog", "cow", "rain", "crickets"])
     small = ["rounds=1", "encoder.stride=16", "generator.training.epochs=2", "adapter.training.epochs=1", "threads=1"]
-    small += ["adapter.width=16", "adapter.heads=2", "adapter.hidden=32", "generator.width=16", "generator.latents=4"]
+    small += ["adapter.width=16", "adapter.hidden=32", "generator.width=16", "generator.latents=4"]
     commands = [line for text in BLOCKS for line in text.splitlines() if line.startswith("fedgen ")]
     assert [line.split()[1] for line in commands] == ["migrate", "run", "migrate", "run"]
     for number, line in enumerate(commands):

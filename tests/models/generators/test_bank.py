@@ -10,7 +10,6 @@ from fedgen.data.targets import Conditions
 from fedgen.data.tokens import TensorTokens
 from fedgen.errors import ConfigError, DataError
 from fedgen.models.generators.bank import Bank, slots
-from fedgen.models.public import PublicSpace
 from fedgen.models.settings import GRANULARITIES, GeneratorSettings, GeneratorTraining, GranularitySettings
 
 NAMES = ["cow", "dog", "rain", "wind", "siren"]
@@ -96,42 +95,6 @@ def test_a_later_fit_trains_on() -> None:
     first = generators.fit(source(), seed=0)
     second = generators.fit(source(), seed=1)
     assert second[0]["reconstruction"] < 0.8 * first[0]["reconstruction"]
-
-
-@pytest.mark.parametrize("kind", ["gaussian", "vae"])
-def test_marginals_map_the_samples_of_every_generator(kind: str) -> None:
-    plain, mapped = (Bank(replace(SETTINGS, kind=kind, marginals=used), *rest()) for used in (False, True))
-    for made in (plain, mapped):
-        made.fit(source(), seed=0)
-    counts = {0: 5, 1: 5}
-    drawn = plain.sample(counts, seed=1).latents
-    matched = [
-        mapped.marginals[NAMES[label]].match(plain.codec, label, part) for label, part in enumerate(drawn.split(5))
-    ]
-    assert mapped.sample(counts, seed=1).latents.equal(torch.cat(matched))
-    assert not torch.cat(matched).equal(drawn)
-
-
-def test_marginals_are_measured_again_only_for_a_generator_that_changed() -> None:
-    made = {kind: Bank(replace(SETTINGS, kind=kind, marginals=True), *rest()) for kind in ("gaussian", "vae")}
-    for kind, bank in made.items():
-        bank.fit(source(), seed=0)
-        before = dict(bank.marginals)
-        bank.fit(source(), seed=1)
-        kept = [bank.marginals[key] is marginals for key, marginals in before.items()]
-        assert kept == [kind == "gaussian"] * 3
-    same = made["gaussian"]
-    before = dict(same.marginals)
-    same.fit(source(count=57), seed=1)
-    assert not [key for key, marginals in before.items() if same.marginals[key] is marginals]
-    same.settings = replace(same.settings, marginals=False)
-    same.fit(source(), seed=1)
-    assert same.marginals == {}
-
-
-def rest() -> tuple[GranularitySettings, list[str], PublicSpace, Conditions]:
-    """Return what else a bank needs."""
-    return GranularitySettings("per_class", GROUPS), NAMES, SPACE, Conditions({"text": torch.eye(len(NAMES))})
 
 
 def test_whatever_a_bank_is_fitted_to_the_codec_stays_the_public_one() -> None:
