@@ -11,6 +11,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 
 from fedgen.config.compose import from_yaml, load_config
 from fedgen.config.phases import MODES, Phase, plan, uses_samples
@@ -85,7 +86,8 @@ class Server:
         self.federation = Federation(grid, task.config, self._note_nodes)
         self.pool = self._new_pool() if uses_samples(self.config.phase_list) else None
         self.sharing = self._shared_generators()
-        self.sums = Sums(task) if any(MODES[phase.mode].sums for phase in self.config.phase_list) else None
+        exact = any(MODES[phase.mode].sums for phase in self.config.phase_list)
+        self.sums = Sums(task, self.federation) if exact else None
         self.finished = self._load_earlier() if self.config.checkpoint.load and not state else 0
         if state is not None:
             self._load_state(state)
@@ -143,14 +145,16 @@ class Server:
 
     def _strategy(self, phase: Phase, done: int) -> SyntheticPooling:
         """Return the strategy of a phase, as it was after ``done`` of its rounds."""
-        inner = open_strategy(self.config.strategy, self.config.min_nodes)
+        inner: Strategy = open_strategy(self.config.strategy, self.config.min_nodes)
+        if self.sums is not None and phase.mode.sums:
+            inner = self.sums
         if self.pool is not None and phase.mode.synthesizes:
             if not done:
                 self.pool = self._new_pool()
             if self.config.global_training.name != "none":
                 self.pool.learn = partial(train_on_pool, self.task, phase, self.federation.nodes)
         strategy = SyntheticPooling(
-            inner, phase, self.federation, self.pool if phase.mode.synthesizes else None, self.sharing, self.sums
+            inner, phase, self.federation, self.pool if phase.mode.synthesizes else None, self.sharing
         )
         if self.state is not None and done:
             strategy.load(self.state)

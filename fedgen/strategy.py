@@ -46,7 +46,6 @@ class SyntheticPooling(Strategy):
     federation: Federation  # the nodes; it counts the rounds
     pool: SamplePool | None = None  # needed where the phase makes samples
     sharing: SharedGenerators | None = None  # generators that nodes share; by default each node has its own
-    sums: Sums | None = None  # of mode=analytic: makes adapters of the nodes' sums
     sent: ArrayRecord = field(default_factory=ArrayRecord, init=False)  # the adapters that the round started from
     # the adapters in the replies, by partition id; empty where no adapters leave the nodes
     received: dict[int, ArrayRecord] = field(default_factory=dict, init=False)
@@ -54,8 +53,9 @@ class SyntheticPooling(Strategy):
 
     @property
     def averages(self) -> bool:
-        """Whether adapters come from the nodes."""
-        return self.phase.mode.trains_adapters and self.federation.config.strategy.send == "all"
+        """Whether adapters, or sums that make some, come from the nodes."""
+        mode = self.phase.mode
+        return (mode.trains_adapters or mode.sums) and self.federation.config.strategy.send == "all"
 
     def summary(self) -> None:
         """Log the settings of the wrapped strategy."""
@@ -97,11 +97,6 @@ class SyntheticPooling(Strategy):
         good = self._checked(replies)
         # before the inner strategy: some take the arrays out of the replies
         self.received = {n: ArrayRecord(dict(r.message.content["arrays"])) for n, r in good.items() if self.averages}
-        if self.phase.mode.sums and self.sums is not None:
-            show_step("solving")
-            solved = self.sums.take({n: reply.message for n, reply in good.items()})
-            self.federation.report.seconds = time.monotonic() - self._started
-            return solved, None
         arrays, metrics = self._averaged([reply.message for reply in good.values()])
         if self.sharing is not None and self.phase.mode.generators is Generators.TRAIN:
             self._note_losses(self.sharing.round(self.federation))
@@ -136,11 +131,10 @@ class SyntheticPooling(Strategy):
     def _checked(self, replies: Iterable[Message]) -> dict[int, TrainingReply]:
         """Return the good replies by partition id, and note what they report."""
         federation, sent = self.federation, self.sent if self.averages else ArrayRecord()
-        if self.phase.mode.sums and self.sums is not None:
-            sent = self.sums.expected
+        sent = self.inner.expected if isinstance(self.inner, Sums) else sent
         rules, report = federation.config.strategy, federation.report
         good = federation.collect(replies, federation.active, lambda node, reply: read_training(node, reply, sent))
-        if rules.max_change is not None and self.averages:
+        if rules.max_change is not None and not self.phase.mode.sums:
             norms = {number: reply.norm for number, reply in good.items()}
             for number, why in norm_outliers(norms, sent, rules.max_change).items():
                 del good[number]

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from fedgen.messages.masks import SUMS
 from fedgen.models.adapters import Adapters
 from fedgen.models.analytic import set_adapters, solve, sums_size
 from fedgen.runs.folder import RunState
+from fedgen.server.federation import Federation
 from fedgen.task import Task
 
 TOTAL = "all"  # names the sum over nodes where secure aggregation hides the nodes' own
 
 
-@dataclass(eq=False)
-class Sums:
-    """Sums of the nodes, by partition id, or their total."""
+class Sums(FedAvg):
+    """A strategy that solves for the adapters, in place of averaging them; it keeps the nodes' sums, or their total.
 
-    task: Task
-    parts: dict[str, Tensor] = field(default_factory=dict)  # int64
+    Raises
+    ------
+    ConfigError
+        The adapters are too small for a solution: said before any exchange.
+    """
 
-    def __post_init__(self) -> None:
-        self._written(torch.zeros(self.size, dtype=torch.int64))  # what cannot be written is said before any exchange
+    def __init__(self, task: Task, federation: Federation | None = None) -> None:
+        least = task.config.min_nodes
+        super().__init__(fraction_evaluate=0.0, min_train_nodes=least, min_available_nodes=least)
+        self.task, self.federation = task, federation
+        self.parts: dict[str, Tensor] = {}  # int64, by partition id
+        self._written(torch.zeros(self.size, dtype=torch.int64))
 
     @property
     def size(self) -> int:
@@ -40,14 +47,18 @@ class Sums:
         """What a reply must look like."""
         return ArrayRecord({SUMS: Array(np.zeros(self.size, np.int64))})
 
-    def take(self, replies: Mapping[int, Message]) -> ArrayRecord:
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Keep the sums in ``replies``, and return the adapters that they make."""
-        found = {n: torch.from_numpy(r.content.array_records["arrays"][SUMS].numpy()) for n, r in replies.items()}
+        assert self.federation is not None
+        found = {reply.metadata.src_node_id: reply.content.array_records["arrays"][SUMS].numpy() for reply in replies}
         if self.task.config.strategy.secure.used:  # every reply has the total in place of its own
-            self.parts = {TOTAL: next(iter(found.values()))}
+            self.parts = {TOTAL: torch.from_numpy(next(iter(found.values())))}
         else:
-            self.parts = {str(number): own for number, own in found.items()}
-        return self.adapters()
+            numbers = {node: str(self.federation.nodes[node].partition_id) for node in found}
+            self.parts = {numbers[node]: torch.from_numpy(own) for node, own in found.items()}
+        return self.adapters(), None
 
     def adapters(self) -> ArrayRecord:
         """Return the adapters of the sum of all parts."""
