@@ -21,11 +21,13 @@ from fedgen.config.settings import Config
 from fedgen.data.tensors import load_tensors
 
 FILE = Path(__file__).with_name("golden.json")
+ADAPTERS = "checkpoints/adapters.safetensors"
 WRITE = os.environ.get("FEDGEN_GOLDEN") == "write"
 MODES = {
     "combined": ["mode=combined", "rounds=2"],
     "one_shot": ["mode=one_shot"],
     "federate": ["mode=federate", "rounds=2"],
+    "analytic": ["mode=analytic"],
     "standalone": ["mode=standalone", "rounds=2"],
     "centralised": ["mode=centralised", "rounds=2"],
     "generators, then samples": ["phases=[{mode: train_generators, rounds: 2}, {mode: generate, rounds: 1}]"],
@@ -59,10 +61,10 @@ def summary(folder: Path, results: dict[str, Any]) -> dict[str, float]:
     for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         metrics = json.loads(line)
         found |= {f"round {metrics['round']} {name}": metrics[name] for name in metrics if name.endswith("loss")}
-    if (folder / "adapters.safetensors").is_file():
-        weights, _ = load_tensors(folder / "adapters.safetensors")
+    if (folder / ADAPTERS).is_file():
+        weights, _ = load_tensors(folder / ADAPTERS)
         found |= {f"norm of {name}": float(value.double().norm()) for name, value in weights.items() if value.ndim > 1}
-    pool = load_run(folder).pool if (folder / "adapters.safetensors").is_file() else {}
+    pool = load_run(folder).pool if (folder / ADAPTERS).is_file() else {}
     for node, samples in pool.items():
         for label in samples.labels.unique().tolist():
             latents = samples.latents[samples.labels == label].double()
