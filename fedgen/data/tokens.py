@@ -84,7 +84,7 @@ def summarise(tokens: Tensor, bands: int) -> Tensor:
     means = rows.mean(dim=1)  # (B, T, D)
     parts = [means.mean(dim=1), rows.amax(dim=(1, 2)), means.amax(dim=1)]
     parts += [narrow.mean(dim=2).flatten(1), narrow.amax(dim=2).flatten(1)]
-    return torch.cat([functional.layer_norm(part.float(), part.shape[1:]) for part in parts], dim=1)
+    return torch.cat([functional.layer_norm(part.float(), part.shape[1:], eps=1e-8) for part in parts], dim=1)
 
 
 def summary_size(width: int, bands: int) -> int:

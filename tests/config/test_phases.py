@@ -14,6 +14,7 @@ TABLE = {
     "generate": (True, "load", True, True),
     "combined": (True, "train", True, True),
     "one_shot": (True, "train", True, True),
+    "analytic": (False, "none", False, True),
     "standalone": (True, "none", False, False),
     "centralised": (True, "none", False, False),
 }
@@ -23,6 +24,7 @@ def test_the_mode_table() -> None:
     found = {m.name: (m.trains_adapters, m.generators.value, m.synthesizes, m.federated) for m in MODES.values()}
     assert found == TABLE
     assert [mode.name for mode in MODES.values()] == list(MODES)
+    assert [mode.name for mode in MODES.values() if mode.sums] == ["analytic"]
 
 
 def test_one_shot_is_one_round_and_says_what_it_was() -> None:

@@ -79,7 +79,7 @@ def test_moments_are_on_disk(task: Task, tmp_path: Path) -> None:
         weights, _ = opened(task, 0, tmp_path).train(weights, round_number, PHASE)
         state, metadata = load_tensors(tmp_path / f"state/node0/optimizer/round_{round_number}.safetensors")
         assert metadata == {"round": round_number}
-        assert float(state["step.tokens.position"]) == round_number
+        assert float(state["step.narrow.weight"]) == round_number
 
 
 def test_the_proximal_term_reaches_the_training(task: Task, with_config: Callable[..., Task], tmp_path: Path) -> None:

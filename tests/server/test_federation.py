@@ -226,7 +226,7 @@ def test_optimiser_and_generators_live_on_the_nodes_disk(tiny: Tiny, federate: F
     def look(message: Message, reply: Message, node: int) -> None:
         if message.metadata.message_type == "train" and node == 0:
             state, metadata = _load(max((tmp_path / "state/node0/optimizer").iterdir()))
-            steps.append((metadata["round"], float(state["step.tokens.position"])))
+            steps.append((metadata["round"], float(state["step.narrow.weight"])))
 
     federate(tiny("mode=train_generators", "rounds=2"), tmp_path, Nodes(look))
     assert steps == [(1, 1.0), (2, 2.0)]  # one batch a round
