@@ -39,10 +39,19 @@ logger = logging.getLogger(__name__)
 REFERENCE = "centralised"
 GOAL = 0.95  # of the reference
 GENERATE = "phases=[{mode: train_generators, rounds: 1}, {mode: generate, rounds: 9}]"
+PRIVATE = ["privacy=dp", "privacy.delta=0.001"]
 WAYS = {
     "standalone": ["mode=standalone"],
     "federate": ["mode=federate"],
+    "fedprox": ["mode=federate", "strategy=fedprox"],
+    "one_shot": ["mode=one_shot"],
     "combined": ["mode=combined"],
+    **{
+        f"{mode} epsilon {epsilon}": [f"mode={mode}", *PRIVATE, f"privacy.epsilon={epsilon}"]
+        for mode in ("combined", "analytic")
+        for epsilon in (8, 3)
+    },
+    "analytic": ["mode=analytic"],
     **{f"generate {kind}": [f"generator={kind}", GENERATE] for kind in KINDS},
     REFERENCE: ["mode=centralised"],
 }
