@@ -99,7 +99,8 @@ class EncoderSettings:
 
     def bands(self, length: int) -> int:
         """Return the bands of frequency, a row each, of the encoder's map of ``length`` tokens; 1 if it has no map."""
-        rows = BANDS.get(self.name, (MELS - PATCH) // self.stride + 1)
+        patches = (MELS - PATCH) // self.stride + 1
+        rows = {"patches": patches, "ast": patches, **BANDS}.get(self.name, 1)
         return rows if length >= rows else 1
 
 
