@@ -279,7 +279,7 @@ def checkpoints(options: argparse.Namespace, rest: list[str]) -> None:
 
 def forget(options: argparse.Namespace, rest: list[str]) -> None:
     """Take a node's clips out of the adapters of a run of mode=analytic, as if it had never been there."""
-    from fedgen.report import forget as module
+    from fedgen.runtimes import forget as module
 
     module.forget(options.folder, options.node)
 
