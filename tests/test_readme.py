@@ -20,8 +20,8 @@ SMALL = [
     "data.clips_per_class=5",
     "data.test_fold=3",
     "encoder.stride=16",
-    "adapter.width=8",
-    "adapter.hidden=16",
+    "adapter.width=16",
+    "adapter.hidden=32",
     "adapter.training.epochs=1",
     "generator.width=16",
     "generator.latents=4",
@@ -47,7 +47,7 @@ SHORTER = {  # fewer rounds and jobs; five clips a class make three folds
 }
 FORM = re.compile(r"\b(RUN|FOLDER|RUN_FOLDER|OLD)\b|\.\.\.")  # stands for what the reader puts there
 NAME = r"fedgen (?!info)\w+"  # without arguments, in running text
-COMMAND = r"fedgen (?:run|prepare|checkpoints|compare|evaluate|report|info)\b"
+COMMAND = r"fedgen (?:run|prepare|checkpoints|compare|evaluate|forget|report|info)\b"
 
 
 def commands(page: str) -> list[str]:
