@@ -103,7 +103,9 @@ def test_at_the_end_of_a_run_and_later(
     tiny: Tiny, federate: Federate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Few controls: not judged, and said so. Later the same figures come from the saved samples."""
-    results = federate(tiny("evaluation.quality=true", "evaluation.controls=0.5"), tmp_path / "run")
+    results = federate(
+        tiny("evaluation.quality=true", "evaluation.controls=0.5", "evaluation.max_auc=1"), tmp_path / "run"
+    )
     evaluation = results["evaluation"]
     assert evaluation["samples"] == 36
     assert evaluation["gate"]["verdict"] == UNKNOWN

@@ -71,7 +71,8 @@ def recorded(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_no_matrix_that_travels_spans_the_clips(name: str, recorded: Record) -> None:
+def test_of_all_matrices_only_the_adapters_first_layer_spans_clips(name: str, recorded: Record) -> None:
+    """Its change is a sum of summaries of clips, of which there are few here: the audit sees that."""
     run_folder, messages = recorded(name)
     folder = RunFolder(run_folder)
     saved = SavedRun.open(folder, folder.config())
@@ -80,7 +81,10 @@ def test_no_matrix_that_travels_spans_the_clips(name: str, recorded: Record) -> 
     assert all(len(own.latents) and own.latents.shape[1] == saved.codec.size for own in sent.values())
     for attack in attacks(audit_run(saved.task, sent, clips_of(saved.task)), "projection"):
         found = attack.overall
-        assert found.auc - 4 * found.error < 0.5, attack.name  # a dozen matrices are tried
+        if "adapters/narrow.weight" in attack.name:
+            assert found.auc > 0.7 or "shared" in name  # shared generators make one release of all nodes
+        else:
+            assert found.auc - 4 * found.error < 0.5, attack.name  # a dozen matrices are tried
 
 
 def test_a_codec_that_is_fitted_to_the_clips_would_be_found(recorded: Record) -> None:

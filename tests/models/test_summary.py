@@ -39,7 +39,7 @@ def fitted(source: TensorTokens | None = None) -> Codec:
 
 def standardised(values: list[Tensor]) -> Tensor:
     part = torch.stack(values).flatten()
-    return (part - part.mean()) / (part.var(correction=0) + 1e-5).sqrt()
+    return (part - part.mean()) / (part.var(correction=0) + 1e-8).sqrt()
 
 
 def by_hand(clip: Tensor, bands: int) -> Tensor:
