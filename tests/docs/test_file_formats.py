@@ -39,8 +39,9 @@ ELSEWHERE = {
     "m_t.…",
     "v_t.…",
     "analysis",  # tests/models/test_lengths.py: samples of another length than the clips
-    "bands",  # tests/models/test_summary.py: codecs with a summary
-    "spread",
+    "sums.safetensors",  # tests/server/test_sums.py
+    "sums/round_{n}.safetensors",
+    "forgotten",
 }
 
 
