@@ -96,7 +96,8 @@ class SyntheticPooling(Strategy):
         """
         good = self._checked(replies)
         # before the inner strategy: some take the arrays out of the replies
-        self.received = {n: ArrayRecord(dict(r.message.content["arrays"])) for n, r in good.items() if self.averages}
+        kept = good.items() if self.averages and not self.phase.mode.sums else ()
+        self.received = {n: ArrayRecord(dict(r.message.content["arrays"])) for n, r in kept}
         arrays, metrics = self._averaged([reply.message for reply in good.values()])
         if self.sharing is not None and self.phase.mode.generators is Generators.TRAIN:
             self._note_losses(self.sharing.round(self.federation))

@@ -22,13 +22,13 @@ def forget(path: Path, node: int) -> None:
     Raises
     ------
     ConfigError
-        The run's last phase is not mode=analytic, or has no such node; the node's own sums are not on this machine.
+        A phase of the run is not mode=analytic, or it has no such node; the node's own sums are not on this machine.
     """
     folder = RunFolder(path)
     saved, state, results = SavedRun.open(folder, folder.config()), folder.state(), folder.results()
-    last = results["phases"][-1]["mode"]
+    others = [phase for phase in results["phases"] if phase["mode"] != "analytic"]  # these keep more of a node
     require(
-        state is not None and last == "analytic",
+        state is not None and not others,
         f"{path} is a run of mode={results['mode']}: only mode=analytic can forget",
     )
     assert state is not None
@@ -49,10 +49,10 @@ def forget(path: Path, node: int) -> None:
         raise ConfigError(f"{path} has no sums of node {node}")
     require(len(results["nodes"]) > 1, f"{path}: node {node} is the only one that is left")
     weights = sums.adapters().to_torch_state_dict()
-    kept.clear()
     folder.save_adapters(weights, {**saved.task.identity(), "round": state.round})
     state.tensors["adapters"] = weights
     folder.save_state(RunState(state.round, state.tensors | sums.state()[0], state.facts))
+    kept.clear()  # not before its part is out of the sum: it could not be taken out again
     results["nodes"].pop(str(node))
     results["forgotten"] = sorted([*results.get("forgotten", []), node])
     if len(saved.task.store):

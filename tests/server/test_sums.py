@@ -109,6 +109,15 @@ def test_only_analytic_runs_forget(finished: Path, capsys: pytest.CaptureFixture
     assert "only mode=analytic can forget" in capsys.readouterr().err
 
 
+def test_what_other_phases_keep_of_a_node_is_not_forgotten(
+    tiny: Callable[..., Config], federate: Federate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phases = "phases=[{mode: combined, rounds: 1}, {mode: analytic}]"
+    federate(tiny(phases, "strategy.secure.name=secagg", "adapter.hidden=32"), tmp_path / "run")
+    assert main(["forget", str(tmp_path / "run"), "--node", "0"]) == 1
+    assert "only mode=analytic can forget" in capsys.readouterr().err
+
+
 def test_a_node_sends_no_sums_in_the_clear(tiny: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match=r"needs strategy\.secure.name=secagg or privacy=dp"):
         tiny(*SECURE, "strategy.secure.name=none")
