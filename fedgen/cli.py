@@ -20,18 +20,8 @@ from fedgen.render.settings import add_options, settings_of
 logger = logging.getLogger(__name__)
 Command = Callable[[argparse.Namespace, list[str]], None]
 
-LOUD = (
-    "run",
-    "prepare",
-    "simulate",
-    "submit",
-    "evaluate",
-    "audit",
-    "render",
-    "report",
-    "forget",
-    "get",
-)  # these have --quiet
+# these have --quiet
+LOUD = ("run", "prepare", "simulate", "submit", "evaluate", "audit", "render", "report", "forget", "get")
 HYDRA = ("run", "prepare", "simulate", "submit", "node")  # these take Hydra's overrides
 QUIET_LOGS = [f"++hydra.{name}_logging.handlers.console.level=WARNING" for name in ("job", "hydra")]
 

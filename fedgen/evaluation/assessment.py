@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedgen.data.tokens import Summaries
 from fedgen.errors import LeakError
 from fedgen.evaluation.audit import Clips, Sent, audit_run, verdict_of
 from fedgen.evaluation.features import Records, read_records
@@ -93,15 +94,16 @@ def _is_here(task: Task, node: int, nodes: Counts) -> bool:
 
 def _quality(task: Task, pool: Mapping[int, SyntheticTokens], probes: Sequence[str]) -> tuple[Site, dict[str, Any]]:
     """Return the clips and samples as records, and their utility and fidelity."""
-    made = PooledSummaries(list(pool.values()))
-    clips, test = np.concatenate(task.parts), task.test_indices
-    train, held_out = task.tokens(clips), task.tokens(test)
+    train, held_out = task.tokens(np.concatenate(task.parts)), task.tokens(task.test_indices)
     count = segments_of(train, *pool.values())
     own = [read_records(samples, count) for samples in pool.values()]
     synthetic = Records(torch.cat([r.segments for r in own]), torch.cat([r.labels for r in own]))
     records = Site(read_records(train, count), read_records(held_out, count), synthetic)
     seed = task.seed("evaluation")
-    probing = AdapterTask(task.targets.heads, task.adapters, task.config.adapter.training)
-    sources = task.summaries(clips), task.summaries(test), made
+    probing, sources = None, None
+    if "adapter" in probes:
+        probing = AdapterTask(task.targets.heads, task.adapters, task.config.adapter.training)
+        real = Summaries.of(train, task.bands), Summaries.of(held_out, task.bands)
+        sources = *real, PooledSummaries(list(pool.values()))
     found = utility_report(records, task.classes, probes, sources, probing, seed)
     return records, found | {"fidelity": fidelity_report(records, task.classes, seed)}

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgen.data.tokens import LazyTokens, Summaries, TokenSource, rows_at_once, summarise
+from fedgen.data.tokens import LazyTokens, Summaries, TokenSource, rows_at_once
+from fedgen.models.bases import Bases
 from fedgen.models.generators.density import FEW
 from fedgen.models.training import clip_losses
 from fedgen.privacy.attacks import all_scores
@@ -83,7 +84,7 @@ def _candidates(task: Task, clips: Mapping[int, Clips]) -> Candidates:
     nodes = [node for node, own in clips.items() for _ in range(len(own.members) + len(own.controls))]
     members = [flag for own in clips.values() for flag in [True] * len(own.members) + [False] * len(own.controls)]
     recordings = np.unique([task.store.recordings[index] for index in indices], return_inverse=True)[1]
-    cores, summaries = _views(task, task.tokens(indices))
+    bases, cores = _features(task, task.tokens(indices))
     held_out = task.store.test_indices(task.config.data.test_fold)
     others = task.space.codec.encode_all(task.tokens(held_out)).cpu() if len(held_out) else None
     return Candidates(
@@ -92,20 +93,17 @@ def _candidates(task: Task, clips: Mapping[int, Clips]) -> Candidates:
         nodes=torch.tensor(nodes),
         members=torch.tensor(members),
         recordings=torch.from_numpy(recordings).long(),
-        views={"cores": cores, "summaries": summaries},
+        views={"cores": cores, "summaries": bases.summaries(cores)},
         others=others,
         other_labels=None if others is None else torch.from_numpy(task.store.labels[held_out]),
     )
 
 
-def _views(task: Task, source: TokenSource) -> tuple[Tensor, Tensor]:
-    """Return the codec's features ``(N, n)`` and the summaries ``(N, F)`` of clips, on the CPU."""
-    bases, cores, summaries = task.space.codec.to(task.device).bases, [], []
-    for rows in torch.arange(len(source)).split(rows_at_once(source, BATCH)):
-        tokens = source.batch(rows)
-        cores.append(bases.project(tokens).cpu())
-        summaries.append(summarise(tokens, task.bands).cpu())
-    return torch.cat(cores), torch.cat(summaries)
+def _features(task: Task, source: TokenSource) -> tuple[Bases, Tensor]:
+    """Return the codec's bases, and the features ``(N, n)`` of clips on them, on the CPU."""
+    codec = task.space.codec
+    bases, rows = codec.to(task.device).bases, torch.arange(len(source)).split(rows_at_once(source, BATCH))
+    return codec.bases, torch.cat([bases.project(source.batch(part)).cpu() for part in rows])
 
 
 def _releases(task: Task, sent: Mapping[int, Sent], candidates: Candidates) -> list[Release]:

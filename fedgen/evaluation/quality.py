@@ -35,7 +35,7 @@ def utility_report(
     site: Site,
     classes: list[str],
     probes: Sequence[str],
-    sources: tuple[SummarySource, SummarySource, SummarySource],
+    sources: tuple[SummarySource, SummarySource, SummarySource] | None,
     task: AdapterTask | None,
     seed: int,
 ) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def utility_report(
     for probe in probes:
         if probe != "adapter":
             found[probe] = linear_probe(site.train, site.held_out, site.synthetic, probe == "pooled")
-        elif task is not None:
+        elif task is not None and sources is not None:
             found[probe] = adapter_probe(*sources, task, classes, seed)
     return {
         "utility": {

@@ -110,6 +110,11 @@ class Bases:
         cores = (self.analysis.T @ (tokens @ self.channels)).flatten(1)
         return cores if self.spread is None else self.joined(cores, summarise(tokens, self.rows))
 
+    def summaries(self, features: Tensor) -> Tensor:
+        """Return the summaries ``(B, F)`` in the features ``(B, n)`` of bases that have one."""
+        assert self.spread is not None
+        return features[:, -len(self.spread) :] * self.spread
+
     def joined(self, cores: Tensor, summaries: Tensor) -> Tensor:
         """Return features ``(B, n)`` of ``cores`` ``(B, A * B')`` and summaries ``(B, F)``, where there are any."""
         return cores if self.spread is None else torch.cat([cores, summaries / self.spread], dim=1)

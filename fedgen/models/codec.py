@@ -124,8 +124,7 @@ class Codec:
 
     def summaries(self, latents: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Return summaries ``(B, F)`` of ``latents`` ``(B, k)``, of a codec of bands."""
-        assert self.bases.spread is not None
-        return self.features(latents, noise)[:, -len(self.bases.spread) :] * self.bases.spread
+        return self.bases.summaries(self.features(latents, noise))
 
     def decode(self, latents: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Return tokens ``(B, O, D)``, float32, of ``latents`` ``(B, k)`` on the codec's device.

@@ -11,8 +11,8 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
+from fedgen.data.tokens import summary_size
 from fedgen.messages.masks import SUMS
-from fedgen.models.adapters import Adapters
 from fedgen.models.analytic import set_adapters, solve, sums_size
 from fedgen.runs.folder import RunState
 from fedgen.server.federation import Federation
@@ -35,12 +35,18 @@ class Sums(FedAvg):
         super().__init__(fraction_evaluate=0.0, min_train_nodes=least, min_available_nodes=least)
         self.task, self.federation = task, federation
         self.parts: dict[str, Tensor] = {}  # int64, by partition id
-        self._written(torch.zeros(self.size, dtype=torch.int64))
+        weights = torch.zeros(self.features, len(task.classes))
+        set_adapters(task.adapters(), weights, weights[0], task.targets.heads)
+
+    @property
+    def features(self) -> int:
+        """Numbers of a summary."""
+        return summary_size(self.task.store.shape[1], self.task.bands)
 
     @property
     def size(self) -> int:
         """Numbers of the sums."""
-        return sums_size(self.task.adapters().narrow.in_features, len(self.task.classes))
+        return sums_size(self.features, len(self.task.classes))
 
     @property
     def expected(self) -> ArrayRecord:
@@ -62,13 +68,10 @@ class Sums(FedAvg):
 
     def adapters(self) -> ArrayRecord:
         """Return the adapters of the sum of all parts."""
-        return ArrayRecord(self._written(torch.stack([*self.parts.values()]).sum(dim=0)).state_dict())
-
-    def _written(self, sums: Tensor) -> Adapters:
-        adapters = self.task.adapters()
-        weights, offsets = solve(sums, adapters.narrow.in_features, len(self.task.classes))
+        adapters, total = self.task.adapters(), torch.stack([*self.parts.values()]).sum(dim=0)
+        weights, offsets = solve(total, self.features, len(self.task.classes))
         set_adapters(adapters, weights, offsets, self.task.targets.heads)
-        return adapters
+        return ArrayRecord(adapters.state_dict())
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the sums."""
